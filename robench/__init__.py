@@ -1,0 +1,35 @@
+"""robench: train multi-head image classifiers, attack any of them, and say whether the robustness number is real.
+
+The public names below load their modules on first use, so that ``robench --help`` answers without importing torch.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "RobenchError": "robench.types",
+    "ThreatModel": "robench.types",
+    "Attack": "robench.types",
+    "Suite": "robench.types",
+    "Dataset": "robench.types",
+    "load_dataset": "robench.data",
+    "load_checkpoint": "robench.checkpoint",
+    "load_classifier": "robench.models",
+    "train": "robench.training",
+    "TrainSpec": "robench.training",
+    "evaluate": "robench.evaluation",
+    "Evaluation": "robench.evaluation",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'robench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

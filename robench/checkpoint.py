@@ -1,0 +1,147 @@
+"""One file per trained model: safetensors, its description as JSON in the header. Loading executes no code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robench.types import Checkpoint, RobenchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+_KEY = "robench"  # safetensors metadata maps text to text, so everything of ours is JSON under one key
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes, in the order of the names; the same on every device."""
+    import torch
+
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file that exists exactly when it is complete: temporary name, fsync, rename.
+
+    Raises:
+        RobenchError: the folder cannot be written, or the disk is full; nothing that was there is damaged.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True) if partial.parent.is_dir() and os.access(partial.parent, os.W_OK) else None
+        raise RobenchError(
+            f"cannot write {path}: {error.strerror or error}; what was finished before is kept: make room or choose another "
+            "--out, then run the same command again"
+        ) from error
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint, atomically."""
+    from safetensors.torch import save
+
+    described = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name != "weights"}
+    described |= {"format": FORMAT, "digest": checkpoint.digest}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    write_atomically(path, save(weights, metadata={_KEY: json.dumps(described, sort_keys=True)}))
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself, without reading its weights or importing torch.
+
+    Raises:
+        RobenchError: the file is missing, no safetensors file, truncated, or not written by robench.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise RobenchError(f"no checkpoint at {path}; train one with `robench train`, or check the path")
+    if not path.is_file():
+        raise RobenchError(f"{path} is not a file; --ckpt takes one .safetensors file")
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+            if start[:2] == b"PK" or start[:1] == b"\x80":
+                raise RobenchError(
+                    f"{path} is a pickled file (torch.save); loading one can execute code, so robench does not. Build the model "
+                    "in a Python file, load it there with torch.load(..., weights_only=True), and pass --model FILE.py:FACTORY"
+                )
+            if len(start) < 8:
+                raise RobenchError(f"{path} is {'empty' if size == 0 else 'truncated'} ({size} bytes); copy it again")
+            (length,) = struct.unpack("<Q", start)
+            if length > min(size, 100_000_000):
+                raise RobenchError(f"{path} is no safetensors file, or truncated ({size} bytes); copy it again")
+            header = json.loads(file.read(length))
+            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+            text = header.get("__metadata__", {}).get(_KEY)
+    except OSError as error:
+        raise RobenchError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        raise RobenchError(f"{path} is no safetensors file: its header is not readable") from None
+    if 8 + length + end != size:
+        raise RobenchError(f"{path} is truncated or damaged: {size} bytes, expected {8 + length + end}; copy it again")
+    return _check_description(path, text)
+
+
+def _check_description(path: Path, text: str | None) -> dict[str, Any]:
+    if text is None:
+        raise RobenchError(
+            f"{path} is a safetensors file, but not a robench checkpoint (no description in its header); to attack a model that "
+            "robench did not train, pass --model FILE.py:FACTORY"
+        )
+    try:
+        described = json.loads(text)
+        missing = {f.name for f in fields(Checkpoint)} - {"weights"} - set(described)
+    except (ValueError, TypeError):
+        raise RobenchError(f"the description in the header of {path} is damaged; copy the file again") from None
+    if described.get("format") != FORMAT:
+        raise RobenchError(f"{path} has checkpoint format {described.get('format')!r}, this robench reads {FORMAT}; update robench")
+    if missing:
+        raise RobenchError(f"{path}: its description lacks {', '.join(sorted(missing))}; it was not written by robench")
+    return described
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint and checks that its weights are the ones that were saved.
+
+    Raises:
+        RobenchError: see ``read_description``; or the weights do not match the digest in the header.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    described = read_description(path)
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError, KeyError) as error:
+        raise RobenchError(f"{path} is no readable safetensors file: {error}") from None
+    digest = described.pop("digest", None)
+    described.pop("format")
+    for name in ("classes", "image_shape", "history"):
+        described[name] = tuple(described[name])
+    checkpoint = Checkpoint(**{f.name: described[f.name] for f in fields(Checkpoint) if f.name != "weights"}, weights=weights)
+    if checkpoint.digest != digest:
+        raise RobenchError(
+            f"{path} was changed after it was saved: its weights have digest {checkpoint.digest[:12]}, its header says "
+            f"{str(digest)[:12]}; get the original file"
+        )
+    return checkpoint

@@ -1,0 +1,43 @@
+"""Which processor computes, how exactly, and with how many threads: chosen once, stated in every result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from robench.types import RobenchError
+
+
+@contextmanager
+def use_device(device: str = "auto", threads: int | None = None) -> Iterator[str]:
+    """Yields the device's name; inside, the number of threads is set and float32 means float32 (TF32 off).
+
+    Args:
+        device: "auto" (CUDA, else CPU) or a name that torch knows.
+        threads: CPU threads; None for every core this process may use.
+
+    Raises:
+        RobenchError: torch does not know the device, or it is not there.
+    """
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise RobenchError(f"device {device!r} cannot be used: {first}; --device auto takes what is there") from None
+    before = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(threads or usable_cores())
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield chosen
+    finally:
+        torch.set_num_threads(before[0])
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[1:]
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""Models: backbones, heads, and how any of them becomes a Classifier."""

@@ -1,0 +1,274 @@
+"""Every type that crosses a module boundary. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Images = Tensor  # float32 (N, C, H, W), pixel values in [0, 1]
+    Labels = Tensor  # int64 (N,), main-task class in [0, n_classes)
+    Logits = Tensor  # float32 (N, n_classes), before softmax
+
+NORMS = ("Linf", "L2")
+
+# 8/255 in float32 measures as eps + 1.9e-9, so the ball and the box are checked with this slack (absolute, in pixel units).
+TOLERANCE = 1e-6
+
+
+class RobenchError(Exception):
+    """A mistake of the user's, or a failure that they can act on: one clear message, exit code 1, no traceback."""
+
+
+def parse_eps(text: str | float) -> float:
+    """The number that ``"8/255"``, ``"0.2"`` or ``0.2`` stands for, in pixel units.
+
+    Raises:
+        RobenchError: it is no number, or not finite, or negative.
+    """
+    try:
+        parts = [float(part) for part in str(text).split("/")]
+        value = parts[0] if len(parts) == 1 else parts[0] / parts[1]
+        if len(parts) > 2 or not math.isfinite(value) or value < 0:
+            raise ValueError
+    except (ValueError, ZeroDivisionError):
+        raise RobenchError(f"eps {text!r} is not a number of pixel units; write it as 8/255 or 0.031") from None
+    return value
+
+
+def format_eps(eps: float) -> str:
+    """eps as people write it: ``8/255`` where a short decimal would not be exact, else the decimal.
+
+    The text parses back to the same float, so that a report never rounds the number which it is about.
+    """
+    shortest = f"{eps:.3g}"
+    if float(shortest) == eps:
+        return shortest
+    levels = round(eps * 255, 6)
+    fraction = f"{levels:g}/255"
+    return fraction if parse_eps(fraction) == eps else repr(eps)
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What the adversary may do: move each image by at most ``eps`` in ``norm``, inside the box [0, 1].
+
+    Attributes:
+        norm: "Linf" or "L2".
+        eps: radius in pixel units of [0, 1].
+    """
+
+    norm: str
+    eps: float
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise RobenchError(f"unknown norm {self.norm!r}; expected one of {', '.join(NORMS)}")
+        if not math.isfinite(self.eps) or self.eps < 0:
+            raise RobenchError(f"eps {self.eps} is not a radius; expected a finite number >= 0")
+        if self.norm == "Linf" and self.eps > 1:
+            raise RobenchError(
+                f"eps {self.eps:g} is larger than the whole pixel range: eps is in pixel units of [0, 1]; "
+                f"did you mean {self.eps:g}/255?"
+            )
+        if self.norm == "L2" and self.eps > 50:
+            raise RobenchError(
+                f"eps {self.eps:g} in L2 is nearly as far as black from white at 32x32 (55.4): eps is in pixel units of "
+                f"[0, 1]; did you mean {self.eps:g}/255?"
+            )
+
+    @classmethod
+    def parse(cls, norm: str, eps: str | float) -> ThreatModel:
+        """A threat model from text such as ``("Linf", "8/255")``."""
+        return cls(norm, parse_eps(eps))
+
+    def distance(self, images: Images, adv_images: Images) -> Tensor:
+        """Distance of each pair in ``norm``, float32 (N,)."""
+        delta = (adv_images.float() - images.float()).flatten(1)
+        return delta.abs().amax(1) if self.norm == "Linf" else delta.norm(dim=1)
+
+    def contains(self, images: Images, adv_images: Images) -> Tensor:
+        """Which adversarial images lie in the ball around their image, bool (N,), within ``TOLERANCE``."""
+        return self.distance(images, adv_images) <= self.eps + TOLERANCE
+
+    @property
+    def eps_text(self) -> str:
+        return format_eps(self.eps)
+
+    def __str__(self) -> str:
+        return f"{self.norm} {self.eps_text}"
+
+
+AttackFn = Callable[..., "Images"]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One way to look for adversarial images, as the engine sees it.
+
+    Attributes:
+        name: its column in every table; unique for its parameters.
+        fn: ``fn(model, images, labels, threat, seed) -> adv_images``, same shape; draws from torch's global generator,
+            which the engine has seeded inside a fork.
+        norms: the norms that it is defined for.
+        gradients: whether it asks the model for gradients.
+        params: every parameter that changes what it does, defaults included.
+        library: who computes it, with the version: "torchattacks 3.5.1".
+        source: the paper or URL that defines it.
+        family: attacks of one family start from the same random draws.
+    """
+
+    name: str
+    fn: AttackFn
+    norms: tuple[str, ...]
+    gradients: bool
+    params: Mapping[str, Any]
+    library: str
+    source: str
+    family: str
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Attacks that run one after the other.
+
+    Attributes:
+        name: its column; the members of a cascade are shown as ``name/member``.
+        members: the attacks.
+        cascade: whether each member sees only what the earlier ones left, which makes the suite one column.
+        about: one line for ``robench list``.
+    """
+
+    name: str
+    members: tuple[Attack, ...]
+    cascade: bool
+    about: str = ""
+
+
+class Outcome:
+    """What one attack did to one sample. Only ROBUST counts as robust; only BROKEN and MISCLASSIFIED as broken."""
+
+    MISCLASSIFIED = "misclassified"  # wrong before any attack
+    BROKEN = "broken"
+    ROBUST = "robust"
+    SKIPPED = "skipped"  # broken by an earlier stage of the cascade
+    INVALID = "invalid"  # the attack returned NaN, or left the box or the ball: says nothing about the model
+    ERROR = "error"  # the attack raised: says nothing about the model
+
+    ALL = (MISCLASSIFIED, BROKEN, ROBUST, SKIPPED, INVALID, ERROR)
+    UNDECIDED = (INVALID, ERROR)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """One split of a labelled image set, held as one tensor.
+
+    Attributes:
+        name: "digits", "cifar10", "cifar100", or the folder's name.
+        split: "train" or "test".
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+        classes: name of each class, in label order.
+        default_eps: eps per norm where the user names none.
+        coarse_labels: int64 (N,), or None where the set has no coarser labels.
+        coarse_classes: their names.
+        mirror: whether a mirrored image keeps its label (a digit does not).
+    """
+
+    name: str
+    split: str
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    default_eps: Mapping[str, str] = field(default_factory=lambda: {"Linf": "8/255", "L2": "0.5"})
+    coarse_labels: Tensor | None = None
+    coarse_classes: tuple[str, ...] = ()
+    mirror: bool = True
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over shape, pixels and labels in their order."""
+        from robench.checkpoint import digest_tensors
+
+        return digest_tensors({"images": self.images, "labels": self.labels})
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A trained model as it lies on disk: plain tensors and what is needed to rebuild and judge it.
+
+    Attributes:
+        arch: "single", "supervised" or "contrastive".
+        backbone: a name in ``robench.models.BACKBONES``.
+        dataset: name of the training set.
+        classes: main-task class names, in the order of the logits.
+        image_shape: (C, H, W).
+        heads: head name to {"layers": "linear" | "mlp", "width": outputs, "classes": classes that count}.
+        preprocessing: {"mean": ..., "std": ...} applied inside the model, or {} for none.
+        recipe: every setting of the training, as ``TrainSpec`` has them.
+        seed: of the training.
+        epochs: finished.
+        clean_accuracy: of every classification head on the test split, fractions.
+        history: one entry an epoch: loss terms and images per second.
+        versions: of the software that trained it.
+        weights: name to tensor.
+    """
+
+    arch: str
+    backbone: str
+    dataset: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    heads: Mapping[str, Mapping[str, Any]]
+    preprocessing: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    seed: int
+    epochs: int
+    clean_accuracy: Mapping[str, float]
+    history: tuple[Mapping[str, float], ...]
+    versions: Mapping[str, str]
+    weights: Mapping[str, Tensor]
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.classes)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the weights: names, dtypes, shapes and bytes."""
+        from robench.checkpoint import digest_tensors
+
+        return digest_tensors(self.weights)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run folder is about. Two runs may share a folder only if every field is equal.
+
+    Attributes:
+        model: digest of weights and model code.
+        data: digest of the data set's images and labels, in their order.
+        norm: of the threat model.
+        eps: of the threat model, pixel units.
+        seed: of the attacks.
+        chunk: samples a chunk.
+        device_type: "cpu", "cuda", ...
+        precision: of the forward pass, "fp32".
+    """
+
+    model: str
+    data: str
+    norm: str
+    eps: float
+    seed: int
+    chunk: int
+    device_type: str
+    precision: str = "fp32"
