@@ -16,10 +16,10 @@ _PUBLIC = {
     "load_dataset": "robench.data",
     "load_checkpoint": "robench.checkpoint",
     "load_classifier": "robench.models",
-    "train": "robench.training",
-    "TrainSpec": "robench.training",
-    "evaluate": "robench.evaluation",
-    "Evaluation": "robench.evaluation",
+    "train": "robench.training.trainer",
+    "TrainSpec": "robench.training.trainer",
+    "evaluate": "robench.api",
+    "Evaluation": "robench.api",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -42,16 +42,22 @@ def _shared(command):
     options = [
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores]."),
-        click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets lie [default: $ROBENCH_DATA, else the cache]."),
+        click.option(
+            "--data-dir", type=click.Path(path_type=Path), help="Where data sets lie [default: $ROBENCH_DATA, else the cache]."
+        ),
     ]
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
 @main.command()
 @click.option("--arch", required=True, help="single, supervised or contrastive.")
-@click.option("--dataset", required=True, help="A name of `robench list datasets`, or a folder with one sub-folder of images per class.")
+@click.option(
+    "--dataset", required=True, help="A name of `robench list datasets`, or a folder with one sub-folder of images per class."
+)
 @click.option("--recipe", default="paper", show_default=True, help="paper (its text) or authors (their code).")
-@click.option("--adversarial", default="none", show_default=True, help="none, nfgsm or pgd: adversarial training, the positive control.")
+@click.option(
+    "--adversarial", default="none", show_default=True, help="none, nfgsm or pgd: adversarial training, the positive control."
+)
 @click.option("--train-eps", help="Linf radius of adversarial training [default: the data set's].")
 @click.option("--backbone", help="resnet18, resnet18-cifar or small [default: resnet18].")
 @click.option("--views", help="standard (crop, flip) or simclr [default: the variant's].")
@@ -63,7 +69,11 @@ def _shared(command):
 @click.option("--lr", type=float, help="[default: 3e-4]")
 @click.option("--seed", type=int, help="[default: 0]")
 @click.option("--precision", help="fp32 or bf16; bf16 is slow on processors that lack it [default: fp32].")
-@click.option("--out", type=click.Path(path_type=Path), help="Checkpoint path [default: checkpoints/DATASET-ARCH[-ADVERSARIAL]-SEED.safetensors].")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Checkpoint path [default: checkpoints/DATASET-ARCH[-ADVERSARIAL]-SEED.safetensors].",
+)
 @_shared
 def train(arch, dataset, recipe, adversarial, out, device, threads, data_dir, **chosen) -> None:
     """Train one of the paper's variants; the same command continues after a kill."""
@@ -85,6 +95,108 @@ def print_clean_accuracy(path: Path) -> None:
 
     accuracy = read_description(path)["clean_accuracy"]
     click.echo(f"{path}  clean accuracy: " + ", ".join(f"{head} {value:.2%}" for head, value in accuracy.items()))
+
+
+@main.command()
+@click.option("--ckpt", type=click.Path(path_type=Path), help="A checkpoint of `robench train`.")
+@click.option(
+    "--model", help="FILE.py:FACTORY instead: a function that returns any module which takes [0, 1] images. Runs the file."
+)
+@click.option(
+    "--suite", default="pgd20,autoattack", show_default=True, help="Names of `robench list attacks` and `suites`, comma-separated."
+)
+@click.option("--norm", default="Linf", show_default=True, help="Linf or L2.")
+@click.option("--eps", help="Radius in pixel units, such as 8/255 [default: the data set's own].")
+@click.option("--n", type=int, help="The first N test samples [default: all].")
+@click.option("--step-size", help="Of PGD, such as 2/255 [default: eps/4].")
+@click.option("--restarts", type=int, default=1, show_default=True, help="Random starts of PGD.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the attacks.")
+@click.option("--batch-size", "chunk", type=click.IntRange(min=1), default=250, show_default=True, help="Samples a chunk.")
+@click.option("--dataset", help="A name of `robench list datasets`, or a folder [default: the checkpoint's own].")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: reports/CHECKPOINT-NORM-EPS].")
+@_shared
+def attack(ckpt, model, dataset, data_dir, device, threads, out, **asked) -> None:
+    """Attack a checkpoint, or any module; the same command continues after a kill.
+
+    Exits with 1 where an attack failed on samples: the rest of the table stands.
+    """
+    from robench.api import AttackRequest
+    from robench.api import attack as run_attack
+
+    _warn_of_clash()
+    request = AttackRequest(**asked)
+    run = run_attack(request, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, out=out)
+    _print_run(run)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Write a run's tables and figures again, from its verdicts alone."""
+    from robench.report import write_report
+
+    write_report(run)
+    _print_run(run)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Write the table to this markdown file too.")
+def compare(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Put several runs on the same data and threat model into one table."""
+    from robench.report.compare import compare_runs
+
+    click.echo(compare_runs(list(runs), out))
+    if out:
+        click.echo(out)
+
+
+@main.command("list")
+@click.argument("kind", type=click.Choice(["attacks", "suites", "datasets", "archs"]))
+def list_names(kind: str) -> None:
+    """Show what can be named: attacks, suites, datasets or archs."""
+    for name, about in _known(kind).items():
+        click.echo(f"{name:<16}{about}")
+
+
+def _known(kind: str) -> dict[str, str]:
+    if kind == "datasets":
+        from robench.data import DATASETS
+
+        return {name: entry.about for name, entry in DATASETS.items()}
+    if kind == "archs":
+        from robench.training.objectives import OBJECTIVES
+
+        return {name: entry.about for name, entry in OBJECTIVES.items()}
+    from robench.attacks import ATTACKS, SUITES
+
+    if kind == "suites":
+        return {name: f"{entry.about} ({', '.join(entry.members)})" for name, entry in SUITES.items()}
+    return {shown: entry.about for entry in ATTACKS.values() for shown in entry.shown}
+
+
+def _print_run(run: Path) -> None:
+    """The table, what failed, and last the report's path; exit code 1 where an attack failed."""
+    from robench.api import failures
+    from robench.evaluation.results import read_results
+    from robench.report.markdown import terminal_table
+    from robench.report.tables import summarise
+
+    click.echo(terminal_table(summarise(read_results(run))))
+    failed = failures(run)
+    for line in failed:
+        click.echo(f"robench: attack failed: {line}", err=True)
+    click.echo(run / "report.md")
+    if failed:
+        click.get_current_context().exit(1)
+
+
+def _warn_of_clash() -> None:
+    from robench.adapters.robustbench import clash_warning
+
+    warning = clash_warning()
+    if warning:
+        click.echo(f"robench: warning: {warning}", err=True)
 
 
 if __name__ == "__main__":

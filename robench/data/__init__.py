@@ -39,7 +39,9 @@ def _cifar100(split: str, data_dir: Path) -> Dataset:
 
 
 DATASETS: dict[str, DatasetEntry] = {
-    "digits": DatasetEntry(_digits, "1,797 handwritten digits of scikit-learn, 32x32, 10 classes in 3 shapes; no download; Linf 0.2"),
+    "digits": DatasetEntry(
+        _digits, "1,797 handwritten digits of scikit-learn, 32x32, 10 classes in 3 shapes; no download; Linf 0.2"
+    ),
     "cifar10": DatasetEntry(_cifar10, "CIFAR-10, 60,000 images, 32x32, 10 classes; Linf 8/255"),
     "cifar100": DatasetEntry(_cifar100, "CIFAR-100, 60,000 images, 32x32, 100 classes in 20 superclasses; Linf 8/255"),
 }

@@ -73,7 +73,9 @@ def _download(official, name: str, data_dir: Path, missing: list[str]) -> None:
             archive = Path(scratch) / official.filename
             _fetch(official.url, archive)
             if hashlib.md5(archive.read_bytes()).hexdigest() != official.tgz_md5:
-                raise RobenchError(f"the download of {official.url} is damaged (MD5 is not {official.tgz_md5}); try again, or {ways_out}")
+                raise RobenchError(
+                    f"the download of {official.url} is damaged (MD5 is not {official.tgz_md5}); try again, or {ways_out}"
+                )
             with tarfile.open(archive) as tar:
                 tar.extractall(scratch, filter="data")
             target = data_dir / official.base_folder

@@ -1,0 +1,1 @@
+"""Evaluation: attacks on a classifier become verdict files, and verdict files become tables of samples."""

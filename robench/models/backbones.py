@@ -74,6 +74,8 @@ class BackboneEntry:
 
 BACKBONES: dict[str, BackboneEntry] = {
     "resnet18": BackboneEntry(_resnet18, 512, "the paper's: torchvision's ResNet-18 with the ImageNet stem (7x7/2, max-pool)"),
-    "resnet18-cifar": BackboneEntry(_resnet18_cifar, 512, "ResNet-18 with a 3x3/1 stem and no max-pool, as RobustBench's entries have it"),
+    "resnet18-cifar": BackboneEntry(
+        _resnet18_cifar, 512, "ResNet-18 with a 3x3/1 stem and no max-pool, as RobustBench's entries have it"
+    ),
     "small": BackboneEntry(_small, 128, "three strided convolutions, 94,000 weights: for digits and quick looks"),
 }

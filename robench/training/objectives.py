@@ -77,7 +77,9 @@ class Objective:
 
 OBJECTIVES: dict[str, Objective] = {
     "single": Objective(_single, None, 1, "standard", "one head: cross-entropy of the class"),
-    "supervised": Objective(_supervised, "coarse", 1, "standard", "a second head for the coarse label (needs a data set that has one)"),
+    "supervised": Objective(
+        _supervised, "coarse", 1, "standard", "a second head for the coarse label (needs a data set that has one)"
+    ),
     "contrastive": Objective(_contrastive, "projection", 2, "simclr", "a second head for SimCLR's contrastive loss (NT-Xent)"),
 }
 

@@ -8,7 +8,6 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import robench
-from robench.checkpoint import load_checkpoint, read_description, save_checkpoint, write_atomically
+from robench.checkpoint import read_description, save_checkpoint, write_atomically
 from robench.data.augment import VIEWS, to_unit
 from robench.models.backbones import BACKBONES
 from robench.models.multihead import MAIN, MultiHead
@@ -183,7 +182,9 @@ def train(
 class _Loop:
     """Data on the device, and what one epoch does with it."""
 
-    def __init__(self, spec: TrainSpec, model: MultiHead, optimizer: torch.optim.Optimizer, train_set: Dataset, device: str) -> None:
+    def __init__(
+        self, spec: TrainSpec, model: MultiHead, optimizer: torch.optim.Optimizer, train_set: Dataset, device: str
+    ) -> None:
         self.spec, self.model, self.optimizer, self.device = spec, model, optimizer, device
         self.images = train_set.images.to(device)
         self.labels = train_set.labels.to(device)
@@ -225,7 +226,9 @@ class _Loop:
         per_step = (time.perf_counter() - started) / (step + 1)
         left = per_step * (self.steps * (self.spec.epochs - epoch) - step - 1)
         loss = sum(float(total) for total in totals.values()) / (step + 1)
-        bar.set_postfix_str(f"loss {loss:.3f}, {self.spec.batch_size / per_step:,.0f} images/s, {left / 60:.1f} min left in all", refresh=False)
+        bar.set_postfix_str(
+            f"loss {loss:.3f}, {self.spec.batch_size / per_step:,.0f} images/s, {left / 60:.1f} min left in all", refresh=False
+        )
 
     def _step(self, batch: Tensor, generator: Generator) -> dict[str, Tensor]:
         spec, view = self.spec, VIEWS[self.spec.views]

@@ -1,0 +1,45 @@
+"""The authors' AutoAttack (pyautoattack), one stage at a time.
+
+Their driver is left out, not imitated: a stage called directly with the survivors and the seed that the driver would give it
+returns the same images, without the driver's sys.settrace, its module-global counters and its state file that cannot be read back
+(pyautoattack 0.2.0).
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from robench.types import ThreatModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from robench.types import Images, Labels
+
+STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
+MOST_TARGETS = 9
+
+
+def library() -> str:
+    """The installed library with its version."""
+    return f"pyautoattack {version('pyautoattack')}"
+
+
+def stage(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, name: str, n_targets: int) -> Images:
+    """One stage of AutoAttack standard, on all images in one batch.
+
+    Args:
+        name: one of ``STAGES``.
+        n_targets: target classes of APGD-T and FAB-T: 9, or one fewer than there are classes.
+    """
+    import torch
+    from pyautoattack import AutoAttack
+
+    standard = AutoAttack(model, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=images.device)
+    standard.apgd_targeted.n_target_classes = standard.fab.n_target_classes = n_targets
+    standard.fab.targeted = True
+    standard.apgd.loss = "ce"
+    attacks = dict(zip(STAGES, (standard.apgd, standard.apgd_targeted, standard.fab, standard.square), strict=True))
+    with torch.no_grad():
+        return attacks[name].perturb(images.clone(), labels.clone())

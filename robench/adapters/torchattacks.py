@@ -1,0 +1,35 @@
+"""FGSM and PGD as torchattacks computes them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from robench.types import ThreatModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from robench.types import Images, Labels
+
+
+def library() -> str:
+    """The installed library with its version."""
+    return f"torchattacks {version('torchattacks')}"
+
+
+def fgsm(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int) -> Images:
+    """One signed gradient step of eps from the image itself."""
+    import torchattacks
+
+    return torchattacks.FGSM(model, eps=threat.eps)(images, labels)
+
+
+def pgd(
+    model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, steps: int, step_size: float
+) -> Images:
+    """The last iterate of ``steps`` cross-entropy steps from a random start, which need not be the best one."""
+    import torchattacks
+
+    kind = torchattacks.PGD if threat.norm == "Linf" else torchattacks.PGDL2
+    return kind(model, eps=threat.eps, alpha=step_size, steps=steps, random_start=True)(images, labels)

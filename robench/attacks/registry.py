@@ -1,0 +1,186 @@
+"""An attack is one function and one line in ATTACKS; a suite one line in SUITES."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from robench.adapters import autoattack, torchattacks
+from robench.attacks.restarts import with_restarts
+from robench.data import did_you_mean
+from robench.types import Attack, RobenchError, Suite, ThreatModel, format_eps
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """What a user may change about the attacks of a call.
+
+    Attributes:
+        step_size: of PGD in pixel units; None for eps/4.
+        restarts: independent starts of PGD.
+    """
+
+    step_size: float | None = None
+    restarts: int = 1
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an attack may depend on besides its name."""
+
+    threat: ThreatModel
+    n_classes: int
+    options: AttackOptions
+
+
+@dataclass(frozen=True)
+class AttackEntry:
+    """One registered attack.
+
+    Attributes:
+        pattern: names that mean it, as a regular expression; its group is handed to ``make``.
+        make: ``make(name, match, context) -> Attack``.
+        shown: names for ``robench list`` and for suggestions.
+        about: one line.
+    """
+
+    pattern: str
+    make: Callable[[str, re.Match, Context], Attack]
+    shown: tuple[str, ...]
+    about: str
+
+
+def _fgsm(name: str, match: re.Match, context: Context) -> Attack:
+    return Attack(
+        name=name, fn=torchattacks.fgsm, norms=("Linf",), gradients=True, params={}, library=torchattacks.library(),
+        source="Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572", family="fgsm",
+    )  # fmt: skip
+
+
+def _pgd(name: str, match: re.Match, context: Context) -> Attack:
+    steps, options = int(match[1]), context.options
+    if steps < 1:
+        raise RobenchError(f"attack {name!r} has no steps; pgd20 is PGD with 20")
+    step_size = context.threat.eps / 4 if options.step_size is None else options.step_size
+    label = name + "".join(
+        f"({key}={value})"
+        for key, value, given in (
+            ("step", format_eps(step_size), options.step_size is not None and step_size != context.threat.eps / 4),
+            ("restarts", options.restarts, options.restarts > 1),
+        )
+        if given
+    )
+    once = partial(torchattacks.pgd, steps=steps, step_size=step_size)
+    return Attack(
+        name=label, fn=with_restarts(once, options.restarts) if options.restarts > 1 else once, norms=("Linf", "L2"), gradients=True,
+        params={"steps": steps, "step_size": step_size, "restarts": options.restarts, "random_start": True, "loss": "cross-entropy"},
+        library=torchattacks.library(), source="Madry et al. 2018, https://arxiv.org/abs/1706.06083", family="pgd",
+    )  # fmt: skip
+
+
+def _autoattack_stage(name: str, match: re.Match, context: Context) -> Attack:
+    targeted, n_classes = name in ("apgd-t", "fab-t"), context.n_classes
+    if name == "apgd-t" and n_classes < 4:
+        raise RobenchError(
+            f"AutoAttack's targeted DLR loss needs 4 classes or more, the model has {n_classes}; use apgd-ce,fab-t,square instead"
+        )
+    n_targets = min(autoattack.MOST_TARGETS, n_classes - 1)
+    return Attack(
+        name=name, fn=partial(autoattack.stage, name=name, n_targets=n_targets), norms=("Linf", "L2"), gradients=name != "square",
+        params={"version": "standard"} | ({"n_targets": n_targets} if targeted else {}), library=autoattack.library(),
+        source="Croce & Hein 2020, https://arxiv.org/abs/2003.01690", family="autoattack",
+    )  # fmt: skip
+
+
+ATTACKS: dict[str, AttackEntry] = {
+    "fgsm": AttackEntry(r"fgsm", _fgsm, ("fgsm",), "one signed gradient step of eps (Linf)"),
+    "pgd": AttackEntry(
+        r"pgd(\d{1,6})", _pgd, ("pgd7", "pgd20", "pgd50"), "pgdN: N gradient steps of eps/4 from a random start, any N (Linf, L2)"
+    ),
+    "apgd-ce": AttackEntry(
+        r"apgd-ce", _autoattack_stage, ("apgd-ce",), "AutoAttack's first stage alone: APGD on cross-entropy, 100 steps"
+    ),
+    "apgd-t": AttackEntry(r"apgd-t", _autoattack_stage, ("apgd-t",), "its second: APGD on targeted DLR, 9 targets of 100 steps"),
+    "fab-t": AttackEntry(r"fab-t", _autoattack_stage, ("fab-t",), "its third: targeted FAB, 9 targets of 100 steps"),
+    "square": AttackEntry(r"square", _autoattack_stage, ("square",), "its fourth: Square, 5000 queries without gradients"),
+}
+
+
+@dataclass(frozen=True)
+class SuiteEntry:
+    """Names of the attacks of a suite, in order; see ``Suite``."""
+
+    members: tuple[str, ...]
+    cascade: bool
+    about: str
+
+
+SUITES: dict[str, SuiteEntry] = {
+    "autoattack": SuiteEntry(
+        autoattack.STAGES, True, "AutoAttack standard: four stages, each on what the earlier ones left; one column"
+    ),
+    "paper": SuiteEntry(("fgsm", "pgd7", "pgd20", "pgd50"), False, "the four columns of the paper's tables"),
+}
+
+
+def parse_suites(text: str, threat: ThreatModel, n_classes: int, options: AttackOptions | None = None) -> list[Suite]:
+    """The columns that ``"fgsm,pgd20,autoattack"`` stands for, in order, each once.
+
+    Raises:
+        RobenchError: a name is unknown, an attack is not defined for the norm, or an option applies to none of the attacks.
+    """
+    options = options or AttackOptions()
+    _check_options(options, threat)
+    context = Context(threat, n_classes, options)
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    if not names:
+        raise RobenchError("the suite is empty; for example --suite pgd20,autoattack")
+    columns: dict[str, Suite] = {}
+    for name in names:
+        for suite in _columns(name, context):
+            columns.setdefault(suite.name, suite)
+    if options != AttackOptions() and not any(member.family == "pgd" for suite in columns.values() for member in suite.members):
+        raise RobenchError(f"--step-size and --restarts change PGD alone, and there is none in {text!r}; leave them out")
+    return list(columns.values())
+
+
+def make_attack(name: str, context: Context) -> Attack:
+    """One attack by name.
+
+    Raises:
+        RobenchError: see ``parse_suites``.
+    """
+    for entry in ATTACKS.values():
+        match = re.fullmatch(entry.pattern, name)
+        if match:
+            attack = entry.make(name, match, context)
+            if context.threat.norm not in attack.norms:
+                raise RobenchError(
+                    f"attack {name!r} is defined for {', '.join(attack.norms)} only, not for {context.threat.norm}; "
+                    "use pgd1 for a single step in another norm"
+                )
+            return attack
+    known = [shown for entry in ATTACKS.values() for shown in entry.shown] + list(SUITES)
+    raise RobenchError(f"unknown attack {name!r}{did_you_mean(name, known)}; `robench list attacks` shows all {len(ATTACKS)}")
+
+
+def _columns(name: str, context: Context) -> list[Suite]:
+    if name not in SUITES:
+        attack = make_attack(name, context)
+        return [Suite(attack.name, (attack,), cascade=False)]
+    entry = SUITES[name]
+    if entry.cascade:
+        return [Suite(name, tuple(make_attack(member, context) for member in entry.members), cascade=True, about=entry.about)]
+    return [column for member in entry.members for column in _columns(member, context)]
+
+
+def _check_options(options: AttackOptions, threat: ThreatModel) -> None:
+    if options.restarts < 1:
+        raise RobenchError(f"--restarts {options.restarts}: expected at least 1")
+    if options.step_size is not None and not 0 < options.step_size <= max(2 * threat.eps, 1e-12):
+        raise RobenchError(
+            f"--step-size {format_eps(options.step_size)} with eps {threat.eps_text}: expected a step above 0 and at most twice eps, "
+            "in pixel units of [0, 1]"
+        )

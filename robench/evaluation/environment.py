@@ -1,0 +1,62 @@
+"""What a result was computed with."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import robench
+
+PACKAGES = ("torch", "torchvision", "torchattacks", "pyautoattack", "numpy", "pandas", "scipy")
+
+
+def describe_environment(device: str, threads: int) -> dict[str, object]:
+    """Versions, processor, threads, and robench's own commit where it runs from a git checkout."""
+    import torch
+
+    named = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    return {
+        "robench": robench.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+        "device": device,
+        "processor": named,
+        "threads": threads,
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file lies in, with ``-dirty`` behind it where files were changed."""
+    here = Path(robench.__file__).resolve().parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()

@@ -1,0 +1,130 @@
+"""A run folder's chunks as tables: everything that a report, an audit or a comparison may look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from robench.evaluation.store import CLEAN, ChunkVerdicts, read_chunk, read_run, split
+from robench.types import Outcome, RobenchError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Where several attacks speak about one sample: broken by any is broken; else an attack that failed leaves it open; else robust.
+_SAYS = {
+    Outcome.SKIPPED: 0,
+    Outcome.ROBUST: 1,
+    Outcome.ERROR: 2,
+    Outcome.INVALID: 2,
+    Outcome.BROKEN: 3,
+    Outcome.MISCLASSIFIED: 3,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """One run, read from its folder.
+
+    Attributes:
+        path: the folder.
+        description: run.json.
+        verdicts: a row per sample and attack: attack, index, label, clean_pred, outcome, adv_pred, distance, margin. Attacks are
+            "clean", every column, and every stage of a cascade as "autoattack/apgd-ce".
+        ledger: a row per attack that ran and chunk: attack, chunk, forwards, backwards, seconds, machine, message.
+        columns: the names that make the union, in order, without "clean".
+        stages: column to the names of its stages, empty for a single attack.
+        unfinished: columns of which chunks are missing, which no table shows.
+        examples: attack to (indices, clean images, adversarial images) that the report may show.
+    """
+
+    path: Path
+    description: dict[str, Any]
+    verdicts: pd.DataFrame
+    ledger: pd.DataFrame
+    columns: list[str]
+    stages: dict[str, list[str]]
+    unfinished: list[str]
+    examples: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def read_results(path: Path) -> Results:
+    """Reads the finished columns of a run.
+
+    Raises:
+        RobenchError: it is no run folder, a file is damaged, or not even the clean predictions are finished.
+    """
+    import pandas as pd
+
+    description = read_run(path)
+    chunks = split(description["n"], description["spec"]["chunk"])
+
+    def load(folder: str) -> list[ChunkVerdicts] | None:
+        files = [Path(path) / "chunks" / folder / f"{chunk.name}.npz" for chunk in chunks]
+        return [read_chunk(file) for file in files] if all(file.exists() for file in files) else None
+
+    clean = load(CLEAN)
+    if clean is None:
+        raise RobenchError(f"{path} has no finished results yet; run the same `robench attack` again")
+    loaded, columns, stages, unfinished = {CLEAN: clean}, [], {}, []
+    for suite in description["suites"]:
+        parts = {member["name"]: load(member["folder"]) for member in suite["members"]}
+        if any(part is None for part in parts.values()):
+            unfinished.append(suite["name"])
+            continue
+        columns.append(suite["name"])
+        named = {f"{suite['name']}/{name}" if suite["cascade"] else suite["name"]: part for name, part in parts.items()}
+        stages[suite["name"]] = list(named) if suite["cascade"] else []
+        loaded |= named
+    frames = {name: _verdict_frame(name, parts) for name, parts in loaded.items()}
+    for name in columns:
+        if stages[name]:
+            frames[name] = decide([frames[stage] for stage in stages[name]], name)
+    order = [CLEAN] + [row for name in columns for row in (name, *stages[name])]
+    return Results(
+        Path(path), description, pd.concat([frames[name] for name in order], ignore_index=True), _ledger_frame(loaded, chunks),
+        columns, stages, unfinished, {name: _examples(parts) for name, parts in loaded.items() if len(parts[0].shown)},
+    )  # fmt: skip
+
+
+def decide(frames: list[pd.DataFrame], name: str) -> pd.DataFrame:
+    """What several attacks together say per sample, as rows of an attack called ``name``.
+
+    Each sample takes the row of the attack that decided it; of equals, the last.
+    """
+    import pandas as pd
+
+    said = np.stack([frame["outcome"].map(_SAYS).to_numpy() for frame in frames])
+    deciding = len(frames) - 1 - said[::-1].argmax(0)
+    together = pd.concat([frame.reset_index(drop=True).assign(place=place) for place, frame in enumerate(frames)])
+    chosen = together[together["place"].to_numpy() == deciding[together.index]]
+    return chosen.sort_index().drop(columns="place").assign(attack=name)
+
+
+def _verdict_frame(name: str, parts: list[ChunkVerdicts]) -> pd.DataFrame:
+    import pandas as pd
+
+    fields = ("index", "label", "clean_pred", "outcome", "adv_pred", "distance", "margin")
+    frame = pd.DataFrame({field: np.concatenate([getattr(part, field) for part in parts]) for field in fields})
+    frame.insert(0, "attack", name)
+    return frame
+
+
+def _ledger_frame(loaded: dict[str, list[ChunkVerdicts]], chunks) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            (name, chunk.name, part.forwards, part.backwards, part.seconds, part.machine, part.message)
+            for name, parts in loaded.items()
+            for chunk, part in zip(chunks, parts, strict=True)
+        ],
+        columns=["attack", "chunk", "forwards", "backwards", "seconds", "machine", "message"],
+    )
+
+
+def _examples(parts: list[ChunkVerdicts]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return parts[0].shown, parts[0].shown_clean, parts[0].shown_adv

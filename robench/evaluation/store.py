@@ -1,0 +1,170 @@
+"""The run folder: one small file per attack and chunk, which exists exactly when it is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robench.checkpoint import write_atomically
+from robench.types import Attack, Outcome, RobenchError, RunSpec, Suite
+
+SCHEMA = 1
+CLEAN = "clean"
+
+
+@dataclass(frozen=True, order=True)
+class Chunk:
+    """A range of sample indices: the unit of work, of random seed and of storage."""
+
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.start:07d}-{self.stop:07d}"
+
+
+def split(n: int, size: int) -> list[Chunk]:
+    """The chunks of the first ``n`` samples; a shorter last range is a chunk of its own name."""
+    return [Chunk(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def chunk_seed(seed: int, family: str, chunk: Chunk) -> int:
+    """The random seed of an attack family on a chunk, the same in every process and order; a non-negative int64."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {family} {chunk.name}".encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkVerdicts:
+    """What one attack did to one chunk. Arrays have one entry per sample of the chunk.
+
+    Attributes:
+        index: place of each sample in the data set.
+        label, clean_pred: true class, and the class predicted without attack.
+        outcome: values of ``Outcome``.
+        adv_pred: class predicted for the adversarial image, -1 where there is none.
+        distance: of the adversarial image, in the threat model's norm.
+        margin: true class's logit minus the largest other on the adversarial image.
+        forwards, backwards: passes of the attack, counted in samples; without the engine's own check.
+        seconds: of the attack alone.
+        machine: threads, processor capability and torch version that computed it.
+        message: what went wrong, or "".
+        shown, shown_clean, shown_adv: indices and float32 images that the report may show; mostly empty.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    clean_pred: np.ndarray
+    outcome: np.ndarray
+    adv_pred: np.ndarray
+    distance: np.ndarray
+    margin: np.ndarray
+    forwards: int
+    backwards: int
+    seconds: float
+    machine: str
+    message: str = ""
+    shown: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    shown_clean: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.float32))
+    shown_adv: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.float32))
+
+    @property
+    def failed(self) -> bool:
+        """Whether the attack raised, so that the next run tries it again."""
+        return bool((self.outcome == Outcome.ERROR).any())
+
+
+def attack_folder(suite: Suite, member: Attack) -> str:
+    """Where a member's chunks lie below ``chunks/``: keyed by every parameter and the library's version."""
+    stages = suite.members if suite.cascade else (member,)
+    described = [[stage.name, stage.library, dict(stage.params)] for stage in stages]
+    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:10]
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in suite.name)
+    return f"{name}-{key}/{member.name}" if suite.cascade else f"{name}-{key}"
+
+
+class RunFolder:
+    """Chunk files and the description of one run.
+
+    Args:
+        path: the folder.
+        spec: what it must be about.
+
+    Raises:
+        RobenchError: the folder is about something else; the difference is named and nothing is touched.
+    """
+
+    def __init__(self, path: Path, spec: RunSpec) -> None:
+        self.path, self.spec = Path(path), spec
+        if (self.path / "run.json").exists():
+            found = read_run(self.path)["spec"]
+            different = [name for name, value in asdict(spec).items() if found.get(name) != value]
+            if different:
+                named = "; ".join(
+                    f"{name} is {_brief(found.get(name))} there and {_brief(getattr(spec, name))} here" for name in different
+                )
+                raise RobenchError(f"{self.path} holds another run: {named}. Choose another --out, or delete the folder")
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise RobenchError(f"{self.path} is not empty and holds no run of robench (no run.json); choose another --out")
+
+    def describe(self, description: Mapping[str, Any]) -> None:
+        """Writes run.json."""
+        content = {"schema": SCHEMA, "spec": asdict(self.spec), **description}
+        write_atomically(self.path / "run.json", (json.dumps(content, indent=2) + "\n").encode())
+
+    def read(self, folder: str, chunk: Chunk) -> ChunkVerdicts | None:
+        """A finished chunk, or None."""
+        path = self.path / "chunks" / folder / f"{chunk.name}.npz"
+        return read_chunk(path) if path.exists() else None
+
+    def write(self, folder: str, chunk: Chunk, verdicts: ChunkVerdicts) -> None:
+        """Stores a finished chunk, atomically."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{f.name: getattr(verdicts, f.name) for f in fields(verdicts)})
+        write_atomically(self.path / "chunks" / folder / f"{chunk.name}.npz", buffer.getvalue())
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The description of a run folder.
+
+    Raises:
+        RobenchError: there is none, or it is damaged or of another schema.
+    """
+    file = Path(path) / "run.json"
+    if not file.is_file():
+        raise RobenchError(f"{path} is no run folder (no run.json); `robench attack` makes one")
+    try:
+        description = json.loads(file.read_text())
+        schema = description["schema"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RobenchError(f"{file} is damaged; delete it and run the same attack again, finished chunks are kept") from None
+    if schema != SCHEMA:
+        raise RobenchError(f"{file} has schema {schema}, this robench reads {SCHEMA}; update robench or choose another --out")
+    return description
+
+
+def read_chunk(path: Path) -> ChunkVerdicts:
+    """One chunk file.
+
+    Raises:
+        RobenchError: it is damaged, which no interruption can do.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            values = {name: arrays[name] for name in arrays.files}
+        plain = {name: values[name].item() for name in ("forwards", "backwards", "seconds", "machine", "message")}
+        return ChunkVerdicts(**(values | plain))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError):
+        raise RobenchError(f"{path} is damaged; delete it and run the same attack again, the other chunks are kept") from None
+
+
+def _brief(value: Any) -> str:
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)

@@ -1,0 +1,112 @@
+"""The one thing that every attack and the engine see: images in [0, 1] in, main-task logits out."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from robench.checkpoint import digest_tensors
+from robench.types import RobenchError
+
+if TYPE_CHECKING:
+    from robench.types import Images, Logits
+
+
+@dataclass
+class Passes:
+    """Samples that went through the model: forward, and backward from the logits."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+
+class Classifier(nn.Module):
+    """Any module as a frozen, deterministic-by-construction classifier of one task.
+
+    Eval mode for good, parameters frozen, normalisation inside, float32 in and out, a fresh tensor of logits at every call
+    (AutoAttack's Square writes into the one that it gets). Counts its passes.
+
+    Args:
+        module: takes float images (N, C, H, W) in [0, 1], returns logits (N, n_classes).
+        n_classes: of the main task.
+        mean, std: per channel, applied before the module; none by default.
+    """
+
+    def __init__(self, module: nn.Module, n_classes: int, *, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> None:
+        super().__init__()
+        self.module = module
+        self.n_classes = n_classes
+        # Frozen parameters rather than buffers: torchattacks finds the device by asking for a parameter.
+        self.mean = nn.Parameter(torch.tensor(list(mean))[None, :, None, None])
+        self.std = nn.Parameter(torch.tensor(list(std))[None, :, None, None])
+        self._normalises = tuple(mean) != (0.0,) or tuple(std) != (1.0,)
+        self._passes = Passes()
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Images) -> Logits:
+        if images.ndim != 4:
+            raise RobenchError(f"the classifier was given images of shape {tuple(images.shape)}, expected (N, C, H, W)")
+        inputs = (images - self.mean) / self.std if self._normalises else images
+        logits = _checked(self.module(inputs), len(images), self.n_classes)
+        self._passes.forwards += len(images)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)
+        return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self._passes.backwards += len(gradient)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Stays in eval mode whatever is asked: torchattacks brings a frozen BatchNorm back in train mode."""
+        return super().train(False)
+
+    @contextmanager
+    def counting(self) -> Iterator[Passes]:
+        """Counts the passes inside the block."""
+        outer, self._passes = self._passes, Passes()
+        try:
+            yield self._passes
+        finally:
+            self._passes = outer
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def digest(self) -> str:
+        """sha256 over weights, structure and the source of every module class that is not torch's own."""
+        total = hashlib.sha256(digest_tensors(self.state_dict()).encode())
+        total.update(repr(self.module).encode())
+        kinds = {type(module) for module in self.module.modules()}
+        for kind in sorted(kinds, key=lambda kind: (kind.__module__, kind.__qualname__)):
+            if not kind.__module__.startswith("torch."):
+                total.update(_source(kind).encode())
+        return total.hexdigest()
+
+
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # typed at a prompt, or compiled
+        return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _checked(logits, n: int, n_classes: int) -> Tensor:
+    if not isinstance(logits, Tensor):
+        raise RobenchError(
+            f"the model returned a {type(logits).__name__}, expected one tensor of logits (N, {n_classes}); wrap it so that it returns "
+            "the main task's logits only"
+        )
+    if logits.shape != (n, n_classes):
+        raise RobenchError(
+            f"the model returned shape {tuple(logits.shape)} for {n} images, expected {(n, n_classes)}; is it a model of another "
+            "dataset, or is the main head not first?"
+        )
+    return logits.to(torch.float32, copy=True)

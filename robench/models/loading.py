@@ -1,0 +1,120 @@
+"""Where a classifier comes from: a checkpoint of ours, or a factory in somebody's Python file."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from robench.checkpoint import load_checkpoint
+from robench.models.classifier import Classifier
+from robench.models.multihead import MAIN, HeadLogits, rebuild
+from robench.types import Dataset, RobenchError
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A classifier under test and where it came from.
+
+    Attributes:
+        name: for titles and folder names.
+        classifier: on its device.
+        digest: of weights and code.
+        origin: what run.json says about it.
+    """
+
+    name: str
+    classifier: Classifier
+    digest: str
+    origin: dict
+
+
+def load_classifier(path: str | Path, device: str = "cpu") -> Classifier:
+    """The main task of a robench checkpoint as a classifier."""
+    return classifier_of_checkpoint(Path(path), None, device).classifier
+
+
+def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str) -> Subject:
+    """A checkpoint's main task, checked against the data that it is to be tested on.
+
+    Raises:
+        RobenchError: see ``load_checkpoint`` and ``rebuild``; or the data set has other classes or another image size.
+    """
+    checkpoint = load_checkpoint(path)
+    if dataset is not None and dataset.classes != checkpoint.classes:
+        raise RobenchError(
+            f"{path} was trained on {checkpoint.dataset} ({checkpoint.n_classes} classes: {_some(checkpoint.classes)}), but {dataset.name} "
+            f"has {len(dataset.classes)} ({_some(dataset.classes)}); leave --dataset out to use the checkpoint's own"
+        )
+    if dataset is not None and tuple(dataset.images.shape[1:]) != checkpoint.image_shape:
+        raise RobenchError(
+            f"{path} was trained on images of shape {checkpoint.image_shape}, but {dataset.name} has {tuple(dataset.images.shape[1:])}"
+        )
+    preprocessing = {name: tuple(values) for name, values in checkpoint.preprocessing.items()}
+    module = HeadLogits(rebuild(checkpoint), MAIN, checkpoint.n_classes)
+    classifier = _placed(Classifier(module, checkpoint.n_classes, **preprocessing), device)
+    origin = {
+        "checkpoint": str(path),
+        "weights": checkpoint.digest,
+        "arch": checkpoint.arch,
+        "backbone": checkpoint.backbone,
+        "dataset": checkpoint.dataset,
+        "recipe": dict(checkpoint.recipe),
+        "clean_accuracy": dict(checkpoint.clean_accuracy),
+        "versions": dict(checkpoint.versions),
+    }
+    return Subject(path.stem, classifier, classifier.digest(), origin)
+
+
+def classifier_of_module(module: nn.Module, n_classes: int, device: str, name: str = "model") -> Subject:
+    """Anybody's module, copied so that the original keeps its mode, its gradients and its place.
+
+    Raises:
+        RobenchError: it is no ``torch.nn.Module``.
+    """
+    if not isinstance(module, nn.Module):
+        raise RobenchError(f"the model is a {type(module).__name__}, expected a torch.nn.Module that takes [0, 1] images")
+    classifier = _placed(Classifier(copy.deepcopy(module), n_classes), device)
+    return Subject(name, classifier, classifier.digest(), {"module": type(module).__qualname__})
+
+
+def classifier_of_factory(where: str, dataset: Dataset, device: str) -> Subject:
+    """The module that ``file.py:factory`` returns. This runs the file.
+
+    Raises:
+        RobenchError: no such file or function; it raised; its result is no module.
+    """
+    file, _, function = where.rpartition(":")
+    path = Path(file)
+    if not file or not path.is_file():
+        raise RobenchError(f"--model {where!r}: no file {file or where!r}; expected FILE.py:FACTORY, such as my_model.py:make")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise RobenchError(f"--model {where!r}: {path} is not a Python file")
+    namespace = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(namespace)
+        factory = getattr(namespace, function, None)
+        if not callable(factory):
+            raise RobenchError(f"--model {where!r}: {path} has no function {function!r}")
+        module = factory()
+    except RobenchError:
+        raise
+    except Exception as error:  # somebody else's code may raise anything
+        raise RobenchError(f"--model {where!r} raised {type(error).__name__}: {error}") from error
+    subject = classifier_of_module(module, len(dataset.classes), device, name=f"{path.stem}-{function}")
+    code = hashlib.sha256(subject.digest.encode() + path.read_bytes()).hexdigest()
+    return Subject(subject.name, subject.classifier, code, {"model": where})
+
+
+def _placed(classifier: Classifier, device: str) -> Classifier:
+    return classifier.to(device, memory_format=torch.channels_last)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

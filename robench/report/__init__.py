@@ -1,0 +1,38 @@
+"""Reports: functions of a run folder's verdicts, with no model and no GPU."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from robench.checkpoint import write_atomically
+from robench.evaluation.results import read_results
+from robench.report.figures import draw_all
+from robench.report.markdown import render
+from robench.report.tables import summarise, verdict_rows
+
+
+def write_report(run: Path):
+    """Writes report.md, summary.csv, verdicts.csv and figures/ into a run folder, from its verdicts alone.
+
+    Returns:
+        The summary as a DataFrame.
+
+    Raises:
+        RobenchError: it is no run folder, nothing is finished, or a file is damaged.
+    """
+    results = read_results(run)
+    summary = summarise(results)
+    _write_csv(results.path / "summary.csv", summary)
+    _write_csv(results.path / "verdicts.csv", verdict_rows(results.verdicts))
+    figures = draw_all(results, summary)
+    for name, figure in figures.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150)
+        write_atomically(results.path / "figures" / f"{name}.png", buffer.getvalue())
+    write_atomically(results.path / "report.md", render(results, summary, list(figures)).encode())
+    return summary
+
+
+def _write_csv(path: Path, table) -> None:
+    write_atomically(path, table.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode())

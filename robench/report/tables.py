@@ -1,0 +1,102 @@
+"""The only arithmetic on accuracies. Accuracies are fractions; the denominator is all samples, clean mistakes included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from robench.evaluation.results import Results, decide
+from robench.evaluation.store import CLEAN
+from robench.types import Outcome
+
+UNION = "union"
+CONFIDENCE = 0.95
+
+
+def interval(successes: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share: Wilson's, and Clopper-Pearson's at 0 and n. It covers the sampling of test images only."""
+    from scipy.stats import binomtest
+
+    method = "exact" if successes in (0, n) else "wilson"
+    bounds = binomtest(successes, n).proportion_ci(CONFIDENCE, method=method)
+    return float(bounds.low), float(bounds.high)
+
+
+def summarise(results: Results) -> pd.DataFrame:
+    """One row for clean, each column, each stage, and the union.
+
+    ``robust_accuracy`` is empty where an attack failed on samples; then ``robust_low`` and ``robust_high`` are its bounds. A
+    stage's robust accuracy is what is left after it. ``broken`` counts samples that this attack broke (for clean: mistakes).
+    """
+    verdicts = {name: rows for name, rows in results.verdicts.groupby("attack", sort=False)}
+    cost = results.ledger.groupby("attack")[["forwards", "backwards", "seconds"]].sum()
+    rows = [_row(CLEAN, verdicts[CLEAN], cost.loc[CLEAN])]
+    for column in results.columns:
+        stages = results.stages[column]
+        rows.append(_row(column, verdicts[column], cost.loc[stages or [column]].sum()))
+        for place, stage in enumerate(stages):
+            so_far = decide([verdicts[name] for name in stages[: place + 1]], stage)
+            row = _row(stage, so_far, cost.loc[stage])
+            rows.append(row | {"broken": int((verdicts[stage]["outcome"] == Outcome.BROKEN).sum())})
+    if results.columns:
+        union = decide([verdicts[column] for column in results.columns], UNION)
+        rows.append(_row(UNION, union, cost.drop(CLEAN).sum()))
+    return pd.DataFrame(rows)
+
+
+def _row(name: str, rows: pd.DataFrame, cost: pd.Series) -> dict:
+    outcomes, n = rows["outcome"].value_counts(), len(rows)
+    robust = int(outcomes.get(Outcome.ROBUST, 0))
+    undecided = sum(int(outcomes.get(outcome, 0)) for outcome in Outcome.UNDECIDED)
+    wrong = int(outcomes.get(Outcome.MISCLASSIFIED, 0))
+    broken = wrong if name == CLEAN else int(outcomes.get(Outcome.BROKEN, 0))
+    return {
+        "attack": name,
+        "n": n,
+        "robust_accuracy": robust / n if not undecided else float("nan"),
+        "ci_low": interval(robust, n)[0],
+        "ci_high": interval(robust + undecided, n)[1],
+        "broken": broken,
+        "forwards": int(cost["forwards"]),
+        "backwards": int(cost["backwards"]),
+        "seconds": round(float(cost["seconds"]), 3),
+        "misclassified": wrong,
+        "undecided": undecided,
+        "robust_low": robust / n,
+        "robust_high": (robust + undecided) / n,
+        "attack_success_rate": float("nan") if name == CLEAN or n == wrong else broken / (n - wrong),
+    }
+
+
+def verdict_rows(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """verdicts.csv: one row per sample and attack; ``adv_pred`` is empty where no image was judged."""
+    rows = verdicts[["attack", "index", "label", "clean_pred", "outcome", "adv_pred", "distance", "margin"]].copy()
+    rows["adv_pred"] = rows["adv_pred"].astype("Int64").where(rows["adv_pred"] >= 0)
+    return rows
+
+
+def per_class(results: Results, columns: list[str]) -> pd.DataFrame:
+    """Share of each class that is robust: a row per class, a column per attack, NaN for a class without samples."""
+    rows = results.verdicts[results.verdicts["attack"].isin(columns)]
+    robust = (rows["outcome"] == Outcome.ROBUST).groupby([rows["label"], rows["attack"]]).mean().unstack()
+    return robust.reindex(index=range(len(results.description["data"]["classes"])), columns=columns)
+
+
+def percent(fraction: float) -> str:
+    """A fraction as it is printed in reports."""
+    return "-" if np.isnan(fraction) else f"{100 * fraction:.2f}"
+
+
+def accuracy_text(row: pd.Series) -> str:
+    """A row's robust accuracy in percent, as bounds where samples are undecided."""
+    if not row["undecided"]:
+        return percent(row["robust_accuracy"])
+    return f"{percent(row['robust_low'])} to {percent(row['robust_high'])}"
+
+
+def title(attack: str) -> str:
+    """An attack as papers write it: fgsm -> FGSM, pgd20 -> PGD-20, autoattack -> AutoAttack."""
+    known = {"clean": "natural", "fgsm": "FGSM", "autoattack": "AutoAttack", "union": "union"}
+    if attack.startswith("pgd"):
+        return "PGD-" + attack[3:]
+    return known.get(attack, attack)
