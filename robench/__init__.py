@@ -17,7 +17,7 @@ _PUBLIC = {
     "load_checkpoint": "robench.checkpoint",
     "load_classifier": "robench.models",
     "train": "robench.training.trainer",
-    "TrainSpec": "robench.training.trainer",
+    "TrainSpec": "robench.training.spec",
     "evaluate": "robench.api",
     "Evaluation": "robench.api",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,12 @@ def format_eps(eps: float) -> str:
     levels = round(eps * 255, 6)
     fraction = f"{levels:g}/255"
     return fraction if parse_eps(fraction) == eps else repr(eps)
+
+
+def derive_seed(*parts: object) -> int:
+    """A random seed that follows from ``parts`` alone, the same in every process; a non-negative int64."""
+    text = " ".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from robench.checkpoint import write_atomically
-from robench.types import Attack, Outcome, RobenchError, RunSpec, Suite
+from robench.types import Attack, Outcome, RobenchError, RunSpec, Suite, derive_seed
 
 SCHEMA = 1
 CLEAN = "clean"
@@ -39,7 +39,7 @@ def split(n: int, size: int) -> list[Chunk]:
 
 def chunk_seed(seed: int, family: str, chunk: Chunk) -> int:
     """The random seed of an attack family on a chunk, the same in every process and order; a non-negative int64."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {family} {chunk.name}".encode()).digest()[:8], "big") >> 1
+    return derive_seed(seed, family, chunk.name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """Training: data -> model -> checkpoint."""
 
-from robench.training.trainer import TrainSpec, train
+from robench.training.spec import TrainSpec
+from robench.training.trainer import train
 
 __all__ = ["TrainSpec", "train"]

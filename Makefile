@@ -1,0 +1,34 @@
+# Needs Python (3.11 or newer) and make; everything else is set up in .venv, once.
+PYTHON ?= python3
+VENV := .venv
+ROBENCH := $(VENV)/bin/robench
+
+DEMO_TRAIN := --dataset digits --backbone small --batch-size 64 --lr 2e-3
+DEMO_ATTACK := --suite fgsm,pgd7,pgd20,pgd50,autoattack --n 100
+DEMO_MODELS := single-0 supervised-0 contrastive-0 single-nfgsm-0
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.ok
+	$(ROBENCH) train $(DEMO_TRAIN) --arch single --epochs 20
+	$(ROBENCH) train $(DEMO_TRAIN) --arch supervised --epochs 20
+	$(ROBENCH) train $(DEMO_TRAIN) --arch contrastive --epochs 20
+	$(ROBENCH) train $(DEMO_TRAIN) --arch single --adversarial nfgsm --epochs 40
+	set -e; for model in $(DEMO_MODELS); do $(ROBENCH) attack --ckpt checkpoints/digits-$$model.safetensors $(DEMO_ATTACK); done
+	$(ROBENCH) compare $(DEMO_MODELS:%=reports/digits-%-Linf-0.2) --out reports/digits-demo.md
+
+test: $(VENV)/.ok
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/.ok
+	$(VENV)/bin/ruff check robench tests
+	$(VENV)/bin/ruff format --check robench tests
+	$(VENV)/bin/mypy
+
+$(VENV)/.ok: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) *.egg-info

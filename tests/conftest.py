@@ -1,0 +1,31 @@
+"""One thread, and data that several tests share."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+import torch
+
+from robench.data import load_dataset
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits_train():
+    return load_dataset("digits", "train")
+
+
+@pytest.fixture(scope="session")
+def digits_test():
+    return load_dataset("digits", "test")
+
+
+@pytest.fixture(scope="session")
+def cifar_folder():
+    """Where real CIFAR lies; tests that need it say so when they skip."""
+    folder = os.environ.get("ROBENCH_DATA")
+    if not folder:
+        pytest.skip("needs real CIFAR: set ROBENCH_DATA to a folder that has cifar-10-batches-py/ and cifar-100-python/")
+    return folder

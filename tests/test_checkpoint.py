@@ -1,0 +1,127 @@
+import os
+import pickle
+import struct
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from robench.checkpoint import digest_tensors, load_checkpoint, read_description, save_checkpoint, write_atomically
+from robench.models.multihead import MultiHead, rebuild
+from robench.types import Checkpoint, RobenchError
+
+
+@pytest.fixture
+def checkpoint():
+    heads = {"main": {"layers": "linear", "width": 10, "classes": 10}}
+    torch.manual_seed(0)
+    return Checkpoint(
+        arch="single", backbone="small", dataset="digits", classes=tuple("0123456789"), image_shape=(3, 32, 32), heads=heads,
+        preprocessing={}, recipe={"lr": 0.1}, seed=1, epochs=2, clean_accuracy={"main": 0.5}, history=({"main": 1.0},),
+        versions={"torch": "x"}, weights=MultiHead("small", heads).state_dict(),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def saved(checkpoint, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, checkpoint)
+    return path
+
+
+def test_round_trip_keeps_weights_and_description(checkpoint, saved):
+    loaded = load_checkpoint(saved)
+    assert loaded.digest == checkpoint.digest
+    for name in ("arch", "backbone", "classes", "image_shape", "heads", "recipe", "history", "clean_accuracy"):
+        assert getattr(loaded, name) == getattr(checkpoint, name)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(rebuild(loaded)(images)["main"], rebuild(checkpoint)(images)["main"])
+
+
+def test_digest_sees_names_shapes_dtypes_and_bytes_but_not_order():
+    tensors = {"a": torch.zeros(2, 3), "b": torch.ones(2)}
+    reference = digest_tensors(tensors)
+    assert digest_tensors(dict(reversed(tensors.items()))) == reference
+    for changed in (
+        {"a": torch.zeros(3, 2), "b": torch.ones(2)},
+        {"a": torch.zeros(2, 3), "c": torch.ones(2)},
+        {"a": torch.zeros(2, 3).double(), "b": torch.ones(2)},
+        {"a": torch.zeros(2, 3), "b": torch.tensor([1.0, 1.0000001])},
+    ):
+        assert digest_tensors(changed) != reference
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 100, 1000, -1])
+def test_a_truncated_file_is_called_that(saved, keep):
+    content = saved.read_bytes()
+    saved.write_bytes(content[:keep])
+    with pytest.raises(RobenchError, match="empty|truncated|header is not readable"):
+        load_checkpoint(saved)
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("writer", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_pickle_is_refused_and_not_executed(writer, tmp_path):
+    path, crater = tmp_path / "model.safetensors", tmp_path / "crater"
+    writer({"weight": Bomb(crater)}, path)
+    with pytest.raises(RobenchError, match="pickled file.*can execute code.*--model FILE.py:FACTORY"):
+        load_checkpoint(path)
+    assert not crater.exists()
+
+
+def test_a_foreign_safetensors_file_is_refused_with_the_way_out(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(RobenchError, match="not a robench checkpoint.*--model"):
+        load_checkpoint(path)
+
+
+def test_a_changed_weight_is_caught_by_the_digest(saved):
+    content = bytearray(saved.read_bytes())
+    content[-1] ^= 1
+    saved.write_bytes(bytes(content))
+    with pytest.raises(RobenchError, match="was changed after it was saved"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("header", [b"{}", b'{"a": 1}', b"[1, 2]", b"not json", b'{"__metadata__": {"robench": "{}"}}'])
+def test_a_senseless_header_gives_one_message(tmp_path, header):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(RobenchError, match="model.safetensors"):
+        load_checkpoint(path)
+
+
+def test_absent_file_and_folder_are_told_apart(tmp_path):
+    with pytest.raises(RobenchError, match="no checkpoint at"):
+        read_description(tmp_path / "absent.safetensors")
+    with pytest.raises(RobenchError, match="is not a file"):
+        read_description(tmp_path)
+
+
+def test_weights_that_do_not_fit_the_backbone_are_refused(checkpoint, tmp_path):
+    from dataclasses import replace
+
+    with pytest.raises(RobenchError, match="weights do not fit its resnet18"):
+        rebuild(replace(checkpoint, backbone="resnet18"))
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RobenchError, match="cannot write .*No space left on device.*kept"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
