@@ -70,9 +70,8 @@ class AttackRequest:
     chunk: int = DEFAULT_CHUNK
 
     def threat(self, dataset: Dataset) -> ThreatModel:
-        return ThreatModel.parse(
-            self.norm, dataset.default_eps[self.norm] if self.eps is None and self.norm in dataset.default_eps else self.eps or 0
-        )
+        default = dataset.default_eps.get(self.norm, "0")  # a norm that has none is refused by ThreatModel
+        return ThreatModel.parse(self.norm, default if self.eps is None else self.eps)
 
     def options(self) -> AttackOptions:
         return AttackOptions(None if self.step_size is None else parse_eps(self.step_size), self.restarts)
@@ -120,18 +119,16 @@ def attack(
     """
     if (ckpt is None) == (model is None):
         raise RobenchError("name what to attack: either --ckpt FILE or --model FILE.py:FACTORY")
-    if model is not None and dataset is None:
-        raise RobenchError("--model needs --dataset, a name of `robench list datasets` or a folder of images per class")
     trained_on = read_description(ckpt)["dataset"] if ckpt is not None else None
-    data = load_dataset(dataset or trained_on, "test", data_dir)
+    tested_on = dataset or trained_on
+    if tested_on is None:
+        raise RobenchError("--model needs --dataset, a name of `robench list datasets` or a folder of images per class")
+    data = load_dataset(tested_on, "test", data_dir)
     threat = request.threat(data)
     suites = parse_suites(request.suite, threat, len(data.classes), request.options())
     n = _first(request.n, len(data))
     with use_device(device, threads) as chosen:
-        if ckpt is not None:
-            subject = classifier_of_checkpoint(ckpt, data, chosen)
-        else:
-            subject = classifier_of_factory(model, data, chosen)
+        subject = classifier_of_checkpoint(ckpt, data, chosen) if ckpt else classifier_of_factory(str(model), data, chosen)
         folder = out or Path("reports") / request.folder_name(subject.name, threat, data, trained_on)
         _run(subject, data, n, suites, threat, request, folder, chosen, threads, command=_command(), show_progress=True)
     return folder

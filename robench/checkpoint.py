@@ -79,17 +79,19 @@ def read_description(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     try:
         with open(path, "rb") as file:
-            start = file.read(8)
-            if start[:2] == b"PK" or start[:1] == b"\x80":
+            start = file.read(9)
+            # A safetensors file begins with the length of its JSON header, whose first byte may well look like a pickle's.
+            if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
                 raise RobenchError(
                     f"{path} is a pickled file (torch.save); loading one can execute code, so robench does not. Build the model "
                     "in a Python file, load it there with torch.load(..., weights_only=True), and pass --model FILE.py:FACTORY"
                 )
-            if len(start) < 8:
+            if len(start) < 9:
                 raise RobenchError(f"{path} is {'empty' if size == 0 else 'truncated'} ({size} bytes); copy it again")
-            (length,) = struct.unpack("<Q", start)
+            (length,) = struct.unpack("<Q", start[:8])
             if length > min(size, 100_000_000):
                 raise RobenchError(f"{path} is no safetensors file, or truncated ({size} bytes); copy it again")
+            file.seek(8)
             header = json.loads(file.read(length))
             end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
             text = header.get("__metadata__", {}).get(_KEY)

@@ -200,6 +200,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
     @cached_property
     def digest(self) -> str:
         """sha256 over shape, pixels and labels in their order."""

@@ -19,11 +19,12 @@ class Linear(nn.Module):
         return images.flatten(1) @ self.weight.T + self.bias
 
 
-def linear_case(eps, norm, n=60, n_classes=10, shape=(3, 4, 4), seed=0):
+def linear_case(eps, norm, n=60, n_classes=10, shape=(3, 6, 6), seed=0):
     """A linear model and images whose exact robustness is known, half of them robust, with a gap around eps.
 
     Sample i is robust iff eps < min_j (margin_ij / ||w_y - w_j||_q), q = 1 for Linf and 2 for L2: the images keep eps away from
-    the faces of the box. Each image is moved along its own class's gradient until that radius is 0.4 or 2.5 times eps.
+    the faces of the box. Logits are linear in the distance from mid-gray, so an image scaled by t has t times the radius, and
+    each is scaled to a radius of 0.4 or 2.5 times eps.
 
     Returns:
         (model, images, labels, robust), robust as bool (n,).
@@ -31,36 +32,24 @@ def linear_case(eps, norm, n=60, n_classes=10, shape=(3, 4, 4), seed=0):
     generator = torch.Generator().manual_seed(seed)
     dim = shape[0] * shape[1] * shape[2]
     weight = torch.randn(n_classes, dim, generator=generator)
-    model = Linear(weight, torch.zeros(n_classes)).requires_grad_(False)
-    images, labels, robust = [], [], []
-    while len(images) < n:
-        label = len(images) % n_classes
-        wanted = eps * (2.5 if len(images) % 2 else 0.4)
-        image = (0.5 + 0.02 * torch.randn(dim, generator=generator)).clamp(0, 1)
-        for _ in range(400):
-            radius, other = radius_of(weight, image, label, norm)
-            if abs(radius - wanted) < 0.05 * eps:
-                break
-            direction = weight[label] - weight[other]
-            image = image + 0.3 * (wanted - radius) * (direction.sign() if norm == "Linf" else direction / direction.norm())
-        else:
-            continue
-        away = image.min() > 1.01 * eps and image.max() < 1 - 1.01 * eps
-        if away:
-            images.append(image.view(shape))
-            labels.append(label)
-            robust.append(radius > eps)
-    return model, torch.stack(images), torch.tensor(labels), torch.tensor(robust)
+    labels = torch.arange(n) % n_classes
+    directions = weight[labels] + 0.5 * torch.randn(n, dim, generator=generator)
+    wanted = torch.where(torch.arange(n) // n_classes % 2 == 0, 0.4 * eps, 2.5 * eps)
+    images = 0.5 + directions * (wanted / radii_of(weight, directions, labels, norm))[:, None]
+    assert images.min() > 1.01 * eps and images.max() < 1 - 1.01 * eps
+    model = Linear(weight, -0.5 * weight.sum(1)).requires_grad_(False)
+    return model, images.view(n, *shape), labels, wanted > eps
 
 
-def radius_of(weight, image, label, norm):
-    """Distance to the nearest decision boundary, negative where misclassified, and the class behind it."""
-    logits = weight @ image
-    difference = weight[label] - weight
-    size = difference.abs().sum(1) if norm == "Linf" else difference.norm(dim=1)
-    radii = (logits[label] - logits) / size
-    radii[label] = float("inf")
-    return float(radii.min()), int(radii.argmin())
+def radii_of(weight, points, labels, norm):
+    """Distance of each point to the nearest decision boundary of ``weight @ point``, for correctly classified points."""
+    logits = points @ weight.T
+    differences = weight[labels][:, None] - weight[None]
+    size = differences.abs().sum(2) if norm == "Linf" else differences.norm(dim=2)
+    radii = (logits.gather(1, labels[:, None]) - logits) / size
+    radii = radii.scatter(1, labels[:, None], float("inf")).amin(1)
+    assert (radii > 0).all()
+    return radii
 
 
 class BrightnessClassifier(nn.Module):

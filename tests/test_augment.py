@@ -24,7 +24,9 @@ def test_every_standard_view_is_a_crop_of_the_padded_image_or_of_its_mirror():
             for top in range(9)
             for left in range(9)
             for mirrored in (False, True)
-            if torch.equal(view, image[:, top : top + 8, left : left + 8].flip(2) if mirrored else image[:, top : top + 8, left : left + 8])
+            if torch.equal(
+                view, image[:, top : top + 8, left : left + 8].flip(2) if mirrored else image[:, top : top + 8, left : left + 8]
+            )
         ]
         assert found
         seen.add(found[0])
@@ -44,7 +46,7 @@ def test_views_are_float32_in_the_box_and_repeat_with_the_generator(name):
     images = batch()
     first, again, other = (VIEWS[name](images, rng(seed), mirror=True) for seed in (1, 1, 2))
     assert first.dtype == torch.float32 and first.shape == images.shape
-    assert 0 <= first.min() and first.max() <= 1
+    assert first.min() >= 0 and first.max() <= 1
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 

@@ -38,6 +38,20 @@ def test_round_trip_keeps_weights_and_description(checkpoint, saved):
     assert torch.equal(rebuild(loaded)(images)["main"], rebuild(checkpoint)(images)["main"])
 
 
+@pytest.mark.parametrize("low_byte", [0x80, 0x50])
+def test_a_header_length_that_looks_like_a_pickle_is_none(checkpoint, tmp_path, low_byte):
+    from dataclasses import replace
+
+    path, padding = tmp_path / "model.safetensors", 0
+    while True:
+        save_checkpoint(path, replace(checkpoint, dataset="d" * (1 + padding)))
+        (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+        if length % 256 == low_byte:
+            break
+        padding += 1
+    assert load_checkpoint(path).digest == checkpoint.digest
+
+
 def test_digest_sees_names_shapes_dtypes_and_bytes_but_not_order():
     tensors = {"a": torch.zeros(2, 3), "b": torch.ones(2)}
     reference = digest_tensors(tensors)

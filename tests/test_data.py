@@ -22,7 +22,10 @@ def test_digits_are_the_real_ones_with_a_fixed_split(digits_train, digits_test):
 
 
 def test_coarse_labels_of_digits_are_shapes(digits_test):
-    shape_of = {int(fine): digits_test.coarse_classes[coarse] for fine, coarse in zip(digits_test.labels, digits_test.coarse_labels, strict=True)}
+    shape_of = {
+        int(fine): digits_test.coarse_classes[coarse]
+        for fine, coarse in zip(digits_test.labels, digits_test.coarse_labels, strict=True)
+    }
     assert {digit for digit, shape in shape_of.items() if shape == "straight"} == {1, 4, 7}
     assert {digit for digit, shape in shape_of.items() if shape == "loops"} == {0, 6, 8, 9}
     assert {digit for digit, shape in shape_of.items() if shape == "open curves"} == {2, 3, 5}
@@ -38,7 +41,7 @@ def test_data_folder_is_the_option_then_the_variable_then_the_cache(monkeypatch,
 
 
 def test_unknown_dataset_suggests_the_nearest():
-    with pytest.raises(RobenchError, match=r"unknown dataset 'cifar11'; did you mean 'cifar10+'\?"):
+    with pytest.raises(RobenchError, match=r"unknown dataset 'cifar11' \(did you mean 'cifar10+'\?\)"):
         load_dataset("cifar11")
 
 
@@ -47,7 +50,9 @@ def test_absent_cifar_without_network_names_the_ways_out(tmp_path, monkeypatch):
         raise urllib.error.URLError("Network is unreachable")
 
     monkeypatch.setattr("urllib.request.urlopen", offline)
-    with pytest.raises(RobenchError, match=r"cannot be downloaded: Network is unreachable. Ways out: \(1\).*\(2\).*--data-dir.*\(3\).*digits"):
+    with pytest.raises(
+        RobenchError, match=r"cannot be downloaded: Network is unreachable. Ways out: \(1\).*\(2\).*--data-dir.*\(3\).*digits"
+    ):
         load_dataset("cifar10", "test", tmp_path)
     assert not list((tmp_path).rglob("data_batch*"))
 

@@ -21,7 +21,9 @@ def test_nt_xent_equals_a_double_loop():
     generator = torch.Generator().manual_seed(0)
     for n, width, temperature in ((1, 4, 1.0), (3, 8, 0.5), (7, 16, 0.07)):
         first, second = torch.randn(2, n, width, generator=generator)
-        assert math.isclose(float(nt_xent(first, second, temperature)), by_double_loop(first, second, temperature), rel_tol=1e-4, abs_tol=1e-6)
+        assert math.isclose(
+            float(nt_xent(first, second, temperature)), by_double_loop(first, second, temperature), rel_tol=1e-4, abs_tol=1e-6
+        )
 
 
 def test_nt_xent_of_identical_embeddings_is_log_2n_minus_1():

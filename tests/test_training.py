@@ -1,3 +1,4 @@
+import itertools
 import math
 import signal
 import subprocess
@@ -36,7 +37,7 @@ def trained(spec, few, path):
 def test_paper_rate_is_constant_for_a_tenth_then_a_cosine_to_zero():
     rates = [paper_rate(step, 10, 100) for step in range(1000)]
     assert rates[:100] == [1.0] * 100
-    assert all(later < earlier for earlier, later in zip(rates[100:], rates[101:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[100:]))
     assert math.isclose(rates[550], 0.5, abs_tol=1e-9)
     assert rates[-1] < 1e-5
 
@@ -76,7 +77,8 @@ def test_authors_head_is_1000_wide_and_its_extra_outputs_are_trained(few, tmp_pa
 
 def test_same_seed_same_weights_other_seed_other_weights(few, tmp_path):
     first, again, other = (
-        trained(quick("contrastive", few, seed=seed), few, tmp_path / f"{place}.safetensors") for place, seed in enumerate((3, 3, 4))
+        trained(quick("contrastive", few, seed=seed), few, tmp_path / f"{place}.safetensors")
+        for place, seed in enumerate((3, 3, 4))
     )
     assert first.digest == again.digest != other.digest
 

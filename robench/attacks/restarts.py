@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from robench.types import AttackFn, ThreatModel
 
 if TYPE_CHECKING:
@@ -19,6 +17,8 @@ def with_restarts(once: AttackFn, restarts: int) -> AttackFn:
 
     Random draws go on from one restart to the next; the first equals the attack without restarts.
     """
+
+    import torch
 
     def restarted(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int) -> Images:
         adv_images = once(model, images, labels, threat, seed)

@@ -83,8 +83,8 @@ def load_dataset(name: str, split: str = "test", data_dir: str | Path | None = N
 
 
 def did_you_mean(name: str, known) -> str:
-    """``"; did you mean 'pgd20'?"`` where something known is spelt alike, else nothing."""
+    """``" (did you mean 'pgd20'?)"`` where something known is spelt alike, else nothing."""
     from difflib import get_close_matches
 
     close = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f" (did you mean {close[0]!r}?)" if close else ""

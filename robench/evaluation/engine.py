@@ -120,11 +120,14 @@ def attack_chunk(
         clean.index, clean.label, clean.clean_pred, outcome, adv_pred, distance, margin,
         passes.forwards, passes.backwards, seconds, describe_machine(classifier.device), message,
     )  # fmt: skip
-    readable = keep and adv_images is not None and not np.isin(outcome[places], Outcome.UNDECIDED).any()
-    return _with_images(verdicts, images[chosen], adv_images, places) if readable else verdicts
+    if adv_images is None or not keep or np.isin(outcome[places], Outcome.UNDECIDED).any():
+        return verdicts
+    return _with_images(verdicts, images[chosen], adv_images, places)
 
 
-def _craft(attack: Attack, classifier: Classifier, images: Tensor, labels: Tensor, threat: ThreatModel, seed: int):
+def _craft(
+    attack: Attack, classifier: Classifier, images: Tensor, labels: Tensor, threat: ThreatModel, seed: int
+) -> tuple[Tensor | None, str]:
     """The attack's images, or None and what it raised."""
     try:
         with seeded(seed, images.device):

@@ -71,8 +71,9 @@ def read_results(path: Path) -> Results:
         raise RobenchError(f"{path} has no finished results yet; run the same `robench attack` again")
     loaded, columns, stages, unfinished = {CLEAN: clean}, [], {}, []
     for suite in description["suites"]:
-        parts = {member["name"]: load(member["folder"]) for member in suite["members"]}
-        if any(part is None for part in parts.values()):
+        found = {member["name"]: load(member["folder"]) for member in suite["members"]}
+        parts = {name: part for name, part in found.items() if part is not None}
+        if len(parts) < len(found):
             unfinished.append(suite["name"])
             continue
         columns.append(suite["name"])

@@ -34,7 +34,7 @@ def _skip_padding_taps(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, conv in list(parent.named_children()):
             if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.bias is None:
-                faster = SmallMapConv2d(conv.in_channels, conv.out_channels, 3, stride=conv.stride, padding=1, bias=False)
+                faster = SmallMapConv2d(conv.in_channels, conv.out_channels, 3, stride=conv.stride[0], padding=1, bias=False)
                 faster.weight = conv.weight
                 setattr(parent, name, faster)
 

@@ -51,9 +51,9 @@ def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str) -
             f"{path} was trained on {checkpoint.dataset} ({checkpoint.n_classes} classes: {_some(checkpoint.classes)}), but {dataset.name} "
             f"has {len(dataset.classes)} ({_some(dataset.classes)}); leave --dataset out to use the checkpoint's own"
         )
-    if dataset is not None and tuple(dataset.images.shape[1:]) != checkpoint.image_shape:
+    if dataset is not None and dataset.image_shape != checkpoint.image_shape:
         raise RobenchError(
-            f"{path} was trained on images of shape {checkpoint.image_shape}, but {dataset.name} has {tuple(dataset.images.shape[1:])}"
+            f"{path} was trained on images of shape {checkpoint.image_shape}, but {dataset.name} has {dataset.image_shape}"
         )
     preprocessing = {name: tuple(values) for name, values in checkpoint.preprocessing.items()}
     module = HeadLogits(rebuild(checkpoint), MAIN, checkpoint.n_classes)
@@ -113,7 +113,7 @@ def classifier_of_factory(where: str, dataset: Dataset, device: str) -> Subject:
 
 
 def _placed(classifier: Classifier, device: str) -> Classifier:
-    return classifier.to(device, memory_format=torch.channels_last)
+    return classifier.to(device).to(memory_format=torch.channels_last)
 
 
 def _some(names: tuple[str, ...]) -> str:

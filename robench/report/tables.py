@@ -28,7 +28,7 @@ def summarise(results: Results) -> pd.DataFrame:
     ``robust_accuracy`` is empty where an attack failed on samples; then ``robust_low`` and ``robust_high`` are its bounds. A
     stage's robust accuracy is what is left after it. ``broken`` counts samples that this attack broke (for clean: mistakes).
     """
-    verdicts = {name: rows for name, rows in results.verdicts.groupby("attack", sort=False)}
+    verdicts = {str(name): rows for name, rows in results.verdicts.groupby("attack", sort=False)}
     cost = results.ledger.groupby("attack")[["forwards", "backwards", "seconds"]].sum()
     rows = [_row(CLEAN, verdicts[CLEAN], cost.loc[CLEAN])]
     for column in results.columns:

@@ -39,6 +39,7 @@ def _single(outputs: Mapping[str, Tensor], labels: Tensor, coarse: Tensor | None
 
 def _supervised(outputs: Mapping[str, Tensor], labels: Tensor, coarse: Tensor | None, terms: Terms) -> dict[str, Tensor]:
     """Weighted cross-entropies of the fine and the coarse labels (eq. 3)."""
+    assert coarse is not None  # make_heads refuses a data set without them
     return {
         "main": terms.lambda_main * F.cross_entropy(outputs["main"], labels),
         "coarse": terms.lambda_aux * F.cross_entropy(outputs["coarse"], coarse),

@@ -60,7 +60,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         model = MultiHead(spec.backbone, heads)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=device == "cpu" or None)
     state_path = path.with_name(path.name + ".training")
     history = _resume(state_path, model, optimizer, wanted)
@@ -135,13 +135,13 @@ class _Loop:
         coarse = None if self.coarse is None else self.coarse[batch].repeat(n_views)
         craft = ADVERSARIAL[spec.adversarial].craft
         with torch.autocast(self.device.split(":")[0], torch.bfloat16) if spec.precision == "bf16" else nullcontext():
-            if craft is not None:
+            if craft is not None and spec.train_eps is not None:
                 images = craft(lambda x: self.model(x)[MAIN], images, labels, parse_eps(spec.train_eps), generator)
             outputs = self.model(images)
         outputs = {name: output.float() for name, output in outputs.items()}
         losses = self.objective.loss(outputs, labels, coarse, self.terms)
         self.optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
+        torch.stack(list(losses.values())).sum().backward()
         self.optimizer.step()
         return losses
 
@@ -182,7 +182,9 @@ def _refuse_difference(path: Path, found: dict, wanted: dict) -> None:
 @torch.inference_mode()
 def _clean_accuracy(model: MultiHead, heads: dict, test_set: Dataset, device: str) -> dict[str, float]:
     """Accuracy of every classification head on the test split."""
-    targets = {MAIN: test_set.labels, "coarse": test_set.coarse_labels}
+    targets = {MAIN: test_set.labels}
+    if test_set.coarse_labels is not None:
+        targets["coarse"] = test_set.coarse_labels
     correct = {name: 0 for name, head in heads.items() if head["classes"]}
     for start in range(0, len(test_set), 500):
         outputs = model(to_unit(test_set.images[start : start + 500].to(device)))
@@ -200,7 +202,7 @@ def _describe(spec, wanted, model: MultiHead, heads: dict, train_set: Dataset, a
         backbone=spec.backbone,
         dataset=spec.dataset,
         classes=train_set.classes,
-        image_shape=tuple(train_set.images.shape[1:]),
+        image_shape=train_set.image_shape,
         heads=heads,
         preprocessing={},
         recipe=wanted,

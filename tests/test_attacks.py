@@ -1,0 +1,160 @@
+"""Every registered attack: the closed form on linear models, and the contract."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from cases import LINF, BrightnessClassifier, linear_case
+from torch import nn
+
+from robench.attacks import ATTACKS, AttackOptions, parse_suites
+from robench.evaluation.engine import seeded
+from robench.evaluation.verify import judge
+from robench.models.classifier import Classifier
+from robench.types import Outcome, RobenchError, ThreatModel
+
+ALL = sorted({name for entry in ATTACKS.values() for name in entry.shown})
+ITERATIVE = ["pgd20", "pgd50", "apgd-ce", "apgd-t", "fab-t"]  # with pgd7 and square, too few steps for an exact claim
+
+
+def attack_of(name, threat, n_classes=10, **options):
+    (suite,) = parse_suites(name, threat, n_classes, AttackOptions(**options))
+    return suite.members[0]
+
+
+def run(attack, classifier, images, labels, threat, seed=0):
+    with seeded(seed, images.device):
+        return attack.fn(classifier, images, labels, threat, seed)
+
+
+def supported(name, norm):
+    return norm == "Linf" or name != "fgsm"
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("name", ALL)
+def test_no_attack_goes_below_the_closed_form_and_iterative_ones_reach_it(name, norm):
+    if not supported(name, norm):
+        pytest.skip("fgsm is defined for Linf only")
+    threat = ThreatModel(norm, 0.02 if norm == "Linf" else 0.1)
+    model, images, labels, robust = linear_case(threat.eps, norm)
+    assert robust.float().mean() == 0.5
+    classifier = Classifier(model, 10)
+    adv_images = run(attack_of(name, threat), classifier, images, labels, threat)
+    outcomes = judge(classifier, images, labels, adv_images, threat).outcomes
+    survived = torch.tensor([outcome == Outcome.ROBUST for outcome in outcomes])
+    assert Outcome.INVALID not in outcomes
+    assert survived[robust].all()  # never below the truth
+    if name in ITERATIVE:
+        assert not survived[~robust].any()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_eps_zero_gives_clean_accuracy(name):
+    threat = ThreatModel("Linf", 0.0)
+    model, images, labels, _ = linear_case(0.02, "Linf", n=20)
+    classifier = Classifier(model, 10)
+    adv_images = run(attack_of(name, threat), classifier, images, labels, threat)
+    assert judge(classifier, images, labels, adv_images, threat).outcomes == [Outcome.ROBUST] * 20
+
+
+def small_network():
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10)
+    )
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize("name", ALL)
+def test_contract(name, size):
+    module = small_network()
+    classifier = Classifier(copy.deepcopy(module), 10)
+    images = torch.rand(size, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    labels = classifier(images).argmax(1)
+    given_images, given_labels = images.clone(), labels.clone()
+    weights = copy.deepcopy(classifier.state_dict())
+    torch.manual_seed(7)
+    np.random.seed(7)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    attack = attack_of(name, LINF)
+    adv_images = run(attack, classifier, images, labels, LINF, seed=3)
+    assert (adv_images.shape, adv_images.dtype, adv_images.device) == (images.shape, torch.float32, images.device)
+    assert adv_images.min() >= 0 and adv_images.max() <= 1
+    assert LINF.contains(images, adv_images).all()
+    assert torch.equal(images, given_images) and torch.equal(labels, given_labels)
+    assert all(torch.equal(value, weights[key]) for key, value in classifier.state_dict().items())
+    assert not any(part.training for part in classifier.modules())
+    assert torch.equal(torch.get_rng_state(), states[0]) and np.array_equal(np.random.get_state()[1], states[1])
+    if size == 3:
+        assert torch.equal(run(attack, classifier, images, labels, LINF, seed=3), adv_images)
+
+
+def test_fgsm_is_one_step_of_eps_along_the_sign():
+    images, labels = torch.full((2, 3, 4, 4), 0.6), torch.tensor([1, 1])
+    adv_images = run(attack_of("fgsm", LINF, 2), Classifier(BrightnessClassifier(), 2), images, labels, LINF)
+    assert torch.allclose(adv_images, images - LINF.eps)
+
+
+def test_default_step_is_a_quarter_of_eps():
+    assert attack_of("pgd7", LINF).params["step_size"] == pytest.approx(2 / 255)
+    assert attack_of("pgd7", LINF, step_size=0.01).name == "pgd7(step=0.01)"
+
+
+def test_restarts_attack_only_what_is_left_and_break_at_least_as_much():
+    threat = ThreatModel("Linf", 0.02)
+    model, images, labels, _ = linear_case(0.02, "Linf", n=20)
+    classifier = Classifier(model, 10)
+    counts = {}
+    for restarts in (1, 3):
+        with classifier.counting() as passes:
+            adv_images = run(attack_of("pgd7", threat, restarts=restarts), classifier, images, labels, threat)
+        counts[restarts] = passes.backwards
+        assert classifier(adv_images).argmax(1).eq(labels).sum() == 10
+    assert counts == {1: 7 * 20, 3: 7 * 20 + 2 * 7 * 10}
+
+
+def test_pgd_family_shares_its_start():
+    classifier = Classifier(small_network(), 10)
+    images = torch.rand(2, 3, 8, 8)
+    labels = classifier(images).argmax(1)
+    attacks = [attack_of(name, LINF) for name in ("pgd7", "pgd20")]
+    assert attacks[0].family == attacks[1].family == "pgd"
+    seven, twenty = (run(attack_of(f"pgd{steps}", LINF), classifier, images, labels, LINF, seed=5) for steps in (1, 1))
+    assert torch.equal(seven, twenty)
+
+
+@pytest.mark.parametrize(
+    ("text", "norm", "n_classes", "message"),
+    [
+        ("pdg20", "Linf", 10, r"unknown attack 'pdg20' \(did you mean 'pgd20'\?\); `robench list attacks` shows all 6"),
+        ("", "Linf", 10, "the suite is empty"),
+        ("pgd0", "Linf", 10, "'pgd0' has no steps"),
+        ("fgsm", "L2", 10, "'fgsm' is defined for Linf only, not for L2"),
+        ("autoattack", "Linf", 3, "needs 4 classes or more, the model has 3"),
+    ],
+)
+def test_a_suite_that_cannot_run_is_refused(text, norm, n_classes, message):
+    with pytest.raises(RobenchError, match=message):
+        parse_suites(text, ThreatModel(norm, 0.1), n_classes)
+
+
+def test_options_of_pgd_without_pgd_are_refused():
+    with pytest.raises(RobenchError, match="change PGD alone, and there is none"):
+        parse_suites("autoattack", LINF, 10, AttackOptions(restarts=2))
+    with pytest.raises(RobenchError, match="--step-size 2 with eps 8/255"):
+        parse_suites("pgd7", LINF, 10, AttackOptions(step_size=2.0))
+
+
+def test_suites_expand_to_columns_each_once():
+    assert [suite.name for suite in parse_suites("pgd20,paper,autoattack", LINF, 10)] == [
+        "pgd20",
+        "fgsm",
+        "pgd7",
+        "pgd50",
+        "autoattack",
+    ]
+    autoattack = parse_suites("autoattack", LINF, 5)[0]
+    assert autoattack.cascade and [member.name for member in autoattack.members] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert autoattack.members[1].params["n_targets"] == 4

@@ -1,0 +1,75 @@
+"""Our ``autoattack`` against the authors' own driver, sample by sample."""
+
+import pytest
+import torch
+from torch import nn
+
+from robench.attacks import parse_suites
+from robench.evaluation.engine import evaluate_suites
+from robench.evaluation.results import read_results
+from robench.evaluation.store import Chunk, RunFolder, chunk_seed
+from robench.models.classifier import Classifier
+from robench.types import Outcome, RunSpec, ThreatModel
+
+# At this radius the network below keeps about half of its samples, and every stage but FAB-T breaks some of the first chunk.
+THREAT = ThreatModel("Linf", 0.12)
+
+
+@pytest.fixture(scope="module")
+def network(digits_train):
+    """A small convolutional network that was trained on slightly adversarial digits."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.AvgPool2d(4), nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    images, labels = digits_train.images.float() / 255, digits_train.labels
+    for step in range(200):
+        batch = slice(step * 100 % 1300, step * 100 % 1300 + 100)
+        adv_images = images[batch].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(adv_images), labels[batch]), adv_images)
+        loss = nn.functional.cross_entropy(model((adv_images + 0.1 * gradient.sign()).detach().clamp(0, 1)), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return Classifier(model, 10)
+
+
+def by_the_authors(classifier, images, labels, seed):
+    """Which samples survive the authors' run_standard_evaluation on one batch."""
+    from pyautoattack import AutoAttack
+
+    attack = AutoAttack(classifier, norm=THREAT.norm, eps=THREAT.eps, seed=seed, version="standard", device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        adv_images, _ = attack.run_standard_evaluation(images.clone(), labels.clone(), batch_size=len(images))
+    return classifier(adv_images).argmax(1) == labels, adv_images
+
+
+def test_verdicts_equal_the_authors_sample_by_sample(network, digits_test, tmp_path):
+    n = 24
+    images, labels = digits_test.images[:n], digits_test.labels[:n]
+    suites = parse_suites("autoattack", THREAT, 10)
+    folder = RunFolder(tmp_path / "run", RunSpec("m", "d", THREAT.norm, THREAT.eps, 11, n, "cpu"))
+    evaluate_suites(network, images, labels, suites, threat=THREAT, folder=folder, show_progress=False)
+    ours = [outcome == Outcome.ROBUST for outcome in read_outcomes(folder, suites, n)]
+    survived, adv_images = by_the_authors(network, images.float() / 255, labels, chunk_seed(11, "autoattack", Chunk(0, n)))
+    assert 0.2 <= survived.float().mean() <= 0.8
+    assert ours == survived.tolist()
+    index, _, stored = read_results(folder.path).examples["autoattack/apgd-ce"]
+    assert torch.equal(torch.from_numpy(stored), adv_images[torch.from_numpy(index)])  # the same images, bit for bit
+
+
+def read_outcomes(folder, suites, n):
+    from robench.evaluation.store import attack_folder
+
+    described = [
+        {
+            "name": suite.name,
+            "cascade": suite.cascade,
+            "members": [{"name": member.name, "folder": attack_folder(suite, member)} for member in suite.members],
+        }
+        for suite in suites
+    ]
+    folder.describe({"n": n, "suites": described})
+    verdicts = read_results(folder.path).verdicts
+    return verdicts[verdicts["attack"] == suites[0].name]["outcome"].tolist()

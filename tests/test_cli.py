@@ -1,0 +1,316 @@
+"""The two commands as a new user types them, good and bad."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+
+from robench.cli import main
+from robench.data import load_dataset
+from robench.training import TrainSpec, train
+from robench.types import Dataset
+
+
+def call(*arguments, **environment):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], env=environment)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    digits = load_dataset("digits", "train")
+    spec = TrainSpec.of("single", digits, backbone="small", epochs=3, lr=5e-3)
+    return train(
+        spec, digits, load_dataset("digits", "test"), out=tmp_path_factory.mktemp("ckpt") / "m.safetensors", show_progress=False
+    )
+
+
+def test_train_then_attack_then_report(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call("train", "--arch", "supervised", "--dataset", "digits", "--backbone", "small", "--epochs", 1, "--threads", 1)
+    assert result.exit_code == 0, result.output
+    assert "checkpoints/digits-supervised-0.safetensors  clean accuracy: " in result.stdout.splitlines()[-1]
+    command = ["attack", "--ckpt", "checkpoints/digits-supervised-0.safetensors", "--suite", "fgsm,pgd7", "--n", 20, "--threads", 1]
+    result = call(*command)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "reports/digits-supervised-0-Linf-0.2/report.md"
+    folder = tmp_path / "reports" / "digits-supervised-0-Linf-0.2"
+    assert set(pd.read_csv(folder / "summary.csv")["attack"]) == {"clean", "fgsm", "pgd7", "union"}
+    assert "**Partial:** the first 20 of 400 test samples" in (folder / "report.md").read_text()
+    described = json.loads((folder / "run.json").read_text())
+    assert described["n"] == 20 and described["threat"]["eps"] == 0.2 and described["environment"]["threads"] == 1
+    before = (folder / "summary.csv").read_bytes()
+    assert call(*command).exit_code == 0 and (folder / "summary.csv").read_bytes() == before  # nothing is computed twice
+    (folder / "summary.csv").unlink()
+    result = call("report", "reports/digits-supervised-0-Linf-0.2")
+    assert result.exit_code == 0 and (folder / "summary.csv").read_bytes() == before
+    assert call(*command[:4], "pgd2", *command[5:]).exit_code == 0
+    assert set(pd.read_csv(folder / "summary.csv")["attack"]) == {"clean", "pgd2", "fgsm", "pgd7", "union"}  # a column is added
+
+
+def test_default_folder_names_what_differs_from_the_defaults(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call(
+        "attack",
+        "--ckpt",
+        checkpoint,
+        "--suite",
+        "pgd2",
+        "--n",
+        5,
+        "--seed",
+        1,
+        "--eps",
+        "8/255",
+        "--step-size",
+        "1/255",
+        "--threads",
+        1,
+    )
+    assert result.stdout.splitlines()[-1] == "reports/m-Linf-8of255-step1of255-seed1/report.md"
+    assert "pgd2(step=1/255)" in result.output
+
+
+FACTORY = """
+import torch
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+
+def wrong():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 7))
+
+def nothing():
+    return 42
+
+def fails():
+    raise ValueError("no weights here")
+"""
+
+
+def test_any_module_can_be_attacked(tmp_path):
+    (tmp_path / "mine.py").write_text(FACTORY)
+    result = call(
+        "attack",
+        "--model",
+        f"{tmp_path}/mine.py:make",
+        "--dataset",
+        "digits",
+        "--suite",
+        "fgsm",
+        "--n",
+        30,
+        "--out",
+        tmp_path / "run",
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["model"]["name"] == "mine-make"
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("wrong", "returned shape (30, 7) for 30 images, expected (30, 10)"),
+        ("nothing", "the model is a int, expected a torch.nn.Module"),
+        ("fails", "raised ValueError: no weights here"),
+        ("absent", "has no function 'absent'"),
+    ],
+)
+def test_a_module_that_cannot_be_used_is_refused(tmp_path, factory, message):
+    (tmp_path / "mine.py").write_text(FACTORY)
+    result = call(
+        "attack",
+        "--model",
+        f"{tmp_path}/mine.py:{factory}",
+        "--dataset",
+        "digits",
+        "--suite",
+        "fgsm",
+        "--n",
+        30,
+        "--out",
+        tmp_path / "run",
+    )
+    assert_one_clear_message(result, message)
+
+
+def assert_one_clear_message(result, message, code=1):
+    assert result.exit_code == code, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+    said = [line for line in result.output.splitlines() if line.startswith("robench: ")]
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "pdg20"], "unknown attack 'pdg20' (did you mean 'pgd20'?)"),
+        (["--eps", "8"], "did you mean 8/255?"),
+        (["--eps", "eight"], "eps 'eight' is not a number of pixel units"),
+        (["--eps", "-1"], "is not a number of pixel units"),
+        (["--norm", "L3"], "unknown norm 'L3'; expected one of Linf, L2"),
+        (["--norm", "L2", "--suite", "fgsm"], "defined for Linf only"),
+        (["--n", "0"], "--n 0: expected 1 to 400"),
+        (["--n", "401"], "--n 401: expected 1 to 400"),
+        (["--restarts", "0"], "--restarts 0: expected at least 1"),
+        (["--device", "cuda:77"], "device 'cuda:77' cannot be used"),
+        (["--device", "abacus"], "device 'abacus' cannot be used"),
+        (["--dataset", "nowhere"], "unknown dataset 'nowhere'"),
+    ],
+)
+def test_a_senseless_option_gets_one_clear_message(checkpoint, tmp_path, arguments, message):
+    out = tmp_path / "run"
+    result = call("attack", "--ckpt", checkpoint, "--suite", "pgd2", "--out", out, *arguments)
+    assert_one_clear_message(result, message)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no checkpoint at"),
+        (b"", "is empty"),
+        (b"\x80\x02}q\x00.", "pickled file"),
+        (b"PK\x03\x04zip of torch.save", "pickled file"),
+        (b"<html>not found</html>", "no safetensors file"),
+    ],
+)
+def test_a_checkpoint_that_is_none_gets_one_clear_message(tmp_path, content, message):
+    path = tmp_path / "m.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    assert_one_clear_message(call("attack", "--ckpt", path, "--suite", "pgd2"), message)
+
+
+def test_a_truncated_checkpoint_gets_one_clear_message(checkpoint, tmp_path):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(checkpoint.read_bytes()[:-10])
+    assert_one_clear_message(call("attack", "--ckpt", path, "--suite", "pgd2"), "truncated")
+
+
+def test_a_checkpoint_of_another_dataset_is_refused(checkpoint, tmp_path):
+    from PIL import Image
+
+    for name in ("ant", "bee"):
+        (tmp_path / "bugs" / name).mkdir(parents=True)
+        for place in range(5):
+            Image.new("RGB", (32, 32)).save(tmp_path / "bugs" / name / f"{place}.png")
+    result = call("attack", "--ckpt", checkpoint, "--dataset", tmp_path / "bugs", "--suite", "pgd2")
+    assert_one_clear_message(result, "was trained on digits (10 classes: 0, 1, 2, ...), but bugs has 2 (ant, bee)")
+
+
+def test_an_output_folder_that_cannot_be_made_gets_one_clear_message(checkpoint, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = call("attack", "--ckpt", checkpoint, "--suite", "pgd2", "--n", 5, "--out", tmp_path / "file" / "run")
+    assert_one_clear_message(result, "cannot write")
+    result = call(
+        "train", "--arch", "single", "--dataset", "digits", "--backbone", "small", "--out", tmp_path / "file" / "m.safetensors"
+    )
+    assert_one_clear_message(result, "cannot write")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into a read-only folder")
+def test_a_read_only_output_folder_gets_one_clear_message(checkpoint, tmp_path):
+    (tmp_path / "out").mkdir(mode=0o500)
+    result = call("attack", "--ckpt", checkpoint, "--suite", "pgd2", "--n", 5, "--out", tmp_path / "out" / "run")
+    assert_one_clear_message(result, "cannot write")
+
+
+def test_another_threat_model_in_the_same_folder_is_refused_and_nothing_is_lost(checkpoint, tmp_path):
+    command = ["attack", "--ckpt", checkpoint, "--suite", "pgd2", "--n", 5, "--threads", 1, "--out", tmp_path / "run"]
+    assert call(*command).exit_code == 0
+    before = (tmp_path / "run" / "summary.csv").read_bytes()
+    assert_one_clear_message(call(*command, "--eps", "0.1"), "holds another run: eps is 0.2 there and 0.1 here")
+    assert (tmp_path / "run" / "summary.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arch", "singel", "--dataset", "digits"], "unknown arch 'singel'"),
+        (["--arch", "single", "--dataset", "digit"], "unknown dataset 'digit' (did you mean 'digits'?)"),
+        (["--arch", "single", "--dataset", "digits", "--epochs", "0"], "epochs 0"),
+    ],
+)
+def test_a_senseless_training_gets_one_clear_message(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_one_clear_message(call("train", *arguments), message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_neither_checkpoint_nor_model_is_refused():
+    assert_one_clear_message(call("attack", "--suite", "pgd2"), "either --ckpt FILE or --model")
+    assert_one_clear_message(call("attack", "--model", "x.py:make"), "--model needs --dataset")
+
+
+def test_report_of_what_is_no_run_gets_one_clear_message(tmp_path):
+    assert_one_clear_message(call("report", tmp_path), "is no run folder")
+
+
+def test_an_attack_that_fails_exits_with_1_and_keeps_the_rest(checkpoint, tmp_path, monkeypatch):
+    def raises(*arguments):
+        raise RuntimeError("library trouble")
+
+    monkeypatch.setattr("robench.adapters.torchattacks.fgsm", raises)
+    result = call("attack", "--ckpt", checkpoint, "--suite", "fgsm,pgd2", "--n", 5, "--threads", 1, "--out", tmp_path / "run")
+    assert_one_clear_message(result, "attack failed: fgsm, chunk 0000000-0000005: RuntimeError: library trouble")
+    assert pd.read_csv(tmp_path / "run" / "summary.csv").set_index("attack").loc["pgd2", "undecided"] == 0
+
+
+@pytest.mark.parametrize("kind", ["attacks", "suites", "datasets", "archs"])
+def test_list_shows_what_can_be_named(kind):
+    result = call("list", kind)
+    assert result.exit_code == 0 and len(result.output.splitlines()) >= 2
+
+
+def test_help_and_version_do_not_import_torch_or_pandas():
+    for arguments in (
+        ["--help"],
+        ["train", "--help"],
+        ["attack", "--help"],
+        ["--version"],
+        ["list", "datasets"],
+        ["list", "attacks"],
+    ):
+        code = f"""
+import sys
+from robench.cli import main
+try:
+    main({arguments!r}, prog_name="robench")
+except SystemExit:
+    pass
+heavy = {{"torch", "torchvision", "pandas", "numpy", "matplotlib", "torchattacks", "pyautoattack"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_python_m_robench_is_robench():
+    result = subprocess.run([sys.executable, "-m", "robench", "--version"], check=True, capture_output=True, text=True)
+    assert result.stdout.startswith("robench, version ")
+
+
+def test_a_pickled_checkpoint_is_not_executed(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "crater"),)
+
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(pickle.dumps(Bomb()))
+    assert_one_clear_message(call("attack", "--ckpt", path), "can execute code")
+    assert not (tmp_path / "crater").exists()
+
+
+def test_a_model_whose_images_have_another_size_is_refused(checkpoint, monkeypatch):
+    wider = Dataset(
+        "digits", "test", torch.zeros(4, 3, 40, 40, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), tuple("0123456789")
+    )
+    monkeypatch.setattr("robench.api.load_dataset", lambda *arguments: wider)
+    assert_one_clear_message(call("attack", "--ckpt", checkpoint, "--suite", "pgd2"), "trained on images of shape (3, 32, 32)")

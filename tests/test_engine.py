@@ -1,0 +1,350 @@
+"""The engine on attacks whose tables are known by hand."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cases import BrightnessClassifier, brightness_data, column, darken, fake
+from torch import nn
+
+from robench.api import evaluate
+from robench.evaluation.engine import evaluate_suites
+from robench.evaluation.results import read_results
+from robench.evaluation.store import Chunk, RunFolder, attack_folder, chunk_seed, split
+from robench.models.classifier import Classifier
+from robench.report import write_report
+from robench.types import Outcome, RobenchError, RunSpec, Suite, ThreatModel
+
+# Of ten samples two are misclassified; at eps 0.1 darkening breaks those below 0.1, four of the other eight.
+OFFSETS = [-0.05, 0.02, 0.2, 0.06, 0.3, -0.01, 0.08, 0.15, 0.04, 0.25]
+THREAT = ThreatModel("Linf", 0.1)
+SPEC = RunSpec("model", "data", THREAT.norm, THREAT.eps, 0, 4, "cpu")
+
+
+def run(path, suites, *, offsets=OFFSETS, spec=SPEC, model=None):
+    """Runs suites and describes the folder as ``robench attack`` does."""
+    images, labels = brightness_data(offsets)
+    folder = RunFolder(path, spec)
+    described = [
+        {
+            "name": suite.name,
+            "cascade": suite.cascade,
+            "members": [
+                {"name": m.name, "folder": attack_folder(suite, m), "params": {}, "library": "tests", "source": ""}
+                for m in suite.members
+            ],
+        }
+        for suite in suites
+    ]
+    folder.describe(
+        {
+            "n": len(images),
+            "suites": described,
+            "model": {"name": "brightness", "origin": {}},
+            "data": {"name": "gray", "split": "test", "n": len(images), "classes": ["dark", "bright"]},
+            "threat": {"norm": spec.norm, "eps": spec.eps, "eps_text": "0.1"},
+            "command": "none",
+            "environment": {},
+        }
+    )
+    classifier = Classifier(model or BrightnessClassifier(), 2)
+    evaluate_suites(classifier, images, labels, suites, threat=ThreatModel(spec.norm, spec.eps), folder=folder, show_progress=False)
+    return read_results(path)
+
+
+def outcomes(results, attack):
+    rows = results.verdicts[results.verdicts["attack"] == attack]
+    return dict(zip(rows["index"], rows["outcome"], strict=True))
+
+
+def test_verdicts_are_the_ones_known_by_hand(tmp_path):
+    results = run(tmp_path, [column("darken", darken)])
+    expected = {
+        index: Outcome.MISCLASSIFIED if offset < 0 else Outcome.BROKEN if offset < 0.1 else Outcome.ROBUST
+        for index, offset in enumerate(OFFSETS)
+    }
+    assert outcomes(results, "darken") == expected
+    rows = results.verdicts.set_index(["attack", "index"])
+    assert rows.loc[("darken", 1), "adv_pred"] == 0 and rows.loc[("darken", 2), "adv_pred"] == 1
+    assert rows.loc[("darken", 2), "distance"] == pytest.approx(0.1, abs=1e-6)
+    assert rows.loc[("darken", 2), "margin"] == pytest.approx(2 * (0.2 - 0.1), abs=1e-5)
+    assert rows.loc[("clean", 0), "outcome"] == Outcome.MISCLASSIFIED
+
+
+def test_the_attack_sees_only_correct_samples_chunk_by_chunk(tmp_path):
+    seen = []
+
+    def record(model, images, labels, threat, seed):
+        seen.append([round(float(image.mean()) - 0.5, 3) for image in images])
+        return images
+
+    run(tmp_path, [column("record", record)])
+    assert seen == [[0.02, 0.2, 0.06], [0.3, 0.08, 0.15], [0.04, 0.25]]
+
+
+def test_a_cascade_gives_each_stage_the_survivors_and_is_one_column(tmp_path):
+    seen = []
+
+    def darken_all(model, images, labels, threat, seed):
+        seen.append(len(images))
+        return darken(model, images, labels, threat, seed)
+
+    def nothing(model, images, labels, threat, seed):
+        seen.append(len(images))
+        return images
+
+    suite = Suite("both", (fake("first", darken_all), fake("second", nothing)), cascade=True)
+    results = run(tmp_path, [suite], spec=replace(SPEC, chunk=10))
+    assert seen == [8, 4]
+    assert results.columns == ["both"] and results.stages["both"] == ["both/first", "both/second"]
+    stage = outcomes(results, "both/second")
+    assert [stage[index] for index in (0, 1, 2)] == [Outcome.MISCLASSIFIED, Outcome.SKIPPED, Outcome.ROBUST]
+    assert outcomes(results, "both") == outcomes(run(tmp_path / "other", [column("darken", darken)]), "darken")
+
+
+def test_passes_are_counted_in_samples(tmp_path):
+    def two_forwards_one_backward(model, images, labels, threat, seed):
+        with torch.no_grad():
+            model(images)
+        inputs = images.clone().requires_grad_()
+        model(inputs).sum().backward()
+        return images
+
+    ledger = run(tmp_path, [column("count", two_forwards_one_backward)]).ledger
+    counted = ledger[ledger["attack"] == "count"]
+    assert (counted["forwards"].sum(), counted["backwards"].sum()) == (16, 8)
+
+
+def raises(model, images, labels, threat, seed):
+    raise ValueError("out of ideas")
+
+
+def returns_nan(model, images, labels, threat, seed):
+    return torch.full_like(images, float("nan"))
+
+
+def leaves_the_ball(model, images, labels, threat, seed):
+    return (images - threat.eps - 1e-3).clamp(0, 1)
+
+
+def leaves_the_box(model, images, labels, threat, seed):
+    return images - 0.0 + torch.where(torch.arange(4) == 0, 2.0, 0.0)
+
+
+def wrong_shape(model, images, labels, threat, seed):
+    return images[:1]
+
+
+@pytest.mark.parametrize(
+    ("attack", "outcome", "message"),
+    [
+        (raises, Outcome.ERROR, "ValueError: out of ideas"),
+        (returns_nan, Outcome.INVALID, "with NaN or infinity"),
+        (leaves_the_ball, Outcome.INVALID, "outside the ball (up to 0.101"),
+        (leaves_the_box, Outcome.INVALID, "outside [0, 1]"),
+        (wrong_shape, Outcome.INVALID, "returned shape (1, 3, 4, 4) for images of shape"),
+    ],
+)
+def test_an_attack_that_fails_is_neither_robust_nor_broken_and_the_others_go_on(tmp_path, attack, outcome, message):
+    results = run(tmp_path, [column("bad", attack), column("darken", darken)], spec=replace(SPEC, chunk=10))
+    bad = outcomes(results, "bad")
+    assert {bad[index] for index, offset in enumerate(OFFSETS) if offset > 0} == {outcome}
+    assert message in " ".join(results.ledger["message"])
+    summary = write_report(tmp_path).set_index("attack")
+    assert summary.loc["bad", "undecided"] == 8 and np.isnan(summary.loc["bad", "robust_accuracy"])
+    assert (summary.loc["bad", "robust_low"], summary.loc["bad", "robust_high"]) == (0.0, 0.8)
+    assert summary.loc["darken", "robust_accuracy"] == 0.4
+    # Broken by one is broken, whatever the failed one would have found; the other four stay open.
+    assert (summary.loc["union", "broken"], summary.loc["union", "undecided"]) == (4, 4)
+    assert "An attack failed" in (tmp_path / "report.md").read_text()
+
+
+def test_an_attack_that_raised_is_tried_again_and_an_invalid_one_is_not(tmp_path):
+    calls = []
+
+    def recovers(model, images, labels, threat, seed):
+        calls.append(len(images))
+        if len(calls) == 1:
+            raise RuntimeError("out of memory")
+        return images
+
+    spec = replace(SPEC, chunk=10)
+    assert set(outcomes(run(tmp_path, [column("flaky", recovers)], spec=spec), "flaky").values()) == {
+        Outcome.MISCLASSIFIED,
+        Outcome.ERROR,
+    }
+    assert set(outcomes(run(tmp_path, [column("flaky", recovers)], spec=spec), "flaky").values()) == {
+        Outcome.MISCLASSIFIED,
+        Outcome.ROBUST,
+    }
+    run(tmp_path, [column("flaky", recovers)], spec=spec)
+    assert len(calls) == 2
+
+
+def test_finished_chunks_are_not_computed_again_and_more_samples_reuse_them(tmp_path):
+    calls = []
+
+    def record(model, images, labels, threat, seed):
+        calls.append(seed)
+        return images
+
+    run(tmp_path, [column("record", record)], offsets=OFFSETS[:6])
+    assert len(calls) == 2  # 0-4 and the shorter 4-6
+    run(tmp_path, [column("record", record)])
+    assert len(calls) == 4  # 4-8 and 8-10 are new; 4-6 is another chunk than 4-8
+    run(tmp_path, [column("record", record)])
+    assert len(calls) == 4
+
+
+def test_other_parameters_are_another_attack(tmp_path):
+    calls = []
+
+    def record(model, images, labels, threat, seed):
+        calls.append(seed)
+        return images
+
+    for params in ({"steps": 1}, {"steps": 2}, {"steps": 1}):
+        run(tmp_path, [column("record", record, params)], spec=replace(SPEC, chunk=10))
+    assert len(calls) == 2 and len(set(calls)) == 1
+
+
+def noisy(model, images, labels, threat, seed):
+    noise = torch.rand_like(images) + random.random() + np.random.rand()
+    return (images - threat.eps * noise.clamp(0, 1)).clamp(0, 1)
+
+
+def test_order_and_process_do_not_change_a_verdict_and_global_generators_stay(tmp_path):
+    torch.manual_seed(1), random.seed(1), np.random.seed(1)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    first = run(tmp_path / "a", [column("noisy", noisy), column("darken", darken)])
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1] and np.array_equal(np.random.get_state()[1], states[2])
+    second = run(tmp_path / "b", [column("darken", darken), column("noisy", noisy)])
+    rows = [results.verdicts[results.verdicts["attack"] == "noisy"].reset_index(drop=True) for results in (first, second)]
+    pd.testing.assert_frame_equal(*rows)
+    other = run(tmp_path / "c", [column("noisy", noisy)], spec=replace(SPEC, seed=1)).verdicts
+    assert not other[other["attack"] == "noisy"]["distance"].equals(rows[0]["distance"])
+
+
+def test_chunks_and_their_seeds():
+    assert split(10, 4) == [Chunk(0, 4), Chunk(4, 8), Chunk(8, 10)]
+    seeds = {chunk_seed(seed, family, chunk) for seed in (0, 1) for family in ("pgd", "fgsm") for chunk in split(10, 4)}
+    assert len(seeds) == 12 and all(0 <= seed < 2**63 for seed in seeds)
+    assert chunk_seed(0, "pgd", Chunk(0, 250)) == 2992109015086425791  # every version of robench must draw the same
+
+
+def test_a_folder_of_another_run_is_refused_with_the_difference_and_untouched(tmp_path):
+    run(tmp_path, [column("darken", darken)])
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(RobenchError, match=r"holds another run: eps is 0.1 there and 0.2 here; seed is 0 there and 5 here"):
+        RunFolder(tmp_path, replace(SPEC, eps=0.2, seed=5))
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_a_folder_with_other_things_in_it_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(RobenchError, match="not empty and holds no run"):
+        RunFolder(tmp_path, SPEC)
+
+
+def test_a_damaged_chunk_is_named(tmp_path):
+    run(tmp_path, [column("darken", darken)])
+    chunk = next((tmp_path / "chunks" / "clean").iterdir())
+    chunk.write_bytes(chunk.read_bytes()[:50])
+    with pytest.raises(RobenchError, match=r"chunks/clean/.*\.npz is damaged; delete it"):
+        read_results(tmp_path)
+
+
+def test_unfinished_columns_are_named_and_not_shown(tmp_path):
+    results = run(tmp_path, [column("darken", darken), column("noisy", noisy)])
+    folder = tmp_path / "chunks" / attack_folder(column("noisy", noisy), fake("noisy", noisy))
+    next(folder.iterdir()).unlink()
+    results = read_results(tmp_path)
+    assert results.columns == ["darken"] and results.unfinished == ["noisy"]
+    write_report(tmp_path)
+    assert "Unfinished, not shown:** noisy" in (tmp_path / "report.md").read_text()
+
+
+def test_clean_logits_that_are_not_finite_stop_the_run(tmp_path):
+    class Broken(nn.Module):
+        def forward(self, images):
+            return torch.full((len(images), 2), float("nan"))
+
+    with pytest.raises(RobenchError, match="logits are not finite on clean images 0 to 3"):
+        run(tmp_path, [column("darken", darken)], model=Broken())
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+import torch
+from test_engine import *
+def slow(model, images, labels, threat, seed):
+    time.sleep(0.3)
+    print("chunk", flush=True)
+    return noisy(model, images, labels, threat, seed)
+from pathlib import Path
+run(Path(sys.argv[1]), [column("slow", slow), column("darken", darken)], offsets=OFFSETS * 3)
+write_report(Path(sys.argv[1]))
+"""
+
+
+def test_sigkill_inside_and_between_chunks_ends_with_the_undisturbed_table(tmp_path, request):
+    command = [sys.executable, "-c", KILLED]
+    here = str(request.path.parent)
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    subprocess.run([*command, str(undisturbed), here], check=True, capture_output=True)
+    for kills in (1, 3):
+        process = subprocess.Popen([*command, str(killed), here], stdout=subprocess.PIPE)
+        for _ in range(kills):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (killed / "summary.csv").exists()
+    subprocess.run([*command, str(killed), here], check=True, capture_output=True)
+    first, second = (pd.read_csv(path / "summary.csv").drop(columns="seconds") for path in (undisturbed, killed))
+    assert first.to_csv() == second.to_csv()
+    assert (undisturbed / "verdicts.csv").read_bytes() == (killed / "verdicts.csv").read_bytes()
+    assert not list(killed.rglob("*.partial"))
+
+
+def test_evaluate_is_five_lines_of_python_and_leaves_the_model_alone():
+    images, labels = brightness_data(OFFSETS)
+    model = nn.Sequential(BrightnessClassifier(), nn.Identity()).train()
+    result = evaluate(model, images, labels, suite="fgsm,pgd7", eps=0.1)
+    assert result.summary.set_index("attack")["robust_accuracy"].to_dict() == {"clean": 0.8, "fgsm": 0.4, "pgd7": 0.4, "union": 0.4}
+    assert set(result.verdicts["attack"]) == {"clean", "fgsm", "pgd7"} and len(result.verdicts) == 30
+    assert model.training and result.path is None
+
+
+def test_evaluate_keeps_a_run_folder_when_asked(tmp_path):
+    images, labels = brightness_data(OFFSETS)
+    out = tmp_path / "run"
+    result = evaluate(BrightnessClassifier(), images, labels, suite="fgsm", eps="0.1", out=out)
+    assert result.path == out
+    described = json.loads((out / "run.json").read_text())
+    assert described["results"][1]["robust_accuracy"] == 0.4
+    assert (out / "report.md").exists() and (out / "figures" / "robust_accuracy.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.rand(2, 3, 4, 4) * 255, [1, 1], "expected pixel values in .0, 1.: divide by 255"),
+        (torch.rand(2, 3, 4), [1, 1], r"images of shape \(2, 3, 4\)"),
+        (torch.rand(2, 3, 4, 4), [1], r"labels of shape \(1,\)"),
+        (torch.rand(2, 3, 4, 4), [1, 7], "labels range from 1 to 7; the model has 2 classes"),
+        (torch.rand(0, 3, 4, 4), [], "no images"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.int32), [1, 1], "expected float in"),
+    ],
+)
+def test_evaluate_refuses_what_are_not_images(images, labels, message):
+    with pytest.raises(RobenchError, match=message):
+        evaluate(BrightnessClassifier(), images, torch.tensor(labels, dtype=torch.int64), suite="fgsm", eps=0.1)
