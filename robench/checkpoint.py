@@ -2,57 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import struct
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from robench.files import write_atomically
 from robench.types import Checkpoint, RobenchError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 FORMAT = 1
 _KEY = "robench"  # safetensors metadata maps text to text, so everything of ours is JSON under one key
-
-
-def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes, in the order of the names; the same on every device."""
-    import torch
-
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that exists exactly when it is complete: temporary name, fsync, rename.
-
-    Raises:
-        RobenchError: the folder cannot be written, or the disk is full; nothing that was there is damaged.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True) if partial.parent.is_dir() and os.access(partial.parent, os.W_OK) else None
-        raise RobenchError(
-            f"cannot write {path}: {error.strerror or error}; what was finished before is kept: make room or choose another "
-            "--out, then run the same command again"
-        ) from error
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from robench.digest import digest_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,12 +54,6 @@ def format_eps(eps: float) -> str:
     levels = round(eps * 255, 6)
     fraction = f"{levels:g}/255"
     return fraction if parse_eps(fraction) == eps else repr(eps)
-
-
-def derive_seed(*parts: object) -> int:
-    """A random seed that follows from ``parts`` alone, the same in every process; a non-negative int64."""
-    text = " ".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 @dataclass(frozen=True)
@@ -208,8 +203,6 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """sha256 over shape, pixels and labels in their order."""
-        from robench.checkpoint import digest_tensors
-
         return digest_tensors({"images": self.images, "labels": self.labels})
 
 
@@ -256,8 +249,6 @@ class Checkpoint:
     @cached_property
     def digest(self) -> str:
         """sha256 over the weights: names, dtypes, shapes and bytes."""
-        from robench.checkpoint import digest_tensors
-
         return digest_tensors(self.weights)
 
 

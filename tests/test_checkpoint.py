@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robench.checkpoint import digest_tensors, load_checkpoint, read_description, save_checkpoint, write_atomically
+from robench.checkpoint import load_checkpoint, read_description, save_checkpoint
+from robench.digest import digest_tensors
+from robench.files import write_atomically
 from robench.models.multihead import MultiHead, rebuild
 from robench.types import Checkpoint, RobenchError
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from robench.checkpoint import write_atomically
-from robench.types import Attack, Outcome, RobenchError, RunSpec, Suite, derive_seed
+from robench.digest import derive_seed
+from robench.files import write_atomically
+from robench.types import Attack, Outcome, RobenchError, RunSpec, Suite
 
 SCHEMA = 1
 CLEAN = "clean"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from robench.checkpoint import digest_tensors
+from robench.digest import digest_tensors
 from robench.types import RobenchError
 
 if TYPE_CHECKING:

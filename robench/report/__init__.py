@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from robench.checkpoint import write_atomically
 from robench.evaluation.results import read_results
+from robench.files import write_atomically
 from robench.report.figures import draw_all
 from robench.report.markdown import render
 from robench.report.tables import summarise, verdict_rows

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robench.checkpoint import write_atomically
 from robench.evaluation.results import read_results
+from robench.files import write_atomically
 from robench.report.markdown import layout_table
 from robench.report.tables import summarise
 from robench.types import RobenchError

@@ -15,14 +15,16 @@ import torch
 from torch import Generator, Tensor, nn
 
 import robench
-from robench.checkpoint import read_description, save_checkpoint, write_atomically
+from robench.checkpoint import read_description, save_checkpoint
 from robench.data.augment import VIEWS, to_unit
+from robench.digest import derive_seed
+from robench.files import write_atomically
 from robench.models.multihead import MAIN, MultiHead
 from robench.training.adversarial import ADVERSARIAL
 from robench.training.objectives import OBJECTIVES, Terms, make_heads
 from robench.training.recipes import RECIPES
 from robench.training.spec import TrainSpec
-from robench.types import Checkpoint, Dataset, RobenchError, derive_seed, parse_eps
+from robench.types import Checkpoint, Dataset, RobenchError, parse_eps
 
 
 def train(
