@@ -7,7 +7,7 @@ DEMO_TRAIN := --dataset digits --backbone small --batch-size 64 --lr 2e-3
 DEMO_ATTACK := --suite fgsm,pgd7,pgd20,pgd50,autoattack --n 100
 DEMO_MODELS := single-0 supervised-0 contrastive-0 single-nfgsm-0
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 
 demo: $(VENV)/.ok
 	$(ROBENCH) train $(DEMO_TRAIN) --arch single --epochs 20
@@ -20,9 +20,12 @@ demo: $(VENV)/.ok
 test: $(VENV)/.ok
 	$(VENV)/bin/python -m pytest
 
+bench: $(VENV)/.ok
+	$(VENV)/bin/python benchmarks/augmentation.py
+
 check: $(VENV)/.ok
-	$(VENV)/bin/ruff check robench tests
-	$(VENV)/bin/ruff format --check robench tests
+	$(VENV)/bin/ruff check robench tests benchmarks
+	$(VENV)/bin/ruff format --check robench tests benchmarks
 	$(VENV)/bin/mypy
 
 $(VENV)/.ok: setup.cfg pyproject.toml constraints.txt

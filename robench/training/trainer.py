@@ -67,7 +67,7 @@ def train(
     state_path = path.with_name(path.name + ".training")
     history = _resume(state_path, model, optimizer, wanted)
     _save_state(state_path, model, optimizer, wanted, history)  # a folder that cannot be written shows now, not after an epoch
-    loop = _Loop(spec, model, optimizer, train_set, device)
+    loop = Loop(spec, model, optimizer, train_set, device)
     for epoch in range(len(history), spec.epochs):
         history.append(loop.run_epoch(epoch, show_progress))
         _save_state(state_path, model, optimizer, wanted, history)
@@ -77,7 +77,7 @@ def train(
     return path
 
 
-class _Loop:
+class Loop:
     """Data on the device, and what one epoch does with it."""
 
     def __init__(
@@ -110,7 +110,7 @@ class _Loop:
             share = self.recipe.rate(epoch * self.steps + step, self.steps, self.spec.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.spec.lr * share
-            for name, value in self._step(batch, generator).items():
+            for name, value in self.step(batch, generator).items():
                 totals[name] = totals.get(name, 0) + value.detach()
             if show_progress and (step % 20 == 19 or step + 1 == self.steps):
                 self._report(bar, totals, step, epoch, started)
@@ -128,7 +128,7 @@ class _Loop:
             f"loss {loss:.3f}, {self.spec.batch_size / per_step:,.0f} images/s, {left / 60:.1f} min left in all", refresh=False
         )
 
-    def _step(self, batch: Tensor, generator: Generator) -> dict[str, Tensor]:
+    def step(self, batch: Tensor, generator: Generator) -> dict[str, Tensor]:
         spec, view = self.spec, VIEWS[self.spec.views]
         pixels, n_views = self.images[batch], self.objective.n_views
         images = torch.cat([view(pixels, generator, mirror=self.mirror) for _ in range(n_views)])
