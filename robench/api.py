@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robench.attacks import AttackOptions, parse_suites
+from robench.attacks import AttackOptions, check_names, parse_suites
 from robench.checkpoint import read_description
 from robench.data import load_dataset
 from robench.evaluation.device import usable_cores, use_device
@@ -119,6 +119,7 @@ def attack(
     """
     if (ckpt is None) == (model is None):
         raise RobenchError("name what to attack: either --ckpt FILE or --model FILE.py:FACTORY")
+    check_names(request.suite)  # before anything is downloaded
     trained_on = read_description(ckpt)["dataset"] if ckpt is not None else None
     tested_on = dataset or trained_on
     if tested_on is None:
@@ -218,7 +219,7 @@ def _run(
         "threat": {"norm": threat.norm, "eps": threat.eps, "eps_text": threat.eps_text},
         "n": n,
         "suites": _columns_with_earlier(path, suites),
-        "command": command,
+        "commands": _commands_with_earlier(path, command),
         "environment": describe_environment(device, threads or usable_cores()),
     }
     folder.describe(description)
@@ -252,6 +253,12 @@ def _columns_with_earlier(path: Path, suites: list[Suite]) -> list[dict[str, Any
     earlier = read_run(path)["suites"] if (path / "run.json").exists() else []
     names = {column["name"] for column in asked}
     return asked + [column for column in earlier if column["name"] not in names]
+
+
+def _commands_with_earlier(path: Path, command: str) -> list[str]:
+    """Every command that filled the folder, in order, each once."""
+    earlier = read_run(path)["commands"] if (path / "run.json").exists() else []
+    return list(dict.fromkeys([*earlier, *([command] if command else [])]))
 
 
 def _plain(summary: pd.DataFrame) -> list[dict[str, Any]]:

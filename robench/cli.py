@@ -79,9 +79,10 @@ def train(arch, dataset, recipe, adversarial, out, device, threads, data_dir, **
     """Train one of the paper's variants; the same command continues after a kill."""
     from robench.data import load_dataset
     from robench.evaluation.device import use_device
-    from robench.training import TrainSpec
+    from robench.training import TrainSpec, check_names
     from robench.training import train as run_training
 
+    check_names(arch, recipe, adversarial)  # before anything is downloaded
     train_set = load_dataset(dataset, "train", data_dir)
     spec = TrainSpec.of(arch, train_set, recipe=recipe, adversarial=adversarial, **chosen)
     with use_device(device, threads) as chosen_device:

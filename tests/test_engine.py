@@ -50,7 +50,7 @@ def run(path, suites, *, offsets=OFFSETS, spec=SPEC, model=None):
             "model": {"name": "brightness", "origin": {}},
             "data": {"name": "gray", "split": "test", "n": len(images), "classes": ["dark", "bright"]},
             "threat": {"norm": spec.norm, "eps": spec.eps, "eps_text": "0.1"},
-            "command": "none",
+            "commands": ["robench attack"],
             "environment": {},
         }
     )

@@ -132,11 +132,9 @@ def parse_suites(text: str, threat: ThreatModel, n_classes: int, options: Attack
         RobenchError: a name is unknown, an attack is not defined for the norm, or an option applies to none of the attacks.
     """
     options = options or AttackOptions()
+    names = check_names(text)
     _check_options(options, threat)
     context = Context(threat, n_classes, options)
-    names = [name.strip().lower() for name in text.split(",") if name.strip()]
-    if not names:
-        raise RobenchError("the suite is empty; for example --suite pgd20,autoattack")
     columns: dict[str, Suite] = {}
     for name in names:
         for suite in _columns(name, context):
@@ -146,33 +144,42 @@ def parse_suites(text: str, threat: ThreatModel, n_classes: int, options: Attack
     return list(columns.values())
 
 
-def make_attack(name: str, context: Context) -> Attack:
-    """One attack by name.
+def check_names(text: str) -> list[str]:
+    """The names in a list separated by commas, all of them known; needs no data and no model.
 
     Raises:
-        RobenchError: see ``parse_suites``.
+        RobenchError: the list is empty, or a name is unknown.
     """
-    for entry in ATTACKS.values():
-        match = re.fullmatch(entry.pattern, name)
-        if match:
-            attack = entry.make(name, match, context)
-            if context.threat.norm not in attack.norms:
-                raise RobenchError(
-                    f"attack {name!r} is defined for {', '.join(attack.norms)} only, not for {context.threat.norm}; "
-                    "use pgd1 for a single step in another norm"
-                )
-            return attack
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    if not names:
+        raise RobenchError("the suite is empty; for example --suite pgd20,autoattack")
     known = [shown for entry in ATTACKS.values() for shown in entry.shown] + list(SUITES)
-    raise RobenchError(f"unknown attack {name!r}{did_you_mean(name, known)}; `robench list attacks` shows all {len(ATTACKS)}")
+    for name in names:
+        if name not in SUITES and not any(re.fullmatch(entry.pattern, name) for entry in ATTACKS.values()):
+            raise RobenchError(
+                f"unknown attack {name!r}{did_you_mean(name, known)}; `robench list attacks` shows all {len(ATTACKS)}"
+            )
+    return names
+
+
+def _make_attack(name: str, context: Context) -> Attack:
+    entry, match = next((entry, match) for entry in ATTACKS.values() if (match := re.fullmatch(entry.pattern, name)))
+    attack = entry.make(name, match, context)
+    if context.threat.norm not in attack.norms:
+        raise RobenchError(
+            f"attack {name!r} is defined for {', '.join(attack.norms)} only, not for {context.threat.norm}; "
+            "use pgd1 for a single step in another norm"
+        )
+    return attack
 
 
 def _columns(name: str, context: Context) -> list[Suite]:
     if name not in SUITES:
-        attack = make_attack(name, context)
+        attack = _make_attack(name, context)
         return [Suite(attack.name, (attack,), cascade=False)]
     entry = SUITES[name]
     if entry.cascade:
-        return [Suite(name, tuple(make_attack(member, context) for member in entry.members), cascade=True, about=entry.about)]
+        return [Suite(name, tuple(_make_attack(member, context) for member in entry.members), cascade=True, about=entry.about)]
     return [column for member in entry.members for column in _columns(member, context)]
 
 

@@ -28,11 +28,7 @@ def render(results: Results, summary: pd.DataFrame, figures: list[str]) -> str:
         "## Every attack\n\n" + _detail_table(summary) + "\n\n" + _reading_notes(),
         *[f"## {FIGURES[name]}\n\n![{FIGURES[name]}](figures/{name}.png)" for name in figures],
         "## How it was obtained\n\n" + _provenance(results),
-        "## Repeat it\n\n```\n"
-        + run["command"]
-        + "\n```\n\nTables again from the verdicts alone: `robench report "
-        + str(results.path)
-        + "`",
+        "## Repeat it\n\n" + _commands(results),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -143,6 +139,11 @@ def _provenance(results: Results) -> str:
     facts = "\n".join(f"- {name}: {text}" for name, text in rows)
     listed = "\n".join(f"| {' | '.join(row)} |" for row in attacks)
     return f"{facts}\n\n| attack | library | parameters | source |\n|---|---|---|---|\n{listed}" if attacks else facts
+
+
+def _commands(results: Results) -> str:
+    commands = "\n".join(results.description["commands"] or ["robench.evaluate(...), called from Python"])
+    return f"```\n{commands}\n```\n\nTables again from the verdicts alone: `robench report {results.path}`"
 
 
 def _inline(values: dict) -> str:

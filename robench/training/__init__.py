@@ -1,6 +1,6 @@
 """Training: data -> model -> checkpoint."""
 
-from robench.training.spec import TrainSpec
+from robench.training.spec import TrainSpec, check_names
 from robench.training.trainer import train
 
-__all__ = ["TrainSpec", "train"]
+__all__ = ["TrainSpec", "check_names", "train"]

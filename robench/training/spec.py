@@ -55,11 +55,7 @@ class TrainSpec:
         Raises:
             RobenchError: a name is unknown, a number is out of its range, or an option means nothing for this variant.
         """
-        for kind, name, known in (
-            ("arch", arch, OBJECTIVES), ("recipe", recipe, RECIPES), ("adversarial training", adversarial, ADVERSARIAL),
-        ):  # fmt: skip
-            if name not in known:
-                raise RobenchError(f"unknown {kind} {name!r}; expected one of {', '.join(known)}")
+        check_names(arch, recipe, adversarial)
         chosen = {name: value for name, value in chosen.items() if value is not None}
         _refuse_options_without_meaning(arch, adversarial, chosen)
         objective, defaults = OBJECTIVES[arch], RECIPES[recipe]
@@ -104,6 +100,18 @@ class TrainSpec:
     def default_name(self) -> str:
         adversarial = "" if self.adversarial == "none" else f"-{self.adversarial}"
         return f"{self.dataset}-{self.arch}{adversarial}-{self.seed}.safetensors"
+
+
+def check_names(arch: str, recipe: str, adversarial: str) -> None:
+    """Whether the names are known; needs no data.
+
+    Raises:
+        RobenchError: one is not.
+    """
+    named = (("arch", arch, OBJECTIVES), ("recipe", recipe, RECIPES), ("adversarial training", adversarial, ADVERSARIAL))
+    for kind, name, known in named:
+        if name not in known:
+            raise RobenchError(f"unknown {kind} {name!r}; expected one of {', '.join(known)}")
 
 
 def _refuse_options_without_meaning(arch: str, adversarial: str, chosen: dict[str, Any]) -> None:
