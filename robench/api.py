@@ -5,28 +5,34 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from robench.attacks import AttackOptions, check_names, parse_suites
 from robench.checkpoint import read_description
-from robench.data import load_dataset
+from robench.data import DATASETS, load_dataset
+from robench.data.augment import to_unit
 from robench.evaluation.device import usable_cores, use_device
 from robench.evaluation.engine import evaluate_suites
 from robench.evaluation.environment import describe_environment
-from robench.evaluation.results import read_results
+from robench.evaluation.results import Results, failures, read_results
 from robench.evaluation.store import RunFolder, attack_folder, read_run
 from robench.evaluation.verify import check_images
 from robench.models.loading import Subject, classifier_of_checkpoint, classifier_of_factory, classifier_of_module
+from robench.report import write_report
+from robench.report.tables import summarise, verdict_rows
 from robench.types import Dataset, RobenchError, RunSpec, Suite, ThreatModel, format_eps, parse_eps
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
 
-    from robench.types import Labels
+    from robench.types import Images, Labels
 
 DEFAULT_CHUNK = 250
 
@@ -38,11 +44,13 @@ class Evaluation:
     Attributes:
         summary: a row per attack, as in summary.csv.
         verdicts: a row per sample and attack, as in verdicts.csv.
+        failures: what attacks failed with, one line each; empty where every verdict stands.
         path: the run folder, or None where none was asked for.
     """
 
     summary: pd.DataFrame
     verdicts: pd.DataFrame
+    failures: list[str]
     path: Path | None
 
 
@@ -124,6 +132,8 @@ def attack(
     tested_on = dataset or trained_on
     if tested_on is None:
         raise RobenchError("--model needs --dataset, a name of `robench list datasets` or a folder of images per class")
+    if dataset is None and tested_on not in DATASETS:
+        raise RobenchError(f"{ckpt} was trained on the folder {tested_on!r}; say where it lies: --dataset PATH")
     data = load_dataset(tested_on, "test", data_dir)
     threat = request.threat(data)
     suites = parse_suites(request.suite, threat, len(data.classes), request.options())
@@ -132,6 +142,7 @@ def attack(
         subject = classifier_of_checkpoint(ckpt, data, chosen) if ckpt else classifier_of_factory(str(model), data, chosen)
         folder = out or Path("reports") / request.folder_name(subject.name, threat, data, trained_on)
         _run(subject, data, n, suites, threat, request, folder, chosen, threads, command=_command(), show_progress=True)
+    write_report(folder)
     return folder
 
 
@@ -142,7 +153,7 @@ def evaluate(
     *,
     suite: str = "pgd20,autoattack",
     norm: str = "Linf",
-    eps: str | float = "8/255",
+    eps: str | float | None = None,
     seed: int = 0,
     batch_size: int = DEFAULT_CHUNK,
     device: str = "auto",
@@ -159,7 +170,7 @@ def evaluate(
         images: float in [0, 1] or uint8, (N, C, H, W).
         labels: int64 (N,).
         suite: as ``--suite``.
-        norm, eps: the threat model.
+        norm, eps: the threat model; by default 8/255 in Linf and 0.5 in L2.
         seed: of the attacks.
         batch_size: samples a chunk.
         device: see ``use_device``.
@@ -170,68 +181,86 @@ def evaluate(
     Raises:
         RobenchError: images or labels out of range, outputs of the wrong shape, an unknown attack.
     """
-    import torch
-
-    check_images(images, labels, max(int(labels.max()) + 1, len(classes)) if len(labels) else 1)
-    request = AttackRequest(suite, norm, format_eps(parse_eps(eps)), seed=seed, chunk=batch_size)
+    if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor):
+        raise RobenchError(f"images are a {type(images).__name__} and labels a {type(labels).__name__}; expected torch tensors")
+    check_images(images, labels, None)
+    request = AttackRequest(suite, norm, None if eps is None else format_eps(parse_eps(eps)), seed=seed, chunk=batch_size)
     with use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
-        if not classes:
-            with torch.no_grad():
-                probe = images[:1].float() / (255 if images.dtype == torch.uint8 else 1)
-                outputs = classifier_of_module(model, 1, chosen).classifier.module(probe.to(chosen))
-            classes = [str(label) for label in range(outputs.shape[-1])]
+        classes = tuple(classes) or tuple(str(label) for label in range(_count_outputs(model, images[:1], chosen)))
         check_images(images, labels, len(classes))
-        data = Dataset("images", "test", images.detach().cpu(), labels.detach().cpu(), tuple(classes))
+        data = Dataset("images", "test", images.detach().cpu(), labels.detach().cpu(), classes)
         subject = classifier_of_module(model, len(classes), chosen, name=type(model).__name__)
         threat = request.threat(data)
         suites = parse_suites(suite, threat, len(classes))
         folder = Path(out) if out else Path(scratch) / "run"
-        summary = _run(
+        results = _run(
             subject, data, len(data), suites, threat, request, folder, chosen, None, command="", show_progress=show_progress
         )
-        from robench.report.tables import verdict_rows
+        if out:
+            write_report(folder)
+        failed = failures(results)
+        for line in failed:
+            warnings.warn(f"attack failed: {line}", stacklevel=2)
+        return Evaluation(summarise(results), verdict_rows(results.verdicts), failed, Path(out) if out else None)
 
-        return Evaluation(summary, verdict_rows(read_results(folder).verdicts), Path(out) if out else None)
 
-
-def failures(run: Path) -> list[str]:
-    """What attacks of a run failed with, one line each; empty where every verdict stands."""
-    ledger = read_results(run).ledger
-    said = ledger[ledger["message"] != ""]
-    return [f"{row.attack}, chunk {row.chunk}: {row.message}" for row in said.itertuples()]
+def _count_outputs(model: nn.Module, images: Images, device: str) -> int:
+    """How many logits a model returns, asked with one image."""
+    module = classifier_of_module(model, 1, device).classifier.module
+    try:
+        with torch.no_grad():
+            outputs = module((to_unit(images) if images.dtype == torch.uint8 else images.float()).to(device))
+    except Exception as error:  # somebody else's model may raise anything
+        raise RobenchError(
+            f"the model cannot classify an image of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
+        kind = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        raise RobenchError(f"the model returned {kind} for one image, expected one tensor of logits (1, n_classes)")
+    return outputs.shape[1]
 
 
 def _run(
     subject: Subject, data: Dataset, n: int, suites: list[Suite], threat: ThreatModel, request: AttackRequest, path: Path,
     device: str, threads: int | None, *, command: str, show_progress: bool,
-) -> pd.DataFrame:  # fmt: skip
-    """Describes the run, computes what is missing, and writes the tables."""
-    from robench.report import write_report
-
+) -> Results:  # fmt: skip
+    """Describes the run, computes what is missing, and reads it all back."""
     spec = RunSpec(
         model=subject.digest, data=data.digest, norm=threat.norm, eps=threat.eps, seed=request.seed, chunk=request.chunk,
         device_type=device.split(":")[0],
     )  # fmt: skip
     folder = RunFolder(path, spec)
-    description = {
-        "model": {"name": subject.name, "origin": subject.origin},
-        "data": {"name": data.name, "split": data.split, "n": len(data), "classes": list(data.classes)},
-        "threat": {"norm": threat.norm, "eps": threat.eps, "eps_text": threat.eps_text},
-        "n": n,
-        "suites": _columns_with_earlier(path, suites),
-        "commands": _commands_with_earlier(path, command),
-        "environment": describe_environment(device, threads or usable_cores()),
-    }
-    folder.describe(description)
-    evaluate_suites(
-        subject.classifier, data.images[:n], data.labels[:n], suites, threat=threat, folder=folder, show_progress=show_progress
-    )
-    summary = write_report(path)
-    folder.describe(description | {"results": _plain(summary)})
-    return summary
+    finished = read_run(path)["n"] if (path / "run.json").exists() else n
+    if n < finished:
+        raise RobenchError(f"{path} is a run on {finished} samples; fewer ({n}) would take its tables away: choose another --out")
+    environment = describe_environment(device, threads or usable_cores())
+
+    def describe(n: int, **more: Any) -> None:
+        # Read again at the end: another process may have added columns meanwhile.
+        earlier = read_run(path) if (path / "run.json").exists() else {"suites": [], "commands": []}
+        folder.describe(
+            {
+                "model": {"name": subject.name, "origin": subject.origin},
+                "data": {"name": data.name, "split": data.split, "n": len(data), "classes": list(data.classes)},
+                "threat": {"norm": threat.norm, "eps": threat.eps, "eps_text": threat.eps_text},
+                "n": n,
+                "suites": _columns_with_earlier(suites, earlier["suites"]),
+                "commands": list(dict.fromkeys([*earlier["commands"], *([command] if command else [])])),
+                "environment": environment,
+                **more,
+            }
+        )
+
+    describe(finished)  # a run that is extended keeps its tables until the new ones are complete
+    images, labels = data.images[:n], data.labels[:n]
+    evaluate_suites(subject.classifier, images, labels, suites, threat=threat, folder=folder, show_progress=show_progress)
+    describe(n)
+    results = read_results(path)
+    describe(n, results=_plain(summarise(results)))
+    return results
 
 
-def _columns_with_earlier(path: Path, suites: list[Suite]) -> list[dict[str, Any]]:
+def _columns_with_earlier(suites: list[Suite], earlier: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The columns of this call, and those that the folder has from earlier ones: an attack once measured is not forgotten."""
     asked = [
         {
@@ -250,15 +279,8 @@ def _columns_with_earlier(path: Path, suites: list[Suite]) -> list[dict[str, Any
         }
         for suite in suites
     ]
-    earlier = read_run(path)["suites"] if (path / "run.json").exists() else []
     names = {column["name"] for column in asked}
     return asked + [column for column in earlier if column["name"] not in names]
-
-
-def _commands_with_earlier(path: Path, command: str) -> list[str]:
-    """Every command that filled the folder, in order, each once."""
-    earlier = read_run(path)["commands"] if (path / "run.json").exists() else []
-    return list(dict.fromkeys([*earlier, *([command] if command else [])]))
 
 
 def _plain(summary: pd.DataFrame) -> list[dict[str, Any]]:

@@ -72,6 +72,8 @@ def _check_description(path: Path, text: str | None) -> dict[str, Any]:
         )
     try:
         described = json.loads(text)
+        if not isinstance(described, dict):
+            raise TypeError
         missing = {f.name for f in fields(Checkpoint)} - {"weights"} - set(described)
     except (ValueError, TypeError):
         raise RobenchError(f"the description in the header of {path} is damaged; copy the file again") from None

@@ -31,7 +31,7 @@ class _Commands(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "ROBENCH"})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(robench.__version__, prog_name="robench")
 def main() -> None:
     """Train multi-head image classifiers, attack any classifier, and say whether the robustness number is real."""
@@ -178,13 +178,13 @@ def _known(kind: str) -> dict[str, str]:
 
 def _print_run(run: Path) -> None:
     """The table, what failed, and last the report's path; exit code 1 where an attack failed."""
-    from robench.api import failures
-    from robench.evaluation.results import read_results
+    from robench.evaluation.results import failures, read_results
     from robench.report.markdown import terminal_table
     from robench.report.tables import summarise
 
-    click.echo(terminal_table(summarise(read_results(run))))
-    failed = failures(run)
+    results = read_results(run)
+    click.echo(terminal_table(summarise(results)))
+    failed = failures(results)
     for line in failed:
         click.echo(f"robench: attack failed: {line}", err=True)
     click.echo(run / "report.md")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 from robench.types import RobenchError
+
+PARTIAL = ".partial"  # what a killed process leaves behind ends so, and is nobody's result
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -15,7 +18,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         RobenchError: the folder cannot be written, or the disk is full; nothing that was there is damaged.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:

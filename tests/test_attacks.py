@@ -5,11 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from cases import LINF, BrightnessClassifier, linear_case
+from cases import LINF, BrightnessClassifier, Linear, linear_case
 from torch import nn
 
 from robench.attacks import ATTACKS, AttackOptions, parse_suites
 from robench.evaluation.engine import seeded
+from robench.evaluation.store import Chunk, chunk_seed
 from robench.evaluation.verify import judge
 from robench.models.classifier import Classifier
 from robench.types import Outcome, RobenchError, ThreatModel
@@ -50,9 +51,12 @@ def test_no_attack_goes_below_the_closed_form_and_iterative_ones_reach_it(name, 
         assert not survived[~robust].any()
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("name", ALL)
-def test_eps_zero_gives_clean_accuracy(name):
-    threat = ThreatModel("Linf", 0.0)
+def test_eps_zero_gives_clean_accuracy(name, norm):
+    if not supported(name, norm):
+        pytest.skip("fgsm is defined for Linf only")
+    threat = ThreatModel(norm, 0.0)
     model, images, labels, _ = linear_case(0.02, "Linf", n=20)
     classifier = Classifier(model, 10)
     adv_images = run(attack_of(name, threat), classifier, images, labels, threat)
@@ -115,20 +119,41 @@ def test_restarts_attack_only_what_is_left_and_break_at_least_as_much():
     assert counts == {1: 7 * 20, 3: 7 * 20 + 2 * 7 * 10}
 
 
-def test_pgd_family_shares_its_start():
-    classifier = Classifier(small_network(), 10)
+def test_pgd_family_starts_from_the_same_images():
+    starts = []
+
+    class Recorder(Classifier):
+        def forward(self, images):
+            starts.append(images.detach().clone())
+            return super().forward(images)
+
+    classifier = Recorder(small_network(), 10)
     images = torch.rand(2, 3, 8, 8)
-    labels = classifier(images).argmax(1)
-    attacks = [attack_of(name, LINF) for name in ("pgd7", "pgd20")]
-    assert attacks[0].family == attacks[1].family == "pgd"
-    seven, twenty = (run(attack_of(f"pgd{steps}", LINF), classifier, images, labels, LINF, seed=5) for steps in (1, 1))
-    assert torch.equal(seven, twenty)
+    labels = torch.tensor([0, 1])
+    first = []
+    for name in ("pgd7", "pgd20"):
+        attack = attack_of(name, LINF)
+        starts.clear()
+        run(attack, classifier, images, labels, LINF, seed=chunk_seed(0, attack.family, Chunk(0, 2)))
+        first.append(starts[0])
+    assert torch.equal(*first) and not torch.equal(first[0], images)
+
+
+@pytest.mark.parametrize("size", [2, 60])
+def test_pgd_in_l2_is_not_slowed_by_confident_logits_or_large_batches(size):
+    threat = ThreatModel("L2", 0.1)
+    model, images, labels, robust = linear_case(0.1, "L2")
+    confident = Linear(30 * model.weight, 30 * model.bias)
+    classifier = Classifier(confident, 10)
+    attack = attack_of("pgd50", threat)
+    parts = [run(attack, classifier, part, own, threat) for part, own in zip(images.split(size), labels.split(size), strict=True)]
+    assert torch.equal(classifier(torch.cat(parts)).argmax(1) == labels, robust)
 
 
 @pytest.mark.parametrize(
     ("text", "norm", "n_classes", "message"),
     [
-        ("pdg20", "Linf", 10, r"unknown attack 'pdg20' \(did you mean 'pgd20'\?\); `robench list attacks` shows all 6"),
+        ("pdg20", "Linf", 10, r"unknown attack 'pdg20' \(did you mean 'pgd20'\?\); `robench list attacks` shows all 8"),
         ("", "Linf", 10, "the suite is empty"),
         ("pgd0", "Linf", 10, "'pgd0' has no steps"),
         ("fgsm", "L2", 10, "'fgsm' is defined for Linf only, not for L2"),

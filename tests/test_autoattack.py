@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from robench.attacks import parse_suites
-from robench.evaluation.engine import evaluate_suites
+from robench.evaluation.engine import evaluate_suites, seeded
 from robench.evaluation.results import read_results
 from robench.evaluation.store import Chunk, RunFolder, chunk_seed
 from robench.models.classifier import Classifier
@@ -73,3 +73,21 @@ def read_outcomes(folder, suites, n):
     folder.describe({"n": n, "suites": described})
     verdicts = read_results(folder.path).verdicts
     return verdicts[verdicts["attack"] == suites[0].name]["outcome"].tolist()
+
+
+def test_each_stage_alone_equals_the_authors_and_breaks_something(network, digits_test):
+    from pyautoattack import AutoAttack
+
+    images, labels = digits_test.images[:8].float() / 255, digits_test.labels[:8]
+    for suite in parse_suites("apgd-ce,apgd-t,fab-t", THREAT, 10):
+        theirs = AutoAttack(network, norm=THREAT.norm, eps=THREAT.eps, seed=3, version="standard", device="cpu")
+        theirs.attacks_to_run = [suite.name]
+        with torch.random.fork_rng(devices=[]):
+            expected, _ = theirs.run_standard_evaluation(images.clone(), labels.clone(), batch_size=8)
+        correct = network(images).argmax(1) == labels
+        with seeded(3, images.device):
+            ours = suite.members[0].fn(network, images[correct], labels[correct], THREAT, 3)
+        broken = network(ours).argmax(1) != labels[correct]
+        assert broken.any(), suite.name
+        assert torch.equal(ours[broken], expected[correct][broken])
+        assert torch.equal(broken, network(expected[correct]).argmax(1) != labels[correct])

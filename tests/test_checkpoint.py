@@ -107,7 +107,10 @@ def test_a_changed_weight_is_caught_by_the_digest(saved):
         load_checkpoint(saved)
 
 
-@pytest.mark.parametrize("header", [b"{}", b'{"a": 1}', b"[1, 2]", b"not json", b'{"__metadata__": {"robench": "{}"}}'])
+@pytest.mark.parametrize(
+    "header",
+    [b"{}", b'{"a": 1}', b"[1, 2]", b"not json", b'{"__metadata__": {"robench": "{}"}}', b'{"__metadata__": {"robench": "[]"}}'],
+)
 def test_a_senseless_header_gives_one_message(tmp_path, header):
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header)

@@ -77,11 +77,20 @@ def test_default_folder_names_what_differs_from_the_defaults(checkpoint, tmp_pat
 
 
 FACTORY = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 from torch import nn
+from neighbour import WIDTH
+
+@dataclass
+class Settings:
+    width: int = WIDTH
 
 def make():
-    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, Settings().width))
 
 def wrong():
     return nn.Sequential(nn.Flatten(), nn.Linear(3072, 7))
@@ -96,6 +105,7 @@ def fails():
 
 def test_any_module_can_be_attacked(tmp_path):
     (tmp_path / "mine.py").write_text(FACTORY)
+    (tmp_path / "neighbour.py").write_text("WIDTH = 10")
     result = call(
         "attack",
         "--model",
@@ -124,6 +134,7 @@ def test_any_module_can_be_attacked(tmp_path):
 )
 def test_a_module_that_cannot_be_used_is_refused(tmp_path, factory, message):
     (tmp_path / "mine.py").write_text(FACTORY)
+    (tmp_path / "neighbour.py").write_text("WIDTH = 10")
     result = call(
         "attack",
         "--model",
@@ -216,11 +227,64 @@ def test_an_output_folder_that_cannot_be_made_gets_one_clear_message(checkpoint,
     assert_one_clear_message(result, "cannot write")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into a read-only folder")
-def test_a_read_only_output_folder_gets_one_clear_message(checkpoint, tmp_path):
-    (tmp_path / "out").mkdir(mode=0o500)
+def test_a_read_only_output_folder_gets_one_clear_message(checkpoint, tmp_path, monkeypatch):
+    def refused(path, mode="r", *arguments, **options):
+        if "w" in mode and str(path).startswith(str(tmp_path)):
+            raise PermissionError(13, "Permission denied")
+        return open(path, mode, *arguments, **options)
+
+    monkeypatch.setattr("robench.files.open", refused, raising=False)  # root may write anywhere
     result = call("attack", "--ckpt", checkpoint, "--suite", "pgd2", "--n", 5, "--out", tmp_path / "out" / "run")
-    assert_one_clear_message(result, "cannot write")
+    assert_one_clear_message(result, "Permission denied")
+
+
+def test_fewer_samples_do_not_take_a_runs_tables_away(checkpoint, tmp_path):
+    command = [
+        "attack",
+        "--ckpt",
+        checkpoint,
+        "--suite",
+        "pgd2",
+        "--threads",
+        1,
+        "--batch-size",
+        10,
+        "--out",
+        tmp_path / "run",
+        "--n",
+    ]
+    assert call(*command, 10).exit_code == 0
+    assert_one_clear_message(call(*command, 5), "is a run on 10 samples; fewer (5) would take its tables away")
+    assert call(*command, 20).exit_code == 0
+    assert set(pd.read_csv(tmp_path / "run" / "summary.csv")["n"]) == {20}
+
+
+def test_a_checkpoint_of_a_folder_asks_where_the_folder_is(checkpoint, tmp_path):
+    from dataclasses import replace
+
+    from robench.checkpoint import load_checkpoint, save_checkpoint
+
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, replace(load_checkpoint(checkpoint), dataset="bugs"))
+    assert_one_clear_message(
+        call("attack", "--ckpt", path, "--suite", "pgd2"), "was trained on the folder 'bugs'; say where it lies: --dataset PATH"
+    )
+
+
+def test_report_needs_no_torch(checkpoint, tmp_path):
+    assert (
+        call("attack", "--ckpt", checkpoint, "--suite", "pgd2", "--n", 5, "--threads", 1, "--out", tmp_path / "run").exit_code == 0
+    )
+    code = f"""
+import sys
+from robench.cli import main
+try:
+    main(["report", {str(tmp_path / "run")!r}])
+except SystemExit as end:
+    assert not end.code
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_another_threat_model_in_the_same_folder_is_refused_and_nothing_is_lost(checkpoint, tmp_path):

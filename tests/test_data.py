@@ -98,6 +98,12 @@ def test_a_folder_of_images_per_class_is_a_data_set(tmp_path):
     assert len(pixels) == 10  # no image in both splits
 
 
+def test_the_first_samples_of_a_folder_hold_all_classes(tmp_path):
+    make_folder(tmp_path / "train", per_class=1)
+    make_folder(tmp_path / "test", per_class=6)
+    assert load_dataset(str(tmp_path), "test").labels.view(-1, 2).sort(dim=1).values.tolist() == [[0, 1]] * 6
+
+
 def test_a_folder_with_splits_uses_them(tmp_path):
     make_folder(tmp_path / "train", per_class=4)
     make_folder(tmp_path / "val", per_class=3)

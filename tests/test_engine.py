@@ -281,6 +281,47 @@ def test_clean_logits_that_are_not_finite_stop_the_run(tmp_path):
         run(tmp_path, [column("darken", darken)], model=Broken())
 
 
+def test_a_stage_that_is_computed_again_renews_the_later_ones(tmp_path):
+    state = {"trouble": True}
+
+    def first(model, images, labels, threat, seed):
+        if state["trouble"]:
+            raise RuntimeError("out of memory")
+        return darken(model, images, labels, threat, seed)
+
+    suite = Suite("both", (fake("first", first), fake("second", darken)), cascade=True)
+    spec = replace(SPEC, chunk=10)
+    assert outcomes(run(tmp_path / "a", [suite], spec=spec), "both/second")[1] == Outcome.BROKEN
+    state["trouble"] = False
+    resumed, undisturbed = (run(tmp_path / name, [suite], spec=spec) for name in ("a", "b"))
+    pd.testing.assert_frame_equal(resumed.verdicts, undisturbed.verdicts)
+    assert outcomes(resumed, "both/second")[1] == Outcome.SKIPPED
+
+
+def test_a_chunk_with_nothing_to_attack_does_not_call_the_attack(tmp_path):
+    suite = Suite("both", (fake("first", darken), fake("second", raises)), cascade=True)
+    offsets = [-0.1, 0.02, 0.03]  # misclassified, then broken by the first stage
+    results = run(tmp_path, [suite], offsets=offsets)
+    assert outcomes(results, "both") == {0: Outcome.MISCLASSIFIED, 1: Outcome.BROKEN, 2: Outcome.BROKEN}
+    assert set(results.ledger["message"]) == {""}
+    wrong = run(tmp_path / "wrong", [column("bad", raises)], offsets=[-0.1, -0.2])
+    assert set(outcomes(wrong, "bad").values()) == {Outcome.MISCLASSIFIED}
+
+
+def test_what_a_killed_process_left_behind_does_not_block_the_folder(tmp_path):
+    (tmp_path / ".run.json.abc.partial").write_text("{")
+    RunFolder(tmp_path, SPEC)
+
+
+def test_a_random_model_is_refused(tmp_path):
+    class Noisy(BrightnessClassifier):
+        def forward(self, images):
+            return super().forward(images) + torch.randn(len(images), 2)
+
+    with pytest.raises(RobenchError, match="the model is random: two forward passes on the same images differ"):
+        run(tmp_path, [column("darken", darken)], model=Noisy())
+
+
 KILLED = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
@@ -348,3 +389,82 @@ def test_evaluate_keeps_a_run_folder_when_asked(tmp_path):
 def test_evaluate_refuses_what_are_not_images(images, labels, message):
     with pytest.raises(RobenchError, match=message):
         evaluate(BrightnessClassifier(), images, torch.tensor(labels, dtype=torch.int64), suite="fgsm", eps=0.1)
+
+
+def test_evaluate_refuses_arrays():
+    with pytest.raises(RobenchError, match="images are a ndarray and labels a list; expected torch tensors"):
+        evaluate(BrightnessClassifier(), np.zeros((2, 3, 4, 4)), [1, 1])
+
+
+def test_evaluate_says_what_failed(monkeypatch):
+    monkeypatch.setattr("robench.adapters.torchattacks.fgsm", raises)
+    with pytest.warns(UserWarning, match="attack failed: fgsm, chunk 0000000-0000010: ValueError: out of ideas"):
+        result = evaluate(BrightnessClassifier(), *brightness_data(OFFSETS), suite="fgsm", eps=0.1)
+    assert len(result.failures) == 1 and np.isnan(result.summary.set_index("attack").loc["fgsm", "robust_accuracy"])
+
+
+def test_evaluate_takes_the_norms_own_radius(tmp_path):
+    evaluate(BrightnessClassifier(), *brightness_data(OFFSETS), suite="pgd1", norm="L2", out=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["threat"]["eps"] == 0.5
+
+
+def test_a_run_is_extended_but_never_cut_short(tmp_path):
+    images, labels = brightness_data(OFFSETS)
+    classes = ("dark", "bright")
+    first = evaluate(BrightnessClassifier(), images[:6], labels[:6], suite="fgsm", eps=0.1, classes=classes, out=tmp_path / "six")
+    assert first.summary["n"].tolist() == [6, 6, 6]
+    with pytest.raises(RobenchError, match="holds another run: data is"):
+        evaluate(BrightnessClassifier(), images, labels, suite="fgsm", eps=0.1, classes=classes, out=tmp_path / "six")
+
+
+class Tuple(nn.Module):
+    def forward(self, images):
+        return images, images
+
+
+class Fixed(nn.Module):
+    def forward(self, images):
+        return images.view(-1, 7)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Tuple(), "the model returned tuple for one image"),
+        (Fixed(), r"cannot classify an image of shape \(1, 3, 4, 4\): RuntimeError"),
+        (len, "the model is a builtin_function_or_method, expected a torch.nn.Module"),
+    ],
+)
+def test_evaluate_refuses_what_is_no_classifier(model, message):
+    with pytest.raises(RobenchError, match=message):
+        evaluate(model, *brightness_data(OFFSETS), suite="fgsm")
+
+
+def test_evaluate_takes_models_that_view_their_features():
+    class LeNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(64, 2)
+
+        def forward(self, images):
+            return self.linear(self.conv(images).view(-1, 64))
+
+    assert len(evaluate(LeNet(), *brightness_data(OFFSETS), suite="fgsm").summary) == 3
+
+
+def test_plain_attributes_and_unsaved_buffers_are_part_of_a_models_identity(tmp_path):
+    class Scaled(BrightnessClassifier):
+        def __init__(self, shift, mean=0.0):
+            super().__init__()
+            self.shift = shift
+            self.register_buffer("mean", torch.tensor(mean), persistent=False)
+
+        def forward(self, images):
+            return super().forward(images + self.shift - self.mean)
+
+    digests = {Classifier(Scaled(*arguments), 2).digest() for arguments in ((0.0,), (0.1,), (0.1, 0.2), (0.1, 0.2))}
+    assert len(digests) == 3
+    data = brightness_data(OFFSETS)
+    evaluate(Scaled(0.0), *data, suite="fgsm", eps=0.1, out=tmp_path / "run")
+    with pytest.raises(RobenchError, match="holds another run: model is"):
+        evaluate(Scaled(0.5), *data, suite="fgsm", eps=0.1, out=tmp_path / "run")

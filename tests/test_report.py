@@ -127,6 +127,12 @@ def test_a_failed_attack_is_given_as_bounds_in_the_paper_layout(tmp_path):
     assert np.isnan(summarise(results).set_index("attack").loc["union", "robust_accuracy"])
 
 
+def test_success_rate_of_a_stage_is_over_the_samples_that_it_was_given(results):
+    rows = summarise(results).set_index("attack")
+    assert rows.loc["both/half", "attack_success_rate"] == 2 / 8
+    assert rows.loc["both/full", "attack_success_rate"] == 2 / 6
+
+
 def test_titles_are_the_fields():
     assert [title(name) for name in ("fgsm", "pgd20", "autoattack", "clean")] == ["FGSM", "PGD-20", "AutoAttack", "natural"]
 

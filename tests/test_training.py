@@ -147,6 +147,7 @@ def test_an_unreadable_state_is_named_and_not_overwritten(few, tmp_path):
         ("single", {"epochs": 0}, "epochs 0"),
         ("single", {"batch_size": 999}, "batch size 999 exceeds the 128 training images"),
         ("single", {"lr": -1.0}, "--lr and --temperature must be above 0"),
+        ("single", {"seed": 2**64}, "--seed 18446744073709551616: expected 0 to"),
         ("single", {"precision": "fp8"}, "unknown precision 'fp8'"),
     ],
 )
@@ -159,6 +160,12 @@ def test_supervised_without_coarse_labels_is_refused_with_a_reason(few, tmp_path
     plain = Dataset("plain", "train", few.images, few.labels, few.classes)
     with pytest.raises(RobenchError, match="plain has none; use cifar100"):
         train(quick("supervised", plain), plain, plain, out=tmp_path / "model.safetensors")
+
+
+def test_a_test_split_with_other_classes_is_refused(few, tmp_path):
+    fewer = Dataset("digits", "test", few.images, few.labels.clamp(max=1), ("0", "1"), coarse_classes=few.coarse_classes)
+    with pytest.raises(RobenchError, match=r"test split of digits has other classes \(\('0', '1'\)\)"):
+        train(quick("single", few), few, fewer, out=tmp_path / "model.safetensors")
 
 
 def test_simclr_views_with_a_single_head_is_the_ablation(few, tmp_path):

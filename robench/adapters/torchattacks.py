@@ -31,5 +31,11 @@ def pgd(
     """The last iterate of ``steps`` cross-entropy steps from a random start, which need not be the best one."""
     import torchattacks
 
-    kind = torchattacks.PGD if threat.norm == "Linf" else torchattacks.PGDL2
-    return kind(model, eps=threat.eps, alpha=step_size, steps=steps, random_start=True)(images, labels)
+    settings = {"eps": threat.eps, "alpha": step_size, "steps": steps, "random_start": True}
+    if threat.norm == "Linf":
+        return torchattacks.PGD(model, **settings)(images, labels)
+    if threat.eps == 0:  # PGDL2 would divide 0 by 0
+        return images.clone()
+    # It divides the gradient of the batch's mean loss by its norm plus this (1e-10 by default), so that the steps on a confident
+    # model would shrink, the more the larger the batch (torchattacks 3.5.1).
+    return torchattacks.PGDL2(model, **settings, eps_for_division=1e-30)(images, labels)

@@ -157,7 +157,7 @@ def check_names(text: str) -> list[str]:
     for name in names:
         if name not in SUITES and not any(re.fullmatch(entry.pattern, name) for entry in ATTACKS.values()):
             raise RobenchError(
-                f"unknown attack {name!r}{did_you_mean(name, known)}; `robench list attacks` shows all {len(ATTACKS)}"
+                f"unknown attack {name!r}{did_you_mean(name, known)}; `robench list attacks` shows all {len(known) - len(SUITES)}"
             )
     return names
 

@@ -14,8 +14,8 @@ TEST_SHARE = 5  # one image in five
 def load_folder(root: Path, split: str) -> Dataset:
     """``root/train/CLASS/*`` and ``root/test/CLASS/*`` (or ``val``); without them ``root/CLASS/*``, split by ourselves.
 
-    Our split takes every fifth image of each class, by name, as test. Samples come in one fixed permutation, so that the
-    first n of them hold all classes. All images must have one size; they are read as RGB.
+    Our split takes every fifth image of each class, by name, as test. Samples come in one fixed order that deals the
+    classes in turn, so that the first n hold all of them. All images must have one size; they are read as RGB.
 
     Raises:
         RobenchError: no classes, no images, images of unequal size, an unreadable image.
@@ -34,7 +34,7 @@ def load_folder(root: Path, split: str) -> Dataset:
     listed = [(path, label) for label, name in enumerate(classes) for path in _images_of(base / name, split, ours=given is None)]
     if not listed:
         raise RobenchError(f"{base} holds no images in its class folders; known endings: {' '.join(sorted(IMAGE_SUFFIXES))}")
-    order = np.random.RandomState(0).permutation(len(listed))
+    order = _balanced_order([label for _, label in listed])
     pixels = [_read(listed[i][0]) for i in order]
     sizes = Counter(image.shape[:2] for image in pixels)
     if len(sizes) > 1:
@@ -47,6 +47,18 @@ def load_folder(root: Path, split: str) -> Dataset:
         labels=torch.tensor([listed[i][1] for i in order]),
         classes=classes,
     )
+
+
+def _balanced_order(labels: list[int]) -> list[int]:
+    """One fixed order in which the first n samples hold all classes as evenly as they come: shuffled within each, then dealt in turn."""
+    import numpy as np
+
+    random, rank = np.random.RandomState(0), {}
+    for label in sorted(set(labels)):
+        places = [place for place, own in enumerate(labels) if own == label]
+        for turn, place in enumerate(random.permutation(places)):
+            rank[int(place)] = (turn, label)
+    return sorted(rank, key=rank.__getitem__)
 
 
 def _images_of(folder: Path, split: str, *, ours: bool) -> list[Path]:

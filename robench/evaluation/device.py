@@ -13,7 +13,7 @@ from robench.types import RobenchError
 
 @contextmanager
 def use_device(device: str = "auto", threads: int | None = None) -> Iterator[str]:
-    """Yields the device's name; inside, the number of threads is set and float32 means float32 (TF32 off).
+    """Yields the device's name; inside, the number of threads is set, float32 means float32 (TF32 off), and cuDNN is deterministic.
 
     Args:
         device: "auto" (CUDA, else CPU) or a name that torch knows.
@@ -28,14 +28,16 @@ def use_device(device: str = "auto", threads: int | None = None) -> Iterator[str
     except (RuntimeError, AssertionError) as error:
         first = str(error).strip().splitlines()[0]
         raise RobenchError(f"device {device!r} cannot be used: {first}; --device auto takes what is there") from None
-    before = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = torch.get_num_threads(), matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
     torch.set_num_threads(threads or usable_cores())
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
+    cudnn.deterministic = True
     try:
         yield chosen
     finally:
         torch.set_num_threads(before[0])
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[1:]
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
 def usable_cores() -> int:

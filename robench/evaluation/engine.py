@@ -62,11 +62,12 @@ def _run_suite(
     """One chunk through one suite; in a cascade each member gets what the earlier ones left undecided or robust."""
     clean = folder.read(CLEAN, chunk)
     assert clean is not None
-    before = clean.outcome
+    before, renewed = clean.outcome, False
     for member in suite.members:
         where = attack_folder(suite, member)
         verdicts = folder.read(where, chunk)
-        if verdicts is None or verdicts.failed:
+        if verdicts is None or verdicts.failed or renewed:
+            renewed = suite.cascade  # what the later stages once saw may not be what they would see now
             seed = chunk_seed(folder.spec.seed, member.family, chunk)
             verdicts = attack_chunk(classifier, member, images, labels, clean, before, threat, seed, keep=chunk.start == 0)
             folder.write(where, chunk, verdicts)
@@ -102,7 +103,8 @@ def attack_chunk(
     places = np.flatnonzero(~done)
     outcome = np.where(before == Outcome.MISCLASSIFIED, Outcome.MISCLASSIFIED, Outcome.SKIPPED).astype("U13")
     adv_pred = np.where(before == Outcome.MISCLASSIFIED, clean.clean_pred, -1)
-    distance, margin = np.zeros(len(done), np.float32), np.full(len(done), np.nan, np.float32)
+    distance = np.where(before == Outcome.MISCLASSIFIED, 0, np.nan).astype(np.float32)
+    margin = np.full(len(done), np.nan, np.float32)
     chosen = torch.from_numpy(places).to(images.device)
     adv_images, message = None, ""
     started = time.perf_counter()
@@ -158,11 +160,23 @@ def _with_images(verdicts: ChunkVerdicts, images: Tensor, adv_images: Tensor, pl
 def _classify(classifier: Classifier, images: Tensor, labels: Tensor, chunk: Chunk) -> ChunkVerdicts:
     """A chunk without attack."""
     started = time.perf_counter()
-    with classifier.counting() as passes:
-        logits = classifier(images)
+    try:
+        with classifier.counting() as passes:
+            logits = classifier(images)
+        again = classifier(images)
+    except RobenchError:
+        raise
+    except Exception as error:  # somebody else's model may raise anything
+        shape = tuple(images.shape)
+        raise RobenchError(f"the model cannot classify images of shape {shape}: {type(error).__name__}: {error}") from error
     if not logits.isfinite().all():
         raise RobenchError(
             f"the model's logits are not finite on clean images {chunk.start} to {chunk.stop - 1}; nothing can be said about it"
+        )
+    if not torch.allclose(logits, again, rtol=1e-4, atol=1e-4):
+        raise RobenchError(
+            f"the model is random: two forward passes on the same images differ by {float((logits - again).abs().max()):.3g} in the logits. "
+            "One draw cannot judge it, and robench has no vote over draws yet; fix its seed inside the model to evaluate one draw of it"
         )
     predicted = logits.argmax(1).cpu().numpy()
     truth = labels.cpu().numpy()

@@ -91,6 +91,12 @@ def read_results(path: Path) -> Results:
     )  # fmt: skip
 
 
+def failures(results: Results) -> list[str]:
+    """What attacks failed with, one line each; empty where every verdict stands."""
+    said = results.ledger[results.ledger["message"] != ""]
+    return [f"{row.attack}, chunk {row.chunk}: {row.message}" for row in said.itertuples()]
+
+
 def decide(frames: list[pd.DataFrame], name: str) -> pd.DataFrame:
     """What several attacks together say per sample, as rows of an attack called ``name``.
 

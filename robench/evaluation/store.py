@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from robench.digest import derive_seed
-from robench.files import write_atomically
+from robench.files import PARTIAL, write_atomically
 from robench.types import Attack, Outcome, RobenchError, RunSpec, Suite
 
 SCHEMA = 1
@@ -113,7 +113,7 @@ class RunFolder:
                     f"{name} is {_brief(found.get(name))} there and {_brief(getattr(spec, name))} here" for name in different
                 )
                 raise RobenchError(f"{self.path} holds another run: {named}. Choose another --out, or delete the folder")
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(not entry.name.endswith(PARTIAL) for entry in self.path.iterdir()):
             raise RobenchError(f"{self.path} is not empty and holds no run of robench (no run.json); choose another --out")
 
     def describe(self, description: Mapping[str, Any]) -> None:

@@ -81,14 +81,29 @@ class Classifier(nn.Module):
         return self.mean.device
 
     def digest(self) -> str:
-        """sha256 over weights, structure and the source of every module class that is not torch's own."""
-        total = hashlib.sha256(digest_tensors(self.state_dict()).encode())
-        total.update(repr(self.module).encode())
+        """sha256 over all that a module computes with: parameters, buffers (also those that are not saved), plain attributes such
+        as a temperature, and the source of every module class that is not torch's own."""
+        tensors = dict(self.named_parameters()) | dict(self.named_buffers())
+        total = hashlib.sha256(digest_tensors(tensors).encode())
+        for name, module in self.module.named_modules():
+            plain = {key: value for key, value in vars(module).items() if not key.startswith("_") and key != "training"}
+            total.update(f"{name} {type(module).__qualname__} {sorted(_plain(plain).items())}\n".encode())
         kinds = {type(module) for module in self.module.modules()}
         for kind in sorted(kinds, key=lambda kind: (kind.__module__, kind.__qualname__)):
             if not kind.__module__.startswith("torch."):
                 total.update(_source(kind).encode())
         return total.hexdigest()
+
+
+def _plain(attributes: dict) -> dict[str, str]:
+    """Attributes that are values rather than objects whose text changes from process to process."""
+    values: dict[str, str] = {}
+    for name, value in attributes.items():
+        if isinstance(value, Tensor):
+            values[name] = digest_tensors({name: value})
+        elif " at 0x" not in repr(value):
+            values[name] = repr(value)
+    return values
 
 
 def _source(kind: type) -> str:

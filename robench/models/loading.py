@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str) -
         )
     preprocessing = {name: tuple(values) for name, values in checkpoint.preprocessing.items()}
     module = HeadLogits(rebuild(checkpoint), MAIN, checkpoint.n_classes)
-    classifier = _placed(Classifier(module, checkpoint.n_classes, **preprocessing), device)
+    classifier = Classifier(module, checkpoint.n_classes, **preprocessing).to(device).to(memory_format=torch.channels_last)
     origin = {
         "checkpoint": str(path),
         "weights": checkpoint.digest,
@@ -79,7 +80,7 @@ def classifier_of_module(module: nn.Module, n_classes: int, device: str, name: s
     """
     if not isinstance(module, nn.Module):
         raise RobenchError(f"the model is a {type(module).__name__}, expected a torch.nn.Module that takes [0, 1] images")
-    classifier = _placed(Classifier(copy.deepcopy(module), n_classes), device)
+    classifier = Classifier(copy.deepcopy(module), n_classes).to(device)
     return Subject(name, classifier, classifier.digest(), {"module": type(module).__qualname__})
 
 
@@ -97,6 +98,8 @@ def classifier_of_factory(where: str, dataset: Dataset, device: str) -> Subject:
     if spec is None or spec.loader is None:
         raise RobenchError(f"--model {where!r}: {path} is not a Python file")
     namespace = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = namespace  # dataclasses look their module up there
+    sys.path.insert(0, str(path.resolve().parent))  # so that the file can import its neighbours, as a script can
     try:
         spec.loader.exec_module(namespace)
         factory = getattr(namespace, function, None)
@@ -107,13 +110,11 @@ def classifier_of_factory(where: str, dataset: Dataset, device: str) -> Subject:
         raise
     except Exception as error:  # somebody else's code may raise anything
         raise RobenchError(f"--model {where!r} raised {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
     subject = classifier_of_module(module, len(dataset.classes), device, name=f"{path.stem}-{function}")
     code = hashlib.sha256(subject.digest.encode() + path.read_bytes()).hexdigest()
     return Subject(subject.name, subject.classifier, code, {"model": where})
-
-
-def _placed(classifier: Classifier, device: str) -> Classifier:
-    return classifier.to(device).to(memory_format=torch.channels_last)
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from robench.evaluation.results import Results
 from robench.evaluation.store import CLEAN
-from robench.report.tables import UNION, per_class, title
+from robench.report.tables import UNION, accuracy_text, per_class, title
 
 INK, BLUE, ORANGE, GRAY = "#22272e", "#2f6db3", "#d9822b", "#9aa4b0"
 
@@ -24,18 +24,18 @@ def draw_all(results: Results, summary: pd.DataFrame) -> dict[str, Figure]:
 
 
 def draw_accuracies(summary: pd.DataFrame, subtitle: str) -> Figure:
-    """Robust accuracy per attack, with its 95 % interval; undecided samples lengthen the interval."""
+    """Robust accuracy per attack, with its 95 % interval, which undecided samples lengthen."""
     rows = summary[::-1]
     figure = Figure(figsize=(7, 1.3 + 0.34 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    center = 100 * (rows["robust_low"] + rows["robust_high"]) / 2
+    center = 100 * rows["robust_high"]  # an upper bound: samples that an attack failed on may be robust
     colors = [INK if name == UNION else GRAY if name == CLEAN else BLUE for name in rows["attack"]]
     axes.barh(range(len(rows)), center, height=0.62, color=colors)
     spread = [center - 100 * rows["ci_low"], 100 * rows["ci_high"] - center]
     axes.errorbar(center, range(len(rows)), xerr=np.clip(spread, 0, None), fmt="none", ecolor=ORANGE, elinewidth=1.6, capsize=3)
     axes.set_yticks(range(len(rows)), [title(name) for name in rows["attack"]])
     for place, (_, row) in enumerate(rows.iterrows()):
-        axes.text(min(100 * row["ci_high"] + 1.5, 102), place, f"{100 * row['robust_low']:.1f}", va="center", fontsize=9, color=INK)
+        axes.text(min(100 * row["ci_high"] + 1.5, 102), place, accuracy_text(row), va="center", fontsize=9, color=INK)
     axes.set_xlim(0, 108)
     axes.set_xlabel("samples still classified correctly, %")
     axes.set_title(subtitle, fontsize=10, loc="left")
@@ -46,7 +46,7 @@ def draw_accuracies(summary: pd.DataFrame, subtitle: str) -> Figure:
 def draw_examples(results: Results) -> Figure | None:
     """Clean image, adversarial image and enlarged perturbation for a few samples and up to three attacks, or None."""
     columns = _columns_to_show(results)
-    if CLEAN in columns or not columns:
+    if not columns:
         return None
     clean_images: dict[int, np.ndarray] = {}
     shown = {column: _examples_of(results, column, clean_images) for column in columns}

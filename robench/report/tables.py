@@ -26,7 +26,8 @@ def summarise(results: Results) -> pd.DataFrame:
     """One row for clean, each column, each stage, and the union.
 
     ``robust_accuracy`` is empty where an attack failed on samples; then ``robust_low`` and ``robust_high`` are its bounds. A
-    stage's robust accuracy is what is left after it. ``broken`` counts samples that this attack broke (for clean: mistakes).
+    stage's robust accuracy is what is left after it; ``broken`` and ``attack_success_rate`` are its own, over the samples that it was given.
+    For clean, ``broken`` counts the mistakes.
     """
     verdicts = {str(name): rows for name, rows in results.verdicts.groupby("attack", sort=False)}
     cost = results.ledger.groupby("attack")[["forwards", "backwards", "seconds"]].sum()
@@ -36,12 +37,18 @@ def summarise(results: Results) -> pd.DataFrame:
         rows.append(_row(column, verdicts[column], cost.loc[stages or [column]].sum()))
         for place, stage in enumerate(stages):
             so_far = decide([verdicts[name] for name in stages[: place + 1]], stage)
-            row = _row(stage, so_far, cost.loc[stage])
-            rows.append(row | {"broken": int((verdicts[stage]["outcome"] == Outcome.BROKEN).sum())})
+            rows.append(_row(stage, so_far, cost.loc[stage]) | _own_success(verdicts[stage]["outcome"]))
     if results.columns:
         union = decide([verdicts[column] for column in results.columns], UNION)
         rows.append(_row(UNION, union, cost.drop(CLEAN).sum()))
     return pd.DataFrame(rows)
+
+
+def _own_success(outcomes: pd.Series) -> dict:
+    """What a stage did to the samples that it was given."""
+    broken = int((outcomes == Outcome.BROKEN).sum())
+    given = int((~outcomes.isin((Outcome.MISCLASSIFIED, Outcome.SKIPPED))).sum())
+    return {"broken": broken, "attack_success_rate": broken / given if given else float("nan")}
 
 
 def _row(name: str, rows: pd.DataFrame, cost: pd.Series) -> dict:

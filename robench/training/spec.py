@@ -85,6 +85,8 @@ class TrainSpec:
             raise RobenchError(f"unknown views {self.views!r}; expected one of {', '.join(VIEWS)}")
         if dataset.images.shape[1] != 3:
             raise RobenchError(f"{dataset.name} has {dataset.images.shape[1]} channels, the backbones take 3")
+        if not 0 <= self.seed < 2**63:
+            raise RobenchError(f"--seed {self.seed}: expected 0 to 2^63 - 1")
         if self.epochs < 1 or self.batch_size < 2:
             raise RobenchError(f"epochs {self.epochs} and batch size {self.batch_size}: at least 1 and 2 are needed")
         if self.batch_size > len(dataset):

@@ -58,6 +58,7 @@ def train(
     if path.exists():
         _refuse_difference(path, read_description(path)["recipe"], wanted)
         return path
+    _check_test_set(train_set, test_set)
     heads = make_heads(spec.arch, train_set, main_width=RECIPES[spec.recipe].main_width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
@@ -75,6 +76,15 @@ def train(
     save_checkpoint(path, _describe(spec, wanted, model, heads, train_set, accuracy, history))
     state_path.unlink(missing_ok=True)
     return path
+
+
+def _check_test_set(train_set: Dataset, test_set: Dataset) -> None:
+    for what in ("classes", "coarse_classes", "image_shape"):
+        there, here = getattr(test_set, what), getattr(train_set, what)
+        if there != here:
+            raise RobenchError(
+                f"the test split of {test_set.name} has other {what.replace('_', ' ')} ({there}) than its train split ({here})"
+            )
 
 
 class Loop:
