@@ -3,17 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 ROBENCH := $(VENV)/bin/robench
 
-DEMO_TRAIN := --dataset digits --backbone small --batch-size 64 --lr 2e-3
+DEMO_TRAIN := --dataset digits --backbone small --batch-size 64 --lr 5e-3
 DEMO_ATTACK := --suite fgsm,pgd7,pgd20,pgd50,autoattack --n 100
 DEMO_MODELS := single-0 supervised-0 contrastive-0 single-nfgsm-0
 
 .PHONY: demo test check bench clean
 
 demo: $(VENV)/.ok
-	$(ROBENCH) train $(DEMO_TRAIN) --arch single --epochs 20
-	$(ROBENCH) train $(DEMO_TRAIN) --arch supervised --epochs 20
-	$(ROBENCH) train $(DEMO_TRAIN) --arch contrastive --epochs 20
-	$(ROBENCH) train $(DEMO_TRAIN) --arch single --adversarial nfgsm --epochs 40
+	$(ROBENCH) train $(DEMO_TRAIN) --arch single --epochs 15
+	$(ROBENCH) train $(DEMO_TRAIN) --arch supervised --epochs 15
+	$(ROBENCH) train $(DEMO_TRAIN) --arch contrastive --epochs 15
+	$(ROBENCH) train $(DEMO_TRAIN) --arch single --adversarial nfgsm --epochs 30
 	set -e; for model in $(DEMO_MODELS); do $(ROBENCH) attack --ckpt checkpoints/digits-$$model.safetensors $(DEMO_ATTACK); done
 	$(ROBENCH) compare $(DEMO_MODELS:%=reports/digits-%-Linf-0.2) --out reports/digits-demo.md
 

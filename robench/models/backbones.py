@@ -58,7 +58,7 @@ def _resnet18_cifar() -> nn.Module:
 
 def _small() -> nn.Module:
     layers: list[nn.Module] = []
-    for inputs, outputs in ((3, 32), (32, 64), (64, 128)):
+    for inputs, outputs in ((3, 16), (16, 32), (32, 64)):
         layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
@@ -77,5 +77,5 @@ BACKBONES: dict[str, BackboneEntry] = {
     "resnet18-cifar": BackboneEntry(
         _resnet18_cifar, 512, "ResNet-18 with a 3x3/1 stem and no max-pool, as RobustBench's entries have it"
     ),
-    "small": BackboneEntry(_small, 512, "three strided convolutions, 94,000 weights: for digits and quick looks"),
+    "small": BackboneEntry(_small, 256, "three strided convolutions, 24,000 weights: for digits and quick looks"),
 }
