@@ -11,17 +11,15 @@ from robench.evaluation.store import Chunk, RunFolder, chunk_seed
 from robench.models.classifier import Classifier
 from robench.types import Outcome, RunSpec, ThreatModel
 
-# At this radius the network below keeps about half of its samples, and every stage but FAB-T breaks some of the first chunk.
+# At this radius the network below keeps about half of its samples.
 THREAT = ThreatModel("Linf", 0.12)
 
 
 @pytest.fixture(scope="module")
 def network(digits_train):
-    """A small convolutional network that was trained on slightly adversarial digits."""
+    """A small network that was trained on slightly adversarial digits."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.AvgPool2d(4), nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
-    )  # fmt: skip
+    model = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     images, labels = digits_train.images.float() / 255, digits_train.labels
     for step in range(200):
