@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import tempfile
 import warnings
@@ -25,6 +26,7 @@ from robench.evaluation.store import RunFolder, attack_folder, read_run
 from robench.evaluation.verify import check_images
 from robench.models.loading import Subject, classifier_of_checkpoint, classifier_of_factory, classifier_of_module
 from robench.report import write_report
+from robench.report.markdown import terminal_table
 from robench.report.tables import summarise, verdict_rows
 from robench.types import Dataset, RobenchError, RunSpec, Suite, ThreatModel, format_eps, parse_eps
 
@@ -52,6 +54,9 @@ class Evaluation:
     verdicts: pd.DataFrame
     failures: list[str]
     path: Path | None
+
+    def __str__(self) -> str:
+        return terminal_table(self.summary)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class AttackRequest:
         return ThreatModel.parse(self.norm, default if self.eps is None else self.eps)
 
     def options(self) -> AttackOptions:
-        return AttackOptions(None if self.step_size is None else parse_eps(self.step_size), self.restarts)
+        return AttackOptions(None if self.step_size is None else parse_eps(self.step_size, "--step-size"), self.restarts)
 
     def folder_name(self, name: str, threat: ThreatModel, dataset: Dataset, trained_on: str | None) -> str:
         """``<checkpoint>-<norm>-<eps>``, and behind it whatever differs from the defaults."""
@@ -135,6 +140,8 @@ def attack(
     if dataset is None and tested_on not in DATASETS:
         raise RobenchError(f"{ckpt} was trained on the folder {tested_on!r}; say where it lies: --dataset PATH")
     data = load_dataset(tested_on, "test", data_dir)
+    if not 0 <= request.seed < 2**63:
+        raise RobenchError(f"--seed {request.seed}: expected 0 to 2^63 - 1")
     threat = request.threat(data)
     suites = parse_suites(request.suite, threat, len(data.classes), request.options())
     n = _first(request.n, len(data))
@@ -151,7 +158,7 @@ def evaluate(
     images: Tensor,
     labels: Labels,
     *,
-    suite: str = "pgd20,autoattack",
+    suite: str | Sequence[str] = "pgd20,autoattack",
     norm: str = "Linf",
     eps: str | float | None = None,
     seed: int = 0,
@@ -169,7 +176,7 @@ def evaluate(
         model: takes float images (N, C, H, W) in [0, 1], returns logits (N, n_classes).
         images: float in [0, 1] or uint8, (N, C, H, W).
         labels: int64 (N,).
-        suite: as ``--suite``.
+        suite: as ``--suite``, or a list of names.
         norm, eps: the threat model; by default 8/255 in Linf and 0.5 in L2.
         seed: of the attacks.
         batch_size: samples a chunk.
@@ -184,6 +191,7 @@ def evaluate(
     if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor):
         raise RobenchError(f"images are a {type(images).__name__} and labels a {type(labels).__name__}; expected torch tensors")
     check_images(images, labels, None)
+    suite = suite if isinstance(suite, str) else ",".join(suite)
     request = AttackRequest(suite, norm, None if eps is None else format_eps(parse_eps(eps)), seed=seed, chunk=batch_size)
     with use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
         classes = tuple(classes) or tuple(str(label) for label in range(_count_outputs(model, images[:1], chosen)))
@@ -251,9 +259,15 @@ def _run(
             }
         )
 
+    existed = path.exists()
     describe(finished)  # a run that is extended keeps its tables until the new ones are complete
     images, labels = data.images[:n], data.labels[:n]
-    evaluate_suites(subject.classifier, images, labels, suites, threat=threat, folder=folder, show_progress=show_progress)
+    try:
+        evaluate_suites(subject.classifier, images, labels, suites, threat=threat, folder=folder, show_progress=show_progress)
+    except RobenchError:
+        if not existed and not (path / "chunks").exists():  # a model that was refused leaves no empty run behind
+            shutil.rmtree(path)
+        raise
     describe(n)
     results = read_results(path)
     describe(n, results=_plain(summarise(results)))

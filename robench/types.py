@@ -27,7 +27,7 @@ class RobenchError(Exception):
     """A mistake of the user's, or a failure that they can act on: one clear message, exit code 1, no traceback."""
 
 
-def parse_eps(text: str | float) -> float:
+def parse_eps(text: str | float, option: str = "eps") -> float:
     """The number that ``"8/255"``, ``"0.2"`` or ``0.2`` stands for, in pixel units.
 
     Raises:
@@ -39,7 +39,7 @@ def parse_eps(text: str | float) -> float:
         if len(parts) > 2 or not math.isfinite(value) or value < 0:
             raise ValueError
     except (ValueError, ZeroDivisionError):
-        raise RobenchError(f"eps {text!r} is not a number of pixel units; write it as 8/255 or 0.031") from None
+        raise RobenchError(f"{option} {text!r} is not a number of pixel units; write it as 8/255 or 0.031") from None
     return value
 
 

@@ -176,6 +176,10 @@ def test_options_of_pgd_without_pgd_are_refused():
         parse_suites("pgd7", LINF, 10, AttackOptions(step_size=2.0))
 
 
+def test_one_attack_has_one_name():
+    assert [suite.name for suite in parse_suites("pgd020,PGD20", LINF, 10)] == ["pgd20"]
+
+
 def test_suites_expand_to_columns_each_once():
     assert [suite.name for suite in parse_suites("pgd20,paper,autoattack", LINF, 10)] == [
         "pgd20",

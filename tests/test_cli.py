@@ -149,6 +149,7 @@ def test_a_module_that_cannot_be_used_is_refused(tmp_path, factory, message):
         tmp_path / "run",
     )
     assert_one_clear_message(result, message)
+    assert not (tmp_path / "run").exists()
 
 
 def assert_one_clear_message(result, message, code=1):
@@ -171,6 +172,8 @@ def assert_one_clear_message(result, message, code=1):
         (["--n", "0"], "--n 0: expected 1 to 400"),
         (["--n", "401"], "--n 401: expected 1 to 400"),
         (["--restarts", "0"], "--restarts 0: expected at least 1"),
+        (["--step-size", "x"], "--step-size 'x' is not a number"),
+        (["--seed", "-1"], "--seed -1: expected 0 to"),
         (["--device", "cuda:77"], "device 'cuda:77' cannot be used"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),
         (["--dataset", "nowhere"], "unknown dataset 'nowhere'"),
@@ -307,6 +310,35 @@ def test_a_senseless_training_gets_one_clear_message(arguments, message, tmp_pat
     monkeypatch.chdir(tmp_path)
     assert_one_clear_message(call("train", *arguments), message)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("backbone", ["small", "resnet18"])
+def test_every_backbone_can_be_attacked_in_l2(backbone, tmp_path):
+    digits = load_dataset("digits", "train")
+    few = Dataset("digits", "train", digits.images[:8], digits.labels[:8], digits.classes, digits.default_eps)
+    spec = TrainSpec.of("single", few, backbone=backbone, epochs=1, batch_size=8)
+    path = train(spec, few, few, out=tmp_path / "m.safetensors", show_progress=False)
+    result = call("attack", "--ckpt", path, "--suite", "pgd2", "--norm", "L2", "--n", 20, "--threads", 1, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+
+
+def test_an_output_of_the_wrong_kind_is_named(checkpoint, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_one_clear_message(
+        call("attack", "--ckpt", checkpoint, "--suite", "pgd2", "--out", tmp_path / "file"), "is a file; it takes a folder"
+    )
+    result = call("train", "--arch", "single", "--dataset", "digits", "--out", tmp_path)
+    assert_one_clear_message(result, "is a folder; it takes the checkpoint's file")
+
+
+def test_a_model_without_gradients_is_told_so(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\nclass Frozen(torch.nn.Linear):\n    def forward(self, images):\n        with torch.no_grad():\n"
+        "            return super().forward(images.flatten(1))\n\ndef make():\n    return Frozen(3072, 10)\n"
+    )
+    arguments = ("--dataset", "digits", "--suite", "fgsm", "--n", 200, "--batch-size", 200, "--out", tmp_path / "run")
+    assert_one_clear_message(call("attack", "--model", f"{tmp_path}/mine.py:make", *arguments), "the model passes no gradient")
+    assert_one_clear_message(call("attack", "--model", f"{tmp_path}/mine.py", "--dataset", "digits"), "lacks the function to call")
 
 
 def test_neither_checkpoint_nor_model_is_refused():

@@ -358,7 +358,8 @@ def test_sigkill_inside_and_between_chunks_ends_with_the_undisturbed_table(tmp_p
 def test_evaluate_is_five_lines_of_python_and_leaves_the_model_alone():
     images, labels = brightness_data(OFFSETS)
     model = nn.Sequential(BrightnessClassifier(), nn.Identity()).train()
-    result = evaluate(model, images, labels, suite="fgsm,pgd7", eps=0.1)
+    result = evaluate(model, images, labels, suite=["fgsm", "pgd7"], eps=0.1)
+    assert "union" in str(result).splitlines()[-1] and "40.00 %" in str(result).splitlines()[-1]
     assert result.summary.set_index("attack")["robust_accuracy"].to_dict() == {"clean": 0.8, "fgsm": 0.4, "pgd7": 0.4, "union": 0.4}
     assert set(result.verdicts["attack"]) == {"clean", "fgsm", "pgd7"} and len(result.verdicts) == 30
     assert model.training and result.path is None
@@ -383,11 +384,18 @@ def test_evaluate_keeps_a_run_folder_when_asked(tmp_path):
         (torch.rand(2, 3, 4, 4), [1, 7], "labels range from 1 to 7; the model has 2 classes"),
         (torch.rand(0, 3, 4, 4), [], "no images"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.int32), [1, 1], "expected float in"),
+        (torch.rand(2, 3, 4, 4), [1.0, 1.0], "labels are torch.float32; expected int64"),
     ],
 )
 def test_evaluate_refuses_what_are_not_images(images, labels, message):
     with pytest.raises(RobenchError, match=message):
-        evaluate(BrightnessClassifier(), images, torch.tensor(labels, dtype=torch.int64), suite="fgsm", eps=0.1)
+        evaluate(
+            BrightnessClassifier(),
+            images,
+            torch.tensor(labels) if labels else torch.zeros(0, dtype=torch.int64),
+            suite="fgsm",
+            eps=0.1,
+        )
 
 
 def test_evaluate_refuses_arrays():

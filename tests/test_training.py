@@ -146,7 +146,7 @@ def test_an_unreadable_state_is_named_and_not_overwritten(few, tmp_path):
         ("single", {"adversarial": "pgd", "train_eps": "8"}, "did you mean 8/255"),
         ("single", {"epochs": 0}, "epochs 0"),
         ("single", {"batch_size": 999}, "batch size 999 exceeds the 128 training images"),
-        ("single", {"lr": -1.0}, "--lr and --temperature must be above 0"),
+        ("single", {"lr": -1.0}, "--lr -1.0: expected a number above 0"),
         ("single", {"seed": 2**64}, "--seed 18446744073709551616: expected 0 to"),
         ("single", {"precision": "fp8"}, "unknown precision 'fp8'"),
     ],

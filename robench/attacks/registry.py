@@ -64,7 +64,7 @@ def _pgd(name: str, match: re.Match, context: Context) -> Attack:
     if steps < 1:
         raise RobenchError(f"attack {name!r} has no steps; pgd20 is PGD with 20")
     step_size = context.threat.eps / 4 if options.step_size is None else options.step_size
-    label = name + "".join(
+    label = f"pgd{steps}" + "".join(
         f"({key}={value})"
         for key, value, given in (
             ("step", format_eps(step_size), options.step_size is not None and step_size != context.threat.eps / 4),

@@ -27,7 +27,7 @@ def use_device(device: str = "auto", threads: int | None = None) -> Iterator[str
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         first = str(error).strip().splitlines()[0]
-        raise RobenchError(f"device {device!r} cannot be used: {first}; --device auto takes what is there") from None
+        raise RobenchError(f"device {device!r} cannot be used here: {first[:90]}; expected auto, cpu, cuda, cuda:1, ...") from None
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = torch.get_num_threads(), matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
     torch.set_num_threads(threads or usable_cores())

@@ -139,7 +139,10 @@ def _craft(
             return adv_images, ""
     except Exception as error:  # an attack is somebody else's code: whatever it raises is a result about the attack
         place = traceback.extract_tb(error.__traceback__)[-1]
-        return None, f"{type(error).__name__}: {error} ({place.name}, line {place.lineno})"
+        hint = (
+            "; the model passes no gradient: is there a no_grad or detach in it?" if "does not require grad" in str(error) else ""
+        )
+        return None, f"{type(error).__name__}: {error} ({place.name}, line {place.lineno}){hint}"
 
 
 def _with_images(verdicts: ChunkVerdicts, images: Tensor, adv_images: Tensor, places: np.ndarray) -> ChunkVerdicts:

@@ -113,6 +113,8 @@ class RunFolder:
                     f"{name} is {_brief(found.get(name))} there and {_brief(getattr(spec, name))} here" for name in different
                 )
                 raise RobenchError(f"{self.path} holds another run: {named}. Choose another --out, or delete the folder")
+        elif self.path.exists() and not self.path.is_dir():
+            raise RobenchError(f"--out {self.path} is a file; it takes a folder")
         elif self.path.is_dir() and any(not entry.name.endswith(PARTIAL) for entry in self.path.iterdir()):
             raise RobenchError(f"{self.path} is not empty and holds no run of robench (no run.json); choose another --out")
 

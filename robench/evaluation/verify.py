@@ -92,6 +92,8 @@ def check_images(images: Tensor, labels: Tensor, n_classes: int | None) -> None:
             f"images range from {float(images.min()):g} to {float(images.max()):g}; expected pixel values in [0, 1]: divide by 255, and put "
             "normalisation inside the model"
         )
+    if labels.is_floating_point() or labels.is_complex():
+        raise RobenchError(f"labels are {labels.dtype}; expected int64 classes")
     if n_classes is not None and (labels.min() < 0 or labels.max() >= n_classes):
         raise RobenchError(f"labels range from {int(labels.min())} to {int(labels.max())}; the model has {n_classes} classes")
 

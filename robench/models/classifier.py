@@ -53,7 +53,10 @@ class Classifier(nn.Module):
     def forward(self, images: Images) -> Logits:
         if images.ndim != 4:
             raise RobenchError(f"the classifier was given images of shape {tuple(images.shape)}, expected (N, C, H, W)")
-        inputs = (images - self.mean) / self.std if self._normalises else images
+        inputs = images.view_as(images)
+        if inputs.requires_grad:  # a channels_last model hands back gradients that torchattacks' PGDL2 cannot view (3.5.1)
+            inputs.register_hook(lambda gradient: gradient.contiguous())
+        inputs = (inputs - self.mean) / self.std if self._normalises else inputs
         logits = _checked(self.module(inputs), len(images), self.n_classes)
         self._passes.forwards += len(images)
         if logits.requires_grad:

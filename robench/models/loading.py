@@ -66,7 +66,7 @@ def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str) -
         "backbone": checkpoint.backbone,
         "dataset": checkpoint.dataset,
         "recipe": dict(checkpoint.recipe),
-        "clean_accuracy": dict(checkpoint.clean_accuracy),
+        "clean accuracy on the whole test split": dict(checkpoint.clean_accuracy),
         "versions": dict(checkpoint.versions),
     }
     return Subject(path.stem, classifier, classifier.digest(), origin)
@@ -92,6 +92,8 @@ def classifier_of_factory(where: str, dataset: Dataset, device: str) -> Subject:
     """
     file, _, function = where.rpartition(":")
     path = Path(file)
+    if not file and Path(where).is_file():
+        raise RobenchError(f"--model {where!r} lacks the function to call: write {where}:FACTORY, such as {where}:make")
     if not file or not path.is_file():
         raise RobenchError(f"--model {where!r}: no file {file or where!r}; expected FILE.py:FACTORY, such as my_model.py:make")
     spec = importlib.util.spec_from_file_location(path.stem, path)

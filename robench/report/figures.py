@@ -68,9 +68,9 @@ def draw_examples(results: Results) -> Figure | None:
             caption = classes[predicted] if predicted >= 0 else "?"
             _show(grid[line, 1 + 2 * place], adv_image, caption, INK if predicted == label else ORANGE)
             delta = adv_image - clean_images[index]
-            scale = np.abs(delta).max() or 1.0
-            factor = 0.5 / scale
-            _show(grid[line, 2 + 2 * place], 0.5 + delta * factor, f"x{factor:.0f}" if factor >= 1.5 else f"x{factor:.1f}", GRAY)
+            largest = float(np.abs(delta).max())
+            factor = 0.5 / largest if largest else 1.0
+            _show(grid[line, 2 + 2 * place], 0.5 + delta * factor, f"x{factor:.3g}" if largest else "unchanged", GRAY)
     for place, name in enumerate(["natural", *(part for column in columns for part in (title(column), "perturbation"))]):
         top = grid[0, place]
         top.annotate(name, (0.5, 1.3), xycoords="axes fraction", ha="center", fontsize=9, fontweight="bold", color=INK)
@@ -109,13 +109,15 @@ def draw_per_class(results: Results, summary: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     image = axes.imshow(100 * shares.to_numpy(), cmap="Blues", vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(shares.shape[1]), [title(name) for name in shares.columns], rotation=30, ha="right", fontsize=8)
-    axes.set_yticks(range(len(shares)), [classes[label] for label in shares.index], fontsize=5 if small else 9)
+    counts = results.verdicts[results.verdicts["attack"] == CLEAN]["label"].value_counts()
+    named = [f"{classes[label]} ({counts.get(label, 0)})" for label in shares.index]
+    axes.set_yticks(range(len(shares)), named, fontsize=5 if small else 9)
     if not small:
         for (line, place), share in np.ndenumerate(shares.to_numpy()):
             text = "" if np.isnan(share) else f"{100 * share:.0f}"
             axes.text(place, line, text, ha="center", va="center", fontsize=8, color="white" if share > 0.6 else INK)
     figure.colorbar(image, ax=axes, label="robust, %", fraction=0.05)
-    axes.set_title(_subtitle(results), fontsize=9, loc="left")
+    axes.set_title(_subtitle(results) + "\nclasses (samples), most robust first", fontsize=9, loc="left")
     return figure
 
 

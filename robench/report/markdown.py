@@ -117,7 +117,7 @@ def _reading_notes() -> str:
 def _provenance(results: Results) -> str:
     run = results.description
     rows = [
-        ["model", _inline(run["model"]["origin"])],
+        *([f"model, {name}", _inline({"": value}).strip()] for name, value in run["model"]["origin"].items()),
         ["digest of weights and code", f"`{run['spec']['model']}`"],
         ["digest of the data", f"`{run['spec']['data']}`"],
         ["attack seed", str(run["spec"]["seed"])],
@@ -147,7 +147,13 @@ def _commands(results: Results) -> str:
 
 
 def _inline(values: dict) -> str:
-    return ", ".join(f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()) or "none"
+    return ", ".join(f"{name} {_text(value)}" for name, value in values.items()) or "none"
+
+
+def _text(value) -> str:
+    if isinstance(value, dict):
+        return _inline(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def terminal_table(summary: pd.DataFrame) -> str:

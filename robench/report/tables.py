@@ -71,7 +71,7 @@ def _row(name: str, rows: pd.DataFrame, cost: pd.Series) -> dict:
         "undecided": undecided,
         "robust_low": robust / n,
         "robust_high": (robust + undecided) / n,
-        "attack_success_rate": float("nan") if name == CLEAN or n == wrong else broken / (n - wrong),
+        "attack_success_rate": float("nan") if name == CLEAN or undecided or n == wrong else broken / (n - wrong),
     }
 
 

@@ -91,8 +91,12 @@ class TrainSpec:
             raise RobenchError(f"epochs {self.epochs} and batch size {self.batch_size}: at least 1 and 2 are needed")
         if self.batch_size > len(dataset):
             raise RobenchError(f"batch size {self.batch_size} exceeds the {len(dataset)} training images; lower --batch-size")
-        if min(self.lr, self.temperature) <= 0 or min(self.lambda_main, self.lambda_aux) < 0:
-            raise RobenchError("--lr and --temperature must be above 0, --lambda-main and --lambda-aux at least 0")
+        for name in ("lr", "temperature"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise RobenchError(f"--{name} {getattr(self, name)}: expected a number above 0")
+        for name in ("lambda_main", "lambda_aux"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise RobenchError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number of at least 0")
         if self.train_eps is not None and not 0 < parse_eps(self.train_eps) <= 1:
             raise RobenchError(f"--train-eps {self.train_eps} is not in pixel units of [0, 1]; did you mean {self.train_eps}/255?")
         if self.precision not in ("fp32", "bf16"):

@@ -55,6 +55,8 @@ def train(
     """
     path = Path(out) if out else Path("checkpoints") / spec.default_name
     wanted = asdict(spec) | {"train_set": train_set.digest}
+    if path.is_dir():
+        raise RobenchError(f"--out {path} is a folder; it takes the checkpoint's file, such as {path / spec.default_name}")
     if path.exists():
         _refuse_difference(path, read_description(path)["recipe"], wanted)
         return path
