@@ -21,7 +21,7 @@ test: $(VENV)/.ok
 	$(VENV)/bin/python -m pytest
 
 bench: $(VENV)/.ok
-	$(VENV)/bin/python benchmarks/augmentation.py
+	$(VENV)/bin/python benchmarks/training.py
 
 check: $(VENV)/.ok
 	$(VENV)/bin/ruff check robench tests benchmarks

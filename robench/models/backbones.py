@@ -15,7 +15,7 @@ class SmallMapConv2d(nn.Conv2d):
 
     On maps of 1x1 and 2x2, where the paper's backbone spends its last two layers at 32x32 input, five to eight of nine taps
     meet nothing but zeros. There the convolution is one dense matrix product of the taps that remain: the same function
-    (logits equal to 1e-6), parameters and state dict, and 2.3 times the training speed on two AVX2 cores.
+    (logits equal to 1e-6), parameters and state dict, and 2.3 times the training speed on two AVX2 cores (``benchmarks/training.py``).
     """
 
     def forward(self, images: Tensor) -> Tensor:

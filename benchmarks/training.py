@@ -1,8 +1,8 @@
-"""How fast augmentation is against PIL per sample, and what it costs a training step.
+"""How fast augmentation is against PIL per sample, what it costs a training step, and what skipping padding taps gains.
 
-    python benchmarks/augmentation.py [--threads 1] [--repeats 5]
+    python benchmarks/training.py [--threads 1] [--repeats 5]
 
-Prints two tables. Images are random 32x32 RGB, which changes no timing. The peer is what SimCLR code on GitHub does: one PIL
+Prints three tables. Images are random 32x32 RGB, which changes no timing. The peer is what SimCLR code on GitHub does: one PIL
 transform per sample and view (torchvision), here without a DataLoader's worker processes, so that both sides have the same cores.
 Rounds alternate between the contestants; medians are printed.
 """
@@ -16,11 +16,11 @@ from functools import partial
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from torchvision import transforms
+from torchvision import models, transforms
 
 from robench.data.augment import VIEWS, to_unit
 from robench.models.multihead import MultiHead
-from robench.training.objectives import make_heads
+from robench.training.objectives import OBJECTIVES, make_heads
 from robench.training.spec import TrainSpec
 from robench.training.trainer import Loop
 from robench.types import Dataset
@@ -57,8 +57,13 @@ def main() -> None:
         print(f"| {name} | {BATCH / ours:,.0f} | {BATCH / peer:,.0f} | {peer / ours:.1f} |")
     print("\n| training step (resnet18, fp32) | images/s | without augmentation | share |\n|---|---:|---:|---:|")
     for arch in ("single", "contrastive"):
-        with_views, without = alternate(*training_steps(arch, images), arguments.repeats)
+        with_views, without = alternate(
+            training_step(arch, images, OBJECTIVES[arch].views), training_step(arch, images, "none"), arguments.repeats
+        )
         print(f"| {arch} | {BATCH / with_views:,.0f} | {BATCH / without:,.0f} | {without / with_views:.0%} |")
+    print("\n| training step (single, fp32) | images/s | torchvision's resnet18 | ratio |\n|---|---:|---:|---:|")
+    ours, plain = alternate(training_step("single", images, "standard"), plain_step(images), arguments.repeats)
+    print(f"| resnet18 | {BATCH / ours:,.0f} | {BATCH / plain:,.0f} | {plain / ours:.2f} |")
 
 
 def per_sample(name: str, images: torch.Tensor) -> torch.Tensor:
@@ -67,18 +72,23 @@ def per_sample(name: str, images: torch.Tensor) -> torch.Tensor:
     return torch.stack([transform(to_pil(image)) for image in images])
 
 
-def training_steps(arch: str, images: torch.Tensor):
-    """One step of a variant with its own augmentation, and one on the images as they are."""
+def training_step(arch: str, images: torch.Tensor, views: str, backbone: torch.nn.Module | None = None):
+    """One step of a variant on a full batch; ``backbone`` takes the place of its own."""
+    VIEWS["none"] = lambda pixels, generator, mirror: to_unit(pixels)
     dataset = Dataset("random", "train", images, torch.arange(BATCH) % 10, tuple("0123456789"))
-    loops = []
-    for views in (TrainSpec.of(arch, dataset).views, "none"):
-        VIEWS["none"] = lambda pixels, generator, mirror: to_unit(pixels)
-        spec = TrainSpec.of(arch, dataset, views=views)
-        model = MultiHead("resnet18", make_heads(arch, dataset, main_width=None)).to(memory_format=torch.channels_last)
-        optimizer = torch.optim.Adam(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
-        loops.append(Loop(spec, model.train(), optimizer, dataset, "cpu"))
-    generator = torch.Generator().manual_seed(0)
-    return [partial(loop.step, torch.arange(BATCH), generator) for loop in loops]
+    spec = TrainSpec.of(arch, dataset, views=views)
+    model = MultiHead("resnet18", make_heads(arch, dataset, main_width=None))
+    model.backbone = backbone or model.backbone
+    model = model.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+    return partial(Loop(spec, model, optimizer, dataset, "cpu").step, torch.arange(BATCH), torch.Generator().manual_seed(0))
+
+
+def plain_step(images: torch.Tensor):
+    """The same step on torchvision's own module, channels_last as well."""
+    plain = models.resnet18(weights=None)
+    plain.fc = torch.nn.Identity()
+    return training_step("single", images, "standard", plain)
 
 
 def alternate(first, second, repeats: int) -> tuple[float, float]:
