@@ -5,10 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from cases import LINF, BrightnessClassifier, Linear, linear_case
+from cases import LINF, BrightnessClassifier, Linear, brightness_data, linear_case
 from torch import nn
 
 from robench.attacks import ATTACKS, AttackOptions, parse_suites
+from robench.attacks.restarts import with_restarts
 from robench.evaluation.engine import seeded
 from robench.evaluation.store import Chunk, chunk_seed
 from robench.evaluation.verify import judge
@@ -121,6 +122,23 @@ def test_restarts_attack_only_what_is_left_and_break_at_least_as_much():
         counts[restarts] = passes.backwards
         assert classifier(adv_images).argmax(1).eq(labels).sum() == 10
     assert counts == {1: 7 * 20, 3: 7 * 20 + 2 * 7 * 10}
+
+
+def test_a_restart_gets_the_clean_images_and_labels_that_are_left():
+    images, labels = brightness_data([0.02, 0.2, -0.3, 0.04])
+    labels[2] = 0  # dark, and labelled so
+    seen = []
+
+    def darken_more_each_time(model, images, labels, threat, seed):
+        seen.append((images.clone(), labels.clone()))
+        return images - 0.03 * len(seen) * (2 * labels - 1).view(-1, 1, 1, 1)
+
+    restarted = with_restarts(darken_more_each_time, 3)
+    adv_images = restarted(Classifier(BrightnessClassifier(), 2), images, labels, LINF, 0)
+    for (given, own), left in zip(seen, ([0, 1, 2, 3], [1, 2, 3], [1, 2]), strict=True):
+        assert torch.equal(given, images[left]) and torch.equal(own, labels[left])
+    moved = (adv_images - images).mean((1, 2, 3))
+    assert torch.allclose(moved, torch.tensor([-0.03, -0.09, 0.09, -0.06]), atol=1e-6)
 
 
 def test_pgd_family_starts_from_the_same_images():
