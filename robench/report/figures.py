@@ -117,7 +117,7 @@ def draw_per_class(results: Results, summary: pd.DataFrame) -> Figure:
             text = "" if np.isnan(share) else f"{100 * share:.0f}"
             axes.text(place, line, text, ha="center", va="center", fontsize=8, color="white" if share > 0.6 else INK)
     figure.colorbar(image, ax=axes, label="robust, %", fraction=0.05)
-    axes.set_title(_subtitle(results) + "\nclasses (samples), most robust first", fontsize=9, loc="left")
+    axes.set_title(_subtitle(results) + "\nclasses (samples), sorted by their mean", fontsize=9, loc="left")
     return figure
 
 
