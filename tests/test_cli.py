@@ -103,22 +103,15 @@ def fails():
 """
 
 
-def test_any_module_can_be_attacked(tmp_path):
+def attack_factory(tmp_path, factory):
     (tmp_path / "mine.py").write_text(FACTORY)
     (tmp_path / "neighbour.py").write_text("WIDTH = 10")
-    result = call(
-        "attack",
-        "--model",
-        f"{tmp_path}/mine.py:make",
-        "--dataset",
-        "digits",
-        "--suite",
-        "fgsm",
-        "--n",
-        30,
-        "--out",
-        tmp_path / "run",
-    )
+    model = ("--model", f"{tmp_path}/mine.py:{factory}", "--dataset", "digits")
+    return call("attack", *model, "--suite", "fgsm", "--n", 30, "--out", tmp_path / "run")
+
+
+def test_any_module_can_be_attacked(tmp_path):
+    result = attack_factory(tmp_path, "make")
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "run" / "run.json").read_text())["model"]["name"] == "mine-make"
 
@@ -133,22 +126,7 @@ def test_any_module_can_be_attacked(tmp_path):
     ],
 )
 def test_a_module_that_cannot_be_used_is_refused(tmp_path, factory, message):
-    (tmp_path / "mine.py").write_text(FACTORY)
-    (tmp_path / "neighbour.py").write_text("WIDTH = 10")
-    result = call(
-        "attack",
-        "--model",
-        f"{tmp_path}/mine.py:{factory}",
-        "--dataset",
-        "digits",
-        "--suite",
-        "fgsm",
-        "--n",
-        30,
-        "--out",
-        tmp_path / "run",
-    )
-    assert_one_clear_message(result, message)
+    assert_one_clear_message(attack_factory(tmp_path, factory), message)
     assert not (tmp_path / "run").exists()
 
 

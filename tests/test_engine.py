@@ -188,13 +188,19 @@ def test_an_attack_that_raised_is_tried_again_and_an_invalid_one_is_not(tmp_path
     assert len(calls) == 2
 
 
-def test_finished_chunks_are_not_computed_again_and_more_samples_reuse_them(tmp_path):
+def recorder():
+    """An attack that does nothing but note the seed of each call."""
     calls = []
 
     def record(model, images, labels, threat, seed):
         calls.append(seed)
         return images
 
+    return calls, record
+
+
+def test_finished_chunks_are_not_computed_again_and_more_samples_reuse_them(tmp_path):
+    calls, record = recorder()
     run(tmp_path, [column("record", record)], offsets=OFFSETS[:6])
     assert len(calls) == 2  # 0-4 and the shorter 4-6
     run(tmp_path, [column("record", record)])
@@ -204,12 +210,7 @@ def test_finished_chunks_are_not_computed_again_and_more_samples_reuse_them(tmp_
 
 
 def test_other_parameters_are_another_attack(tmp_path):
-    calls = []
-
-    def record(model, images, labels, threat, seed):
-        calls.append(seed)
-        return images
-
+    calls, record = recorder()
     for params in ({"steps": 1}, {"steps": 2}, {"steps": 1}):
         run(tmp_path, [column("record", record, params)], spec=replace(SPEC, chunk=10))
     assert len(calls) == 2 and len(set(calls)) == 1
@@ -296,6 +297,29 @@ def test_a_stage_that_is_computed_again_renews_the_later_ones(tmp_path):
     resumed, undisturbed = (run(tmp_path / name, [suite], spec=spec) for name in ("a", "b"))
     pd.testing.assert_frame_equal(resumed.verdicts, undisturbed.verdicts)
     assert outcomes(resumed, "both/second")[1] == Outcome.SKIPPED
+
+
+def test_a_kill_between_a_renewed_stage_and_the_next_leaves_nothing_stale(tmp_path):
+    state = {"trouble": True}
+
+    def first(model, images, labels, threat, seed):
+        if state["trouble"]:
+            raise RuntimeError("out of memory")
+        return darken(model, images, labels, threat, seed)
+
+    def second(model, images, labels, threat, seed):
+        if state.get("kill"):
+            raise KeyboardInterrupt
+        return darken(model, images, labels, threat, seed)
+
+    suite = Suite("both", (fake("first", first), fake("second", second)), cascade=True)
+    spec = replace(SPEC, chunk=10)
+    run(tmp_path, [suite], spec=spec)
+    state |= {"trouble": False, "kill": True}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, [suite], spec=spec)
+    state["kill"] = False
+    assert outcomes(run(tmp_path, [suite], spec=spec), "both/second")[1] == Outcome.SKIPPED
 
 
 def test_a_chunk_with_nothing_to_attack_does_not_call_the_attack(tmp_path):

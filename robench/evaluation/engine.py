@@ -62,12 +62,16 @@ def _run_suite(
     """One chunk through one suite; in a cascade each member gets what the earlier ones left undecided or robust."""
     clean = folder.read(CLEAN, chunk)
     assert clean is not None
-    before, renewed = clean.outcome, False
-    for member in suite.members:
+    before = clean.outcome
+    for place, member in enumerate(suite.members):
         where = attack_folder(suite, member)
         verdicts = folder.read(where, chunk)
-        if verdicts is None or verdicts.failed or renewed:
-            renewed = suite.cascade  # what the later stages once saw may not be what they would see now
+        if verdicts is None or verdicts.failed:
+            if (
+                suite.cascade
+            ):  # what later stages saw may not be what they will see now; gone first, so that a kill leaves none of it
+                for later in suite.members[place + 1 :]:
+                    folder.forget(attack_folder(suite, later), chunk)
             seed = chunk_seed(folder.spec.seed, member.family, chunk)
             verdicts = attack_chunk(classifier, member, images, labels, clean, before, threat, seed, keep=chunk.start == 0)
             folder.write(where, chunk, verdicts)

@@ -128,6 +128,10 @@ class RunFolder:
         path = self.path / "chunks" / folder / f"{chunk.name}.npz"
         return read_chunk(path) if path.exists() else None
 
+    def forget(self, folder: str, chunk: Chunk) -> None:
+        """Removes a chunk that no longer holds, if it is there."""
+        (self.path / "chunks" / folder / f"{chunk.name}.npz").unlink(missing_ok=True)
+
     def write(self, folder: str, chunk: Chunk, verdicts: ChunkVerdicts) -> None:
         """Stores a finished chunk, atomically."""
         buffer = io.BytesIO()
