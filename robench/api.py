@@ -14,17 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from robench.attacks import AttackOptions, check_names, parse_suites
+from robench.attacks import AttackOptions, check_names, parse_suites, source_paths
+from robench.attacks.elsewhere import make_heads_target, on_heads
 from robench.checkpoint import read_description
 from robench.data import DATASETS, load_dataset
 from robench.data.augment import to_unit
-from robench.evaluation.device import usable_cores, use_device
+from robench.evaluation.device import own_device, own_threads, use_device
 from robench.evaluation.engine import evaluate_suites
 from robench.evaluation.environment import describe_environment
-from robench.evaluation.results import Results, failures, read_results
+from robench.evaluation.replay import Replay, replay_run
+from robench.evaluation.results import Results, failures, is_complete, read_results
 from robench.evaluation.store import RunFolder, attack_folder, read_run
+from robench.evaluation.stored import stored_suite
 from robench.evaluation.verify import check_images
-from robench.models.loading import Subject, classifier_of_checkpoint, classifier_of_factory, classifier_of_module
+from robench.models.loading import Subject, classifier_of_checkpoint, classifier_of_factory, classifier_of_module, of_head
+from robench.models.multihead import MAIN
+from robench.processes import Processes
 from robench.report import write_report
 from robench.report.markdown import terminal_table
 from robench.report.tables import summarise, verdict_rows
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     from robench.types import Images, Labels
 
 DEFAULT_CHUNK = 250
+DEFAULT_SUITE = "pgd20,autoattack"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,16 +70,21 @@ class AttackRequest:
     """What a user asked for; None means the default. See ``robench attack --help``.
 
     Attributes:
-        suite: names of attacks and suites, separated by commas.
+        suite: names of attacks and suites, separated by commas; by default pgd20 and autoattack, or none where ``adv`` is given.
         norm, eps: the threat model; eps as text, the data set's own by default.
         n: the first n samples, all by default.
         step_size: of PGD, as text.
         restarts: of PGD.
         seed: of the attacks.
         chunk: samples a chunk.
+        attack_heads: the head that images are crafted on, or "joint" for all; the verdict is ``head``'s.
+        head: the task that is judged.
+        save_adv: keep the adversarial images.
+        adv: stored images to evaluate too, see ``stored_suite``.
+        share: let one trajectory serve pgd7, pgd20 and pgd50.
     """
 
-    suite: str
+    suite: str | None = None
     norm: str = "Linf"
     eps: str | None = None
     n: int | None = None
@@ -81,6 +92,16 @@ class AttackRequest:
     restarts: int = 1
     seed: int = 0
     chunk: int = DEFAULT_CHUNK
+    attack_heads: str = MAIN
+    head: str = MAIN
+    save_adv: bool = False
+    adv: tuple[str, ...] = ()
+    share: bool = True
+
+    @property
+    def names(self) -> str | None:
+        """The suite, or its default."""
+        return self.suite or (None if self.adv else DEFAULT_SUITE)
 
     def threat(self, dataset: Dataset) -> ThreatModel:
         default = dataset.default_eps.get(self.norm, "0")  # a norm that has none is refused by ThreatModel
@@ -93,6 +114,7 @@ class AttackRequest:
         """``<checkpoint>-<norm>-<eps>``, and behind it whatever differs from the defaults."""
         parts = [name, threat.norm, threat.eps_text.replace("/", "of")]
         parts += [f"on-{dataset.name}"] if trained_on not in (None, dataset.name) else []
+        parts += [f"head-{self.head}"] if self.head != MAIN else []
         parts += [f"step{self.step_size.replace('/', 'of')}"] if self.step_size else []
         parts += [f"restarts{self.restarts}"] if self.restarts != 1 else []
         parts += [f"seed{self.seed}"] if self.seed != 0 else []
@@ -110,10 +132,11 @@ def attack(
     device: str = "auto",
     threads: int | None = None,
     out: Path | None = None,
-) -> Path:
+) -> Path | None:
     """Attacks a checkpoint, or the module of somebody's factory, and writes the run folder with its report.
 
-    Called again, it computes only the chunks that are missing.
+    Called again, it computes only the chunks that are missing. Under torchrun or SLURM it computes this process's share of them, and
+    whoever finds them complete writes the report.
 
     Args:
         request: the attacks.
@@ -125,32 +148,95 @@ def attack(
         out: the run folder, ``reports/<name>-<norm>-<eps>`` by default.
 
     Returns:
-        The run folder.
+        The run folder, or None where other processes have not finished their share yet.
 
     Raises:
         RobenchError: anything the user can mend; what was measured before is kept.
     """
     if (ckpt is None) == (model is None):
         raise RobenchError("name what to attack: either --ckpt FILE or --model FILE.py:FACTORY")
-    check_names(request.suite)  # before anything is downloaded
+    if request.names:
+        check_names(request.names)  # before anything is downloaded
     trained_on = read_description(ckpt)["dataset"] if ckpt is not None else None
     tested_on = dataset or trained_on
     if tested_on is None:
         raise RobenchError("--model needs --dataset, a name of `robench list datasets` or a folder of images per class")
     if dataset is None and tested_on not in DATASETS:
         raise RobenchError(f"{ckpt} was trained on the folder {tested_on!r}; say where it lies: --dataset PATH")
-    data = load_dataset(tested_on, "test", data_dir)
+    data = of_head(load_dataset(tested_on, "test", data_dir), request.head)
     if not 0 <= request.seed < 2**63:
         raise RobenchError(f"--seed {request.seed}: expected 0 to 2^63 - 1")
     threat = request.threat(data)
-    suites = parse_suites(request.suite, threat, len(data.classes), request.options())
     n = _first(request.n, len(data))
-    with use_device(device, threads) as chosen:
-        subject = classifier_of_checkpoint(ckpt, data, chosen) if ckpt else classifier_of_factory(str(model), data, chosen)
+    here = Processes.here()
+    with use_device(own_device(device, here), threads or own_threads(here)) as chosen:
+        subject = _subject(ckpt, model, data, chosen, request.head)
+        sources = {path: classifier_of_checkpoint(Path(path), data, chosen) for path in source_paths(request.names or "")}
+        suites = _suites(request, subject, data, threat, n, sources)
         folder = out or Path("reports") / request.folder_name(subject.name, threat, data, trained_on)
-        _run(subject, data, n, suites, threat, request, folder, chosen, threads, command=_command(), show_progress=True)
+        results = _run(
+            subject, data, n, suites, threat, request, folder, chosen, here, command=_command(), show_progress=here.rank == 0
+        )
+    if results is None:
+        return None
     write_report(folder)
     return folder
+
+
+def _subject(ckpt: Path | None, model: str | None, data: Dataset, device: str, head: str) -> Subject:
+    if ckpt is not None:
+        return classifier_of_checkpoint(ckpt, data, device, head)
+    if head != MAIN:
+        raise RobenchError(f"--head {head}: only checkpoints of robench have named heads; leave it out for --model")
+    return classifier_of_factory(str(model), data, device)
+
+
+def _suites(
+    request: AttackRequest, subject: Subject, data: Dataset, threat: ThreatModel, n: int, sources: dict[str, Subject]
+) -> list[Suite]:
+    """The columns that were asked for: crafted here, on other heads, on other models, or stored."""
+    n_classes, crafted = len(data.classes), []
+    if request.names:
+        if request.attack_heads != request.head:
+            target = make_heads_target(request.attack_heads, subject, data)
+            n_classes = target.n_classes(min(request.chunk, n % request.chunk or request.chunk, n))
+        crafted = parse_suites(request.names, threat, n_classes, request.options(), sources)
+        if request.attack_heads != request.head:
+            crafted = on_heads(crafted, request.attack_heads, target)
+    return crafted + [stored_suite(where, data, n) for where in request.adv]
+
+
+def verify(
+    run: Path, *, ckpt: Path | None = None, model: str | None = None, dataset: str | None = None, data_dir: Path | None = None,
+    device: str = "auto", threads: int | None = None,
+) -> tuple[list[Replay], str]:  # fmt: skip
+    """Replays a run's stored adversarial images against the model.
+
+    Args:
+        run: a folder of ``robench attack --save-adv``.
+        ckpt, model: the model, where it no longer lies where the run found it.
+        dataset, data_dir: the data, likewise.
+        device, threads: see ``use_device``.
+
+    Returns:
+        What still holds of every attack, and how the model differs from the one that was attacked, or "".
+
+    Raises:
+        RobenchError: the run, the model or the data are not there or do not fit.
+    """
+    described = read_run(run)
+    origin, head = described["model"]["origin"], described["model"]["origin"].get("head", MAIN)
+    if ckpt is None and model is None:
+        ckpt, model = (Path(origin["checkpoint"]), None) if "checkpoint" in origin else (None, origin.get("model"))
+        if ckpt is None and model is None:
+            raise RobenchError(f"{run} does not say where its model lies; name it with --ckpt or --model")
+    data = of_head(load_dataset(dataset or described["data"]["name"], "test", data_dir), head)
+    with use_device(device, threads) as chosen:
+        subject = _subject(ckpt, model, data, chosen, head)
+        replays = replay_run(run, subject.classifier, data)
+    attacked = described["spec"]["model"]
+    changed = "" if subject.digest == attacked else f"its digest is {subject.digest[:12]}, the run attacked {attacked[:12]}"
+    return replays, changed
 
 
 def evaluate(
@@ -202,14 +288,28 @@ def evaluate(
         suites = parse_suites(suite, threat, len(classes))
         folder = Path(out) if out else Path(scratch) / "run"
         results = _run(
-            subject, data, len(data), suites, threat, request, folder, chosen, None, command="", show_progress=show_progress
+            subject, data, len(data), suites, threat, request, folder, chosen, Processes(), command="", show_progress=show_progress
         )
+        assert results is not None  # one process computes all
         if out:
             write_report(folder)
         failed = failures(results)
         for line in failed:
             warnings.warn(f"attack failed: {line}", stacklevel=2)
         return Evaluation(summarise(results), verdict_rows(results.verdicts), failed, Path(out) if out else None)
+
+
+def parse_chunk(text: str) -> int:
+    """What ``--batch-size`` means: a number of samples, or "auto".
+
+    Raises:
+        RobenchError: it is neither.
+    """
+    if text == "auto":
+        return DEFAULT_CHUNK
+    if not text.isdecimal() or int(text) < 1:
+        raise RobenchError(f"--batch-size {text!r}: expected auto, or a number of samples of at least 1")
+    return int(text)
 
 
 def _count_outputs(model: nn.Module, images: Images, device: str) -> int:
@@ -230,9 +330,9 @@ def _count_outputs(model: nn.Module, images: Images, device: str) -> int:
 
 def _run(
     subject: Subject, data: Dataset, n: int, suites: list[Suite], threat: ThreatModel, request: AttackRequest, path: Path,
-    device: str, threads: int | None, *, command: str, show_progress: bool,
-) -> Results:  # fmt: skip
-    """Describes the run, computes what is missing, and reads it all back."""
+    device: str, here: Processes, *, command: str, show_progress: bool,
+) -> Results | None:  # fmt: skip
+    """Describes the run, computes what is missing, and reads it all back; None where other processes still have work."""
     spec = RunSpec(
         model=subject.digest, data=data.digest, norm=threat.norm, eps=threat.eps, seed=request.seed, chunk=request.chunk,
         device_type=device.split(":")[0],
@@ -241,7 +341,7 @@ def _run(
     finished = read_run(path)["n"] if (path / "run.json").exists() else n
     if n < finished:
         raise RobenchError(f"{path} is a run on {finished} samples; fewer ({n}) would take its tables away: choose another --out")
-    environment = describe_environment(device, threads or usable_cores())
+    environment = describe_environment(device, torch.get_num_threads())
 
     def describe(n: int, **more: Any) -> None:
         # Read again at the end: another process may have added columns meanwhile.
@@ -263,11 +363,18 @@ def _run(
     describe(finished)  # a run that is extended keeps its tables until the new ones are complete
     images, labels = data.images[:n], data.labels[:n]
     try:
-        evaluate_suites(subject.classifier, images, labels, suites, threat=threat, folder=folder, show_progress=show_progress)
+        evaluate_suites(
+            subject.classifier, images, labels, suites, threat=threat, folder=folder, processes=here, save=request.save_adv,
+            share=request.share, show_progress=show_progress,
+        )  # fmt: skip
     except RobenchError:
-        if not existed and not (path / "chunks").exists():  # a model that was refused leaves no empty run behind
+        if (
+            not existed and here.world_size == 1 and not (path / "chunks").exists()
+        ):  # a model that was refused leaves no empty run behind
             shutil.rmtree(path)
         raise
+    if here.world_size > 1 and not is_complete(folder, suites, n):
+        return None
     describe(n)
     results = read_results(path)
     describe(n, results=_plain(summarise(results)))

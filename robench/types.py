@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from robench.digest import digest_tensors
 
@@ -123,6 +123,12 @@ class Attack:
         library: who computes it, with the version: "torchattacks 3.5.1".
         source: the paper or URL that defines it.
         family: attacks of one family start from the same random draws.
+        keeps: which of the adversarial images that it came across it returns, see ``Keeps``.
+        prefix_of: attacks with an equal, non-empty ``prefix_of`` take the same steps, ``params["steps"]`` of them: one run of the
+            longest holds what the shorter ones return.
+        elsewhere: what the images are crafted on, where that is not the classifier under test.
+        stored: adversarial images (N, C, H, W) that were made before, one per sample from the data set's first; ``fn`` is then
+            not called.
     """
 
     name: str
@@ -133,6 +139,36 @@ class Attack:
     library: str
     source: str
     family: str
+    keeps: str = "last"
+    prefix_of: str = ""
+    elsewhere: Elsewhere | None = None
+    stored: Tensor | None = None
+
+
+class Keeps:
+    """Which of the adversarial images that an attack came across it returns; when a call may be cut short follows from it."""
+
+    LAST = "last"  # what it ends with, adversarial or not
+    ANY = "any"  # one that the model misclassified, if there was any
+    FORWARD = "forward"  # one that it classified without asking for a gradient, within eps to the last bit
+
+
+class Elsewhere(Protocol):
+    """Something that images are crafted on in place of the classifier under test: another model, or other heads."""
+
+    @property
+    def whole_chunks(self) -> bool:
+        """Whether to craft on every sample of a chunk, so that the images do not depend on the classifier under test."""
+        ...
+
+    def prepare(self, images: Images, labels: Labels, index: Tensor) -> tuple[Any, Labels]:
+        """The classifier to craft on for a chunk, and the labels that it is to be turned away from.
+
+        Args:
+            images, labels: of the whole chunk.
+            index: their places in the data set, int64 (N,).
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -144,12 +180,14 @@ class Suite:
         members: the attacks.
         cascade: whether each member sees only what the earlier ones left, which makes the suite one column.
         about: one line for ``robench list``.
+        counts_best: a member's outcome is what its best query shows, not what it returned.
     """
 
     name: str
     members: tuple[Attack, ...]
     cascade: bool
     about: str = ""
+    counts_best: bool = False
 
 
 class Outcome:

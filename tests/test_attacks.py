@@ -10,7 +10,7 @@ from torch import nn
 
 from robench.attacks import ATTACKS, AttackOptions, parse_suites
 from robench.attacks.restarts import with_restarts
-from robench.evaluation.engine import seeded
+from robench.evaluation.chunk import seeded
 from robench.evaluation.store import Chunk, chunk_seed
 from robench.evaluation.verify import judge
 from robench.models.classifier import Classifier

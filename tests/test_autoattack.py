@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from robench.attacks import parse_suites
-from robench.evaluation.engine import evaluate_suites, seeded
+from robench.evaluation.chunk import seeded
+from robench.evaluation.engine import evaluate_suites
 from robench.evaluation.results import read_results
 from robench.evaluation.store import Chunk, RunFolder, chunk_seed
 from robench.models.classifier import Classifier

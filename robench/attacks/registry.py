@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robench.adapters import autoattack, torchattacks
 from robench.attacks.restarts import with_restarts
 from robench.data import did_you_mean
-from robench.types import Attack, RobenchError, Suite, ThreatModel, format_eps
+from robench.types import Attack, Keeps, RobenchError, Suite, ThreatModel, format_eps
+
+if TYPE_CHECKING:
+    from robench.models.loading import Subject
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Context:
     threat: ThreatModel
     n_classes: int
     options: AttackOptions
+    sources: Mapping[str, Subject] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ def _pgd(name: str, match: re.Match, context: Context) -> Attack:
         name=label, fn=with_restarts(once, options.restarts) if options.restarts > 1 else once, norms=("Linf", "L2"), gradients=True,
         params={"steps": steps, "step_size": step_size, "restarts": options.restarts, "random_start": True, "loss": "cross-entropy"},
         library=torchattacks.library(), source="Madry et al. 2018, https://arxiv.org/abs/1706.06083", family="pgd",
+        prefix_of=f"pgd of {step_size!r}" if options.restarts == 1 else "",
     )  # fmt: skip
 
 
@@ -91,6 +98,7 @@ def _autoattack_stage(name: str, match: re.Match, context: Context) -> Attack:
         name=name, fn=partial(autoattack.stage, name=name, n_targets=n_targets), norms=("Linf", "L2"), gradients=name != "square",
         params={"version": "standard"} | ({"n_targets": n_targets} if targeted else {}), library=autoattack.library(),
         source="Croce & Hein 2020, https://arxiv.org/abs/2003.01690", family="autoattack",
+        keeps=Keeps.FORWARD if name == "fab-t" else Keeps.ANY,
     )  # fmt: skip
 
 
@@ -115,18 +123,40 @@ class SuiteEntry:
     members: tuple[str, ...]
     cascade: bool
     about: str
+    counts_best: bool = False
+    screens: tuple[str, ...] = ()  # cheap attacks in front of the members, where they are defined for the norm
 
 
 SUITES: dict[str, SuiteEntry] = {
     "autoattack": SuiteEntry(
         autoattack.STAGES, True, "AutoAttack standard: four stages, each on what the earlier ones left; one column"
     ),
+    "autoattack-screened": SuiteEntry(
+        autoattack.STAGES,
+        True,
+        "AutoAttack on what FGSM (Linf) and PGD-7 leave, best queries counted; one column",
+        counts_best=True,
+        screens=("fgsm", "pgd7"),
+    ),
     "paper": SuiteEntry(("fgsm", "pgd7", "pgd20", "pgd50"), False, "the four columns of the paper's tables"),
 }
 
 
-def parse_suites(text: str, threat: ThreatModel, n_classes: int, options: AttackOptions | None = None) -> list[Suite]:
+def parse_suites(
+    text: str,
+    threat: ThreatModel,
+    n_classes: int,
+    options: AttackOptions | None = None,
+    sources: Mapping[str, Subject] | None = None,
+) -> list[Suite]:
     """The columns that ``"fgsm,pgd20,autoattack"`` stands for, in order, each once.
+
+    Args:
+        text: names, separated by commas; ``pgd20@FILE`` crafts on the checkpoint FILE.
+        threat: the threat model.
+        n_classes: of the classifier that is attacked.
+        options: what the user changed about attacks.
+        sources: the classifier of each FILE, see ``source_paths``.
 
     Raises:
         RobenchError: a name is unknown, an attack is not defined for the norm, or an option applies to none of the attacks.
@@ -134,7 +164,7 @@ def parse_suites(text: str, threat: ThreatModel, n_classes: int, options: Attack
     options = options or AttackOptions()
     names = check_names(text)
     _check_options(options, threat)
-    context = Context(threat, n_classes, options)
+    context = Context(threat, n_classes, options, sources or {})
     columns: dict[str, Suite] = {}
     for name in names:
         for suite in _columns(name, context):
@@ -150,11 +180,18 @@ def check_names(text: str) -> list[str]:
     Raises:
         RobenchError: the list is empty, or a name is unknown.
     """
-    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    names = [_lower(name.strip()) for name in text.split(",") if name.strip()]
     if not names:
         raise RobenchError("the suite is empty; for example --suite pgd20,autoattack")
     known = [shown for entry in ATTACKS.values() for shown in entry.shown] + list(SUITES)
-    for name in names:
+    for given in names:
+        name, at, source = given.partition("@")
+        if at and not Path(source).is_file():
+            raise RobenchError(f"{given!r} crafts on the checkpoint {source!r}, which is no file; write ATTACK@FILE")
+        if at and name in SUITES and SUITES[name].cascade:
+            raise RobenchError(
+                f"{given!r}: a cascade has no images to transfer, each stage stops where one model is fooled; use pgd50@FILE"
+            )
         if name not in SUITES and not any(re.fullmatch(entry.pattern, name) for entry in ATTACKS.values()):
             raise RobenchError(
                 f"unknown attack {name!r}{did_you_mean(name, known)}; `robench list attacks` shows all {len(known) - len(SUITES)}"
@@ -162,9 +199,18 @@ def check_names(text: str) -> list[str]:
     return names
 
 
+def source_paths(text: str) -> list[str]:
+    """The checkpoints that attacks of a suite are crafted on, each once."""
+    return list(dict.fromkeys(name.partition("@")[2] for name in check_names(text) if "@" in name)) if text else []
+
+
+def _lower(name: str) -> str:
+    attack, at, source = name.partition("@")
+    return attack.lower() + at + source
+
+
 def _make_attack(name: str, context: Context) -> Attack:
-    entry, match = next((entry, match) for entry in ATTACKS.values() if (match := re.fullmatch(entry.pattern, name)))
-    attack = entry.make(name, match, context)
+    attack = _undoubted(name, context)
     if context.threat.norm not in attack.norms:
         raise RobenchError(
             f"attack {name!r} is defined for {', '.join(attack.norms)} only, not for {context.threat.norm}; "
@@ -173,13 +219,27 @@ def _make_attack(name: str, context: Context) -> Attack:
     return attack
 
 
+def _undoubted(name: str, context: Context) -> Attack:
+    """The attack of a name, whether or not it is defined for the norm."""
+    entry, match = next((entry, match) for entry in ATTACKS.values() if (match := re.fullmatch(entry.pattern, name)))
+    return entry.make(name, match, context)
+
+
 def _columns(name: str, context: Context) -> list[Suite]:
+    name, at, path = name.partition("@")
+    if at:
+        from robench.attacks.elsewhere import crafted_on
+
+        crafted = [crafted_on(suite.members[0], context.sources[path]) for suite in _columns(name, context)]
+        return [Suite(attack.name, (attack,), cascade=False) for attack in crafted]
     if name not in SUITES:
         attack = _make_attack(name, context)
         return [Suite(attack.name, (attack,), cascade=False)]
     entry = SUITES[name]
     if entry.cascade:
-        return [Suite(name, tuple(_make_attack(member, context) for member in entry.members), cascade=True, about=entry.about)]
+        screens = [screen for each in entry.screens if context.threat.norm in (screen := _undoubted(each, context)).norms]
+        members = (*screens, *(_make_attack(member, context) for member in entry.members))
+        return [Suite(name, members, cascade=True, about=entry.about, counts_best=entry.counts_best)]
     return [column for member in entry.members for column in _columns(member, context)]
 
 

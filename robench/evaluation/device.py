@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from robench.processes import Processes
 from robench.types import RobenchError
 
 
@@ -43,3 +44,14 @@ def use_device(device: str = "auto", threads: int | None = None) -> Iterator[str
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def own_device(device: str, here: Processes) -> str:
+    """The device of one of several processes on a machine: "cuda" and "auto" become the GPU of its local rank."""
+    several_gpus = here.local_world_size > 1 and torch.cuda.is_available()
+    return f"cuda:{here.local_rank}" if several_gpus and device in ("auto", "cuda") else device
+
+
+def own_threads(here: Processes) -> int:
+    """The share of this machine's cores that one of its processes gets."""
+    return max(1, usable_cores() // here.local_world_size)

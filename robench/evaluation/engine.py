@@ -1,38 +1,192 @@
-"""(Classifier, images, attacks, threat model) -> per-sample verdicts, chunk by chunk."""
+"""(Classifier, images, attacks, threat model) -> per-sample verdicts, chunk by chunk, whoever computes them."""
 
 from __future__ import annotations
 
-import random
 import sys
-import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from robench.data.augment import to_unit
+from robench.evaluation.chunk import ChunkData, Conditions, attack_chunk, classify_chunk
+from robench.evaluation.guard import Guard
 from robench.evaluation.store import CLEAN, Chunk, ChunkVerdicts, RunFolder, attack_folder, chunk_seed, split
-from robench.evaluation.verify import judge, margins
 from robench.models.classifier import Classifier
-from robench.types import Attack, Outcome, RobenchError, Suite, ThreatModel
+from robench.processes import Processes
+from robench.types import Outcome, Suite, ThreatModel
 
-SHOWN = 6  # samples of the first chunk whose images are kept for the report
+if TYPE_CHECKING:
+    from robench.evaluation.adv_images import PackedImages
+
+LONG = 30  # seconds that are worth a forecast
+
+Made = tuple[str, ChunkVerdicts, "PackedImages | None"]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is the same for every chunk of a run, wherever it is computed.
+
+    Attributes:
+        classifier: on its device.
+        threat: the threat model.
+        seed: of the run.
+        save: keep adversarial images.
+    """
+
+    classifier: Classifier
+    threat: ThreatModel
+    seed: int
+    save: bool = False
+
+    @cached_property
+    def guard(self) -> Guard:
+        return Guard(self.classifier)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Columns that are computed together on a chunk: a cascade, one attack, or several that share one trajectory. None: no attack."""
+
+    suites: tuple[Suite, ...]
+
+    @property
+    def name(self) -> str:
+        return ",".join(suite.name for suite in self.suites) or CLEAN
+
+    @property
+    def folders(self) -> list[str]:
+        """Where its chunks lie, in the order in which they are written."""
+        return [attack_folder(suite, member) for suite in self.suites for member in suite.members] or [CLEAN]
+
+
+def plan(suites: Iterable[Suite], *, share: bool = True) -> list[Unit]:
+    """The columns in groups that one computation serves.
+
+    Attacks of one trajectory are ordered by their steps, so that the longest, which pays for all, is written last.
+
+    Args:
+        suites: the columns.
+        share: group attacks whose steps are the same but for their number.
+    """
+    groups: dict[str, list[Suite]] = {}
+    for suite in suites:
+        together = "" if suite.cascade or not share else suite.members[0].prefix_of
+        groups.setdefault(together or f"alone {suite.name}", []).append(suite)
+    return [Unit(tuple(sorted(group, key=_steps))) for group in groups.values()]
+
+
+def _steps(suite: Suite) -> int:
+    return suite.members[0].params.get("steps", 0) if len(suite.members) == 1 else 0
+
+
+def compute(
+    job: Job, unit: Unit, images: Tensor, labels: Tensor, chunk: Chunk, known: Mapping[str, ChunkVerdicts]
+) -> Iterator[Made]:
+    """Whatever of a unit is not known yet on a chunk, in the order in which it must be stored.
+
+    Args:
+        job: the run.
+        unit: the columns.
+        images, labels: of the chunk, uint8 or float in [0, 1].
+        chunk: its place.
+        known: the unit's finished folders, and ``CLEAN``.
+    """
+    images = images.to(job.classifier.device)
+    images = to_unit(images) if images.dtype == torch.uint8 else images.float()
+    labels = labels.to(images.device, torch.int64)
+    if not unit.suites:
+        yield CLEAN, classify_chunk(job.classifier, images, labels, chunk), None
+        return
+    data = ChunkData(chunk, images, labels, known[CLEAN])
+    if unit.suites[0].cascade:
+        yield from _cascade(job, unit.suites[0], data, known)
+    else:
+        yield from _together(job, unit, data, known)
+
+
+def _cascade(job: Job, suite: Suite, data: ChunkData, known: Mapping[str, ChunkVerdicts]) -> Iterator[Made]:
+    """Each member gets what the earlier ones left undecided or robust."""
+    before = data.clean.outcome
+    for member in suite.members:
+        folder = attack_folder(suite, member)
+        verdicts = known.get(folder)
+        if verdicts is None:
+            seed = chunk_seed(job.seed, member.family, data.chunk)
+            conditions = Conditions(job.threat, seed, counts_best=suite.counts_best, save=job.save)
+            ((_, verdicts, images),) = attack_chunk(job.classifier, job.guard, member, data, before, conditions)
+            yield folder, verdicts, images
+        before = verdicts.outcome
+
+
+def _together(job: Job, unit: Unit, data: ChunkData, known: Mapping[str, ChunkVerdicts]) -> Iterator[Made]:
+    """The missing ones of attacks that share a trajectory, of which the longest runs."""
+    folders = {suite.members[0].name: attack_folder(suite, suite.members[0]) for suite in unit.suites}
+    *shorter, longest = [suite.members[0] for suite in unit.suites if folders[suite.members[0].name] not in known]
+    conditions = Conditions(job.threat, chunk_seed(job.seed, longest.family, data.chunk), save=job.save, craft_all=job.save)
+    made = attack_chunk(job.classifier, job.guard, longest, data, data.clean.outcome, conditions, tuple(shorter))
+    for attack, verdicts, images in made:
+        yield folders[attack.name], verdicts, images
+
+
+@dataclass(frozen=True, eq=False)
+class Worklist:
+    """What is left to do in a run folder.
+
+    Attributes:
+        folder: the run.
+        save: whether adversarial images are to be there as well.
+    """
+
+    folder: RunFolder
+    save: bool = False
+
+    def known(self, unit: Unit, chunk: Chunk) -> dict[str, ChunkVerdicts] | None:
+        """What the folder has of a unit, and the clean chunk; None where nothing is missing.
+
+        A failed attack is missing. The stages of a cascade behind a missing one do not hold any more: they are removed first, so that
+        a kill leaves none of them.
+        """
+        found: dict[str, ChunkVerdicts] = {}
+        cascade = bool(unit.suites) and unit.suites[0].cascade
+        for where in unit.folders:
+            if cascade and len(found) < unit.folders.index(where):
+                self.folder.forget(where, chunk)
+                continue
+            verdicts = self.folder.read(where, chunk)
+            if verdicts is not None and not verdicts.failed and (not self.save or self._has_images(where, chunk, verdicts)):
+                found[where] = verdicts
+        if len(found) == len(unit.folders):
+            return None
+        clean = self.folder.read(CLEAN, chunk)
+        return found if clean is None else found | {CLEAN: clean}
+
+    def _has_images(self, where: str, chunk: Chunk, verdicts: ChunkVerdicts) -> bool:
+        if verdicts.adv_digest:
+            return self.folder.images_path(where, chunk).exists()
+        outcomes = set(verdicts.outcome)
+        return where == CLEAN or Outcome.INVALID in outcomes or not outcomes & {Outcome.BROKEN, Outcome.ROBUST}
+
+    def seconds(self, unit: Unit, chunks: Iterable[Chunk]) -> tuple[float, int]:
+        """Seconds and samples of the chunks of a unit that are finished."""
+        total, samples = 0.0, 0
+        for chunk in chunks:
+            parts = [self.folder.read(where, chunk) for where in unit.folders]
+            if all(part is not None for part in parts):
+                total += sum(part.seconds for part in parts if part is not None)
+                samples += chunk.stop - chunk.start
+        return total, samples
 
 
 def evaluate_suites(
-    classifier: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    suites: list[Suite],
-    *,
-    threat: ThreatModel,
-    folder: RunFolder,
-    show_progress: bool = True,
-) -> None:
-    """Computes every chunk whose file does not exist yet: first without attack, then suite by suite.
+    classifier: Classifier, images: Tensor, labels: Tensor, suites: list[Suite], *, threat: ThreatModel, folder: RunFolder,
+    processes: Processes | None = None, save: bool = False, share: bool = True, show_progress: bool = True,
+) -> None:  # fmt: skip
+    """Computes every chunk whose file does not exist yet and which is this process's share: first without attack, then suite by suite.
 
     Args:
         classifier: on its device.
@@ -41,192 +195,64 @@ def evaluate_suites(
         suites: the columns to fill.
         threat: the threat model.
         folder: where verdicts go.
-        show_progress: a bar per column on stderr.
+        processes: who we are among how many; chunk k is the share of process k modulo their number.
+        save: keep adversarial images.
+        share: let one trajectory serve several columns where their verdicts stay what they are.
+        show_progress: a bar per column and a forecast on stderr.
 
     Raises:
         RobenchError: the model cannot classify the clean images, or the folder cannot be written. What an attack raises is
             recorded as its outcome on that chunk, and the run goes on.
     """
-    chunks = split(len(images), folder.spec.chunk)
+    here = processes or Processes()
+    chunks = split(len(images), folder.spec.chunk)[here.rank :: here.world_size]
+    job = Job(classifier, threat, folder.spec.seed, save)
+    worklist = Worklist(folder, save)
+    units = plan(suites, share=share)
+
+    def finish(unit: Unit, chunk: Chunk) -> None:
+        known = worklist.known(unit, chunk)
+        if known is not None:
+            part = slice(chunk.start, chunk.stop)
+            for where, verdicts, adv_images in compute(job, unit, images[part], labels[part], chunk, known):
+                folder.write(where, chunk, verdicts, adv_images)
+
     for chunk in _progress(chunks, CLEAN, show_progress):
-        if folder.read(CLEAN, chunk) is None:
-            folder.write(CLEAN, chunk, _classify(classifier, *_load(classifier, images, labels, chunk), chunk))
-    for suite in suites:
-        for chunk in _progress(chunks, suite.name, show_progress):
-            _run_suite(classifier, suite, *_load(classifier, images, labels, chunk), chunk, threat, folder)
+        finish(Unit(()), chunk)
+    for unit in _progress(units if len(chunks) > 1 else [], "first chunk", show_progress, "column"):
+        finish(unit, chunks[0])
+    if show_progress:
+        _forecast(worklist, units, chunks)
+    for unit in units:
+        for chunk in _progress(chunks, unit.name, show_progress):
+            finish(unit, chunk)
 
 
-def _run_suite(
-    classifier: Classifier, suite: Suite, images: Tensor, labels: Tensor, chunk: Chunk, threat: ThreatModel, folder: RunFolder
-) -> None:
-    """One chunk through one suite; in a cascade each member gets what the earlier ones left undecided or robust."""
-    clean = folder.read(CLEAN, chunk)
-    assert clean is not None
-    before = clean.outcome
-    for place, member in enumerate(suite.members):
-        where = attack_folder(suite, member)
-        verdicts = folder.read(where, chunk)
-        if verdicts is None or verdicts.failed:
-            if (
-                suite.cascade
-            ):  # what later stages saw may not be what they will see now; gone first, so that a kill leaves none of it
-                for later in suite.members[place + 1 :]:
-                    folder.forget(attack_folder(suite, later), chunk)
-            seed = chunk_seed(folder.spec.seed, member.family, chunk)
-            verdicts = attack_chunk(classifier, member, images, labels, clean, before, threat, seed, keep=chunk.start == 0)
-            folder.write(where, chunk, verdicts)
-        if suite.cascade:
-            before = verdicts.outcome
+def _forecast(worklist: Worklist, units: list[Unit], chunks: list[Chunk]) -> None:
+    """Says on stderr how long the missing chunks will take, judged by the finished ones."""
+    left: dict[str, float] = {}
+    for unit in units:
+        missing = [chunk for chunk in chunks if worklist.known(unit, chunk) is not None]
+        seconds, samples = worklist.seconds(unit, [chunk for chunk in chunks if chunk not in missing])
+        left[unit.name] = seconds / max(samples, 1) * sum(chunk.stop - chunk.start for chunk in missing)
+    total = sum(left.values())
+    if total > LONG:
+        parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in left.items() if seconds > total / 20)
+        print(f"robench: about {_duration(total)} to go ({parts})", file=sys.stderr)
 
 
-def attack_chunk(
-    classifier: Classifier,
-    attack: Attack,
-    images: Tensor,
-    labels: Tensor,
-    clean: ChunkVerdicts,
-    before: np.ndarray,
-    threat: ThreatModel,
-    seed: int,
-    *,
-    keep: bool = False,
-) -> ChunkVerdicts:
-    """One attack on the samples of a chunk that are neither misclassified nor broken before, judged by ourselves.
-
-    Args:
-        classifier: the model.
-        attack: what to run.
-        images, labels: of the whole chunk, on the classifier's device, float32 in [0, 1].
-        clean: the chunk without attack.
-        before: outcome per sample so far.
-        threat: the threat model.
-        seed: see ``chunk_seed``.
-        keep: whether to keep a few images for the report.
-    """
-    done = np.isin(before, (Outcome.MISCLASSIFIED, Outcome.BROKEN, Outcome.SKIPPED))
-    places = np.flatnonzero(~done)
-    outcome = np.where(before == Outcome.MISCLASSIFIED, Outcome.MISCLASSIFIED, Outcome.SKIPPED).astype("U13")
-    adv_pred = np.where(before == Outcome.MISCLASSIFIED, clean.clean_pred, -1)
-    distance = np.where(before == Outcome.MISCLASSIFIED, 0, np.nan).astype(np.float32)
-    margin = np.full(len(done), np.nan, np.float32)
-    chosen = torch.from_numpy(places).to(images.device)
-    adv_images, message = None, ""
-    started = time.perf_counter()
-    with classifier.counting() as passes:
-        if len(places):
-            adv_images, message = _craft(attack, classifier, images[chosen], labels[chosen], threat, seed)
-    seconds = time.perf_counter() - started
-    if message:
-        outcome[places] = Outcome.ERROR
-    elif adv_images is not None:
-        judged = judge(classifier, images[chosen], labels[chosen], adv_images, threat)
-        outcome[places], adv_pred[places], message = judged.outcomes, judged.adv_pred.numpy(), judged.complaint
-        distance[places], margin[places] = judged.distance.numpy(), judged.margin.numpy()
-    verdicts = ChunkVerdicts(
-        clean.index, clean.label, clean.clean_pred, outcome, adv_pred, distance, margin,
-        passes.forwards, passes.backwards, seconds, describe_machine(classifier.device), message,
-    )  # fmt: skip
-    if adv_images is None or not keep or np.isin(outcome[places], Outcome.UNDECIDED).any():
-        return verdicts
-    return _with_images(verdicts, images[chosen], adv_images, places)
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _craft(
-    attack: Attack, classifier: Classifier, images: Tensor, labels: Tensor, threat: ThreatModel, seed: int
-) -> tuple[Tensor | None, str]:
-    """The attack's images, or None and what it raised."""
-    try:
-        with seeded(seed, images.device):
-            adv_images = attack.fn(classifier, images.clone(), labels.clone(), threat, seed)
-            if images.is_cuda:
-                torch.cuda.synchronize(images.device)
-            return adv_images, ""
-    except Exception as error:  # an attack is somebody else's code: whatever it raises is a result about the attack
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        hint = (
-            "; the model passes no gradient: is there a no_grad or detach in it?" if "does not require grad" in str(error) else ""
-        )
-        return None, f"{type(error).__name__}: {error} ({place.name}, line {place.lineno}){hint}"
-
-
-def _with_images(verdicts: ChunkVerdicts, images: Tensor, adv_images: Tensor, places: np.ndarray) -> ChunkVerdicts:
-    """The same verdicts with images of those of the chunk's first correctly classified samples that were attacked."""
-    from dataclasses import replace
-
-    correct = np.flatnonzero(verdicts.outcome != Outcome.MISCLASSIFIED)[:SHOWN]
-    rows = np.flatnonzero(np.isin(places, correct))
-    return replace(
-        verdicts,
-        shown=verdicts.index[places[rows]],
-        shown_clean=images[rows].float().cpu().numpy(),
-        shown_adv=adv_images[rows].detach().float().cpu().numpy(),
-    )
-
-
-@torch.no_grad()
-def _classify(classifier: Classifier, images: Tensor, labels: Tensor, chunk: Chunk) -> ChunkVerdicts:
-    """A chunk without attack."""
-    started = time.perf_counter()
-    try:
-        with classifier.counting() as passes:
-            logits = classifier(images)
-        again = classifier(images)
-    except RobenchError:
-        raise
-    except Exception as error:  # somebody else's model may raise anything
-        shape = tuple(images.shape)
-        raise RobenchError(f"the model cannot classify images of shape {shape}: {type(error).__name__}: {error}") from error
-    if not logits.isfinite().all():
-        raise RobenchError(
-            f"the model's logits are not finite on clean images {chunk.start} to {chunk.stop - 1}; nothing can be said about it"
-        )
-    if not torch.allclose(logits, again, rtol=1e-4, atol=1e-4):
-        raise RobenchError(
-            f"the model is random: two forward passes on the same images differ by {float((logits - again).abs().max()):.3g} in the logits. "
-            "One draw cannot judge it, and robench has no vote over draws yet; fix its seed inside the model to evaluate one draw of it"
-        )
-    predicted = logits.argmax(1).cpu().numpy()
-    truth = labels.cpu().numpy()
-    outcome = np.where(predicted == truth, Outcome.ROBUST, Outcome.MISCLASSIFIED).astype("U13")
-    return ChunkVerdicts(
-        np.arange(chunk.start, chunk.stop), truth, predicted, outcome, predicted, np.zeros(len(truth), np.float32),
-        margins(logits, labels).cpu().numpy(), passes.forwards, passes.backwards, time.perf_counter() - started,
-        describe_machine(classifier.device),
-    )  # fmt: skip
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds every global random generator inside the block, and puts them back after it."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-
-
-def describe_machine(device: torch.device) -> str:
-    """What the last bits of a result may depend on."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{device.type}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
-
-
-def _load(classifier: Classifier, images: Tensor, labels: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
-    """A chunk on the classifier's device."""
-    part = images[chunk.start : chunk.stop].to(classifier.device)
-    part = to_unit(part) if part.dtype == torch.uint8 else part.float()
-    return part, labels[chunk.start : chunk.stop].to(classifier.device, torch.int64)
-
-
-def _progress(chunks: list[Chunk], name: str, show: bool):
+def _progress(items: list, name: str, show: bool, unit: str = "chunk"):
     from tqdm import tqdm
 
     return tqdm(
-        chunks, desc=f"{name:>10}", unit="chunk", disable=not show, file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 60
+        items,
+        desc=f"{name:>10}",
+        unit=unit,
+        disable=not (show and items),
+        file=sys.stderr,
+        mininterval=0.5 if sys.stderr.isatty() else 60,
     )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robench.evaluation.store import CLEAN, ChunkVerdicts, read_chunk, read_run, split
-from robench.types import Outcome, RobenchError
+from robench.evaluation.store import CLEAN, ChunkVerdicts, RunFolder, attack_folder, read_chunk, read_run, split
+from robench.types import Outcome, RobenchError, Suite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,9 +32,11 @@ class Results:
     Attributes:
         path: the folder.
         description: run.json.
-        verdicts: a row per sample and attack: attack, index, label, clean_pred, outcome, adv_pred, distance, margin. Attacks are
-            "clean", every column, and every stage of a cascade as "autoattack/apgd-ce".
-        ledger: a row per attack that ran and chunk: attack, chunk, forwards, backwards, seconds, machine, message.
+        verdicts: a row per sample and attack: attack, index, label, clean_pred, outcome, adv_pred, distance, margin, best. Attacks
+            are "clean", every column, and every stage of a cascade as "autoattack/apgd-ce"; outcome is about what an attack returned,
+            best about everything that it came across.
+        ledger: a row per attack that ran and chunk: attack, chunk, forwards, backwards, seconds, machine, message, ties, mode,
+            peak_bytes.
         columns: the names that make the union, in order, without "clean".
         stages: column to the names of its stages, empty for a single attack.
         unfinished: columns of which chunks are missing, which no table shows.
@@ -91,6 +93,12 @@ def read_results(path: Path) -> Results:
     )  # fmt: skip
 
 
+def is_complete(folder: RunFolder, suites: list[Suite], n: int) -> bool:
+    """Whether every chunk of every suite is there, whoever computed it."""
+    wanted = [CLEAN, *(attack_folder(suite, member) for suite in suites for member in suite.members)]
+    return all(folder.has(where, chunk) for where in wanted for chunk in split(n, folder.spec.chunk))
+
+
 def failures(results: Results) -> list[str]:
     """What attacks failed with, one line each; empty where every verdict stands."""
     said = results.ledger[results.ledger["message"] != ""]
@@ -100,21 +108,27 @@ def failures(results: Results) -> list[str]:
 def decide(frames: list[pd.DataFrame], name: str) -> pd.DataFrame:
     """What several attacks together say per sample, as rows of an attack called ``name``.
 
-    Each sample takes the row of the attack that decided it; of equals, the last.
+    Each sample takes the row of the attack that decided it; of equals, the last. ``best`` is decided by itself.
     """
     import pandas as pd
 
-    said = np.stack([frame["outcome"].map(_SAYS).to_numpy() for frame in frames])
-    deciding = len(frames) - 1 - said[::-1].argmax(0)
+    deciding = _deciding(frames, "outcome")
+    best = np.stack([frame["best"].to_numpy() for frame in frames])[_deciding(frames, "best"), np.arange(len(deciding))]
     together = pd.concat([frame.reset_index(drop=True).assign(place=place) for place, frame in enumerate(frames)])
     chosen = together[together["place"].to_numpy() == deciding[together.index]]
-    return chosen.sort_index().drop(columns="place").assign(attack=name)
+    return chosen.sort_index().drop(columns="place").assign(attack=name, best=best)
+
+
+def _deciding(frames: list[pd.DataFrame], which: str) -> np.ndarray:
+    """For each sample the place of the attack whose word counts."""
+    said = np.stack([frame[which].map(_SAYS).to_numpy() for frame in frames])
+    return len(frames) - 1 - said[::-1].argmax(0)
 
 
 def _verdict_frame(name: str, parts: list[ChunkVerdicts]) -> pd.DataFrame:
     import pandas as pd
 
-    fields = ("index", "label", "clean_pred", "outcome", "adv_pred", "distance", "margin")
+    fields = ("index", "label", "clean_pred", "outcome", "adv_pred", "distance", "margin", "best")
     frame = pd.DataFrame({field: np.concatenate([getattr(part, field) for part in parts]) for field in fields})
     frame.insert(0, "attack", name)
     return frame
@@ -123,13 +137,14 @@ def _verdict_frame(name: str, parts: list[ChunkVerdicts]) -> pd.DataFrame:
 def _ledger_frame(loaded: dict[str, list[ChunkVerdicts]], chunks) -> pd.DataFrame:
     import pandas as pd
 
+    fields = ["forwards", "backwards", "seconds", "machine", "message", "ties", "mode", "peak_bytes"]
     return pd.DataFrame(
         [
-            (name, chunk.name, part.forwards, part.backwards, part.seconds, part.machine, part.message)
+            (name, chunk.name, *(getattr(part, field) for field in fields))
             for name, parts in loaded.items()
             for chunk, part in zip(chunks, parts, strict=True)
         ],
-        columns=["attack", "chunk", "forwards", "backwards", "seconds", "machine", "message"],
+        columns=["attack", "chunk", *fields],
     )
 
 

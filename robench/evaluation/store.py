@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,12 @@ from robench.digest import derive_seed
 from robench.files import PARTIAL, write_atomically
 from robench.types import Attack, Outcome, RobenchError, RunSpec, Suite
 
+if TYPE_CHECKING:
+    from robench.evaluation.adv_images import PackedImages
+
 SCHEMA = 1
 CLEAN = "clean"
+PLAIN = frozenset(("forwards", "backwards", "seconds", "machine", "message", "ties", "mode", "peak_bytes", "adv_digest"))
 
 
 @dataclass(frozen=True, order=True)
@@ -58,6 +62,12 @@ class ChunkVerdicts:
         seconds: of the attack alone.
         machine: threads, processor capability and torch version that computed it.
         message: what went wrong, or "".
+        best: values of ``Outcome`` when the adversarial images that the attack came across count, and not only those that it
+            returned; as ``outcome`` where the attack is not watched.
+        ties: samples that the attack saw misclassified, and the engine, in another batch, did not: a matter of last bits.
+        mode: how the attack was run where that is not by itself: "prefix of pgd50".
+        peak_bytes: the most memory that the process had used by then (on CUDA: that the device had).
+        adv_digest: of the saved adversarial images, or "".
         shown, shown_clean, shown_adv: indices and float32 images that the report may show; mostly empty.
     """
 
@@ -73,9 +83,18 @@ class ChunkVerdicts:
     seconds: float
     machine: str
     message: str = ""
+    best: np.ndarray = field(default_factory=lambda: np.zeros(0, "U13"))
+    ties: int = 0
+    mode: str = ""
+    peak_bytes: int = 0
+    adv_digest: str = ""
     shown: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     shown_clean: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.float32))
     shown_adv: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.float32))
+
+    def __post_init__(self) -> None:
+        if len(self.best) != len(self.outcome):
+            object.__setattr__(self, "best", self.outcome)
 
     @property
     def failed(self) -> bool:
@@ -123,17 +142,27 @@ class RunFolder:
         content = {"schema": SCHEMA, "spec": asdict(self.spec), **description}
         write_atomically(self.path / "run.json", (json.dumps(content, indent=2) + "\n").encode())
 
+    def has(self, folder: str, chunk: Chunk) -> bool:
+        """Whether a chunk is finished."""
+        return (self.path / "chunks" / folder / f"{chunk.name}.npz").exists()
+
     def read(self, folder: str, chunk: Chunk) -> ChunkVerdicts | None:
         """A finished chunk, or None."""
         path = self.path / "chunks" / folder / f"{chunk.name}.npz"
         return read_chunk(path) if path.exists() else None
 
+    def images_path(self, folder: str, chunk: Chunk) -> Path:
+        """Where ``--save-adv`` keeps the adversarial images of a chunk."""
+        return self.path / "adv" / folder / f"{chunk.name}.npz"
+
     def forget(self, folder: str, chunk: Chunk) -> None:
         """Removes a chunk that no longer holds, if it is there."""
         (self.path / "chunks" / folder / f"{chunk.name}.npz").unlink(missing_ok=True)
 
-    def write(self, folder: str, chunk: Chunk, verdicts: ChunkVerdicts) -> None:
-        """Stores a finished chunk, atomically."""
+    def write(self, folder: str, chunk: Chunk, verdicts: ChunkVerdicts, images: PackedImages | None = None) -> None:
+        """Stores a finished chunk, atomically; its images, where there are any, before it."""
+        if images is not None:
+            write_atomically(self.images_path(folder, chunk), images.to_bytes())
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **{f.name: getattr(verdicts, f.name) for f in fields(verdicts)})
         write_atomically(self.path / "chunks" / folder / f"{chunk.name}.npz", buffer.getvalue())
@@ -167,7 +196,7 @@ def read_chunk(path: Path) -> ChunkVerdicts:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             values = {name: arrays[name] for name in arrays.files}
-        plain = {name: values[name].item() for name in ("forwards", "backwards", "seconds", "machine", "message")}
+        plain = {name: values[name].item() for name in values.keys() & PLAIN}
         return ChunkVerdicts(**(values | plain))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError):
         raise RobenchError(f"{path} is damaged; delete it and run the same attack again, the other chunks are kept") from None

@@ -47,7 +47,7 @@ def judge(classifier: Classifier, images: Images, labels: Labels, adv_images: Im
     adv_images = adv_images.detach().to(images.device, torch.float32)
     distance = threat.distance(images, adv_images)
     finite = adv_images.flatten(1).isfinite().all(1)
-    boxed = ((adv_images >= -TOLERANCE) & (adv_images <= 1 + TOLERANCE)).flatten(1).all(1)
+    boxed = in_box(adv_images)
     near = threat.contains(images, adv_images)
     valid = finite & boxed & near
     logits = classifier(adv_images)
@@ -64,6 +64,11 @@ def judge(classifier: Classifier, images: Images, labels: Labels, adv_images: Im
         margins(logits, labels).cpu(),
         _complaint(finite, boxed, near, valid, float(distance.nan_to_num().max()) if len(distance) else 0.0, threat),
     )
+
+
+def in_box(images: Images) -> Tensor:
+    """Which images lie in [0, 1], bool (N,), within ``TOLERANCE``."""
+    return ((images >= -TOLERANCE) & (images <= 1 + TOLERANCE)).flatten(1).all(1)
 
 
 def margins(logits: Logits, labels: Labels) -> Tensor:

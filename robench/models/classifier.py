@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from robench.digest import digest_tensors
 from robench.types import RobenchError
@@ -31,7 +32,8 @@ class Classifier(nn.Module):
     """Any module as a frozen, deterministic-by-construction classifier of one task.
 
     Eval mode for good, parameters frozen, normalisation inside, float32 in and out, a fresh tensor of logits at every call
-    (AutoAttack's Square writes into the one that it gets). Counts its passes.
+    (AutoAttack's Square writes into the one that it gets). Counts its passes. ``largest_pass``, where set, bounds the samples
+    that go through the module at once, for machines whose memory is too small for a chunk.
 
     Args:
         module: takes float images (N, C, H, W) in [0, 1], returns logits (N, n_classes).
@@ -48,6 +50,8 @@ class Classifier(nn.Module):
         self.std = nn.Parameter(torch.tensor(list(std))[None, :, None, None])
         self._normalises = tuple(mean) != (0.0,) or tuple(std) != (1.0,)
         self._passes = Passes()
+        self._watcher: Callable[[Images, Logits], None] | None = None
+        self.largest_pass: int | None = None
         self.requires_grad_(False).eval()
 
     def forward(self, images: Images) -> Logits:
@@ -56,12 +60,30 @@ class Classifier(nn.Module):
         inputs = images.view_as(images)
         if inputs.requires_grad:  # a channels_last model hands back gradients that torchattacks' PGDL2 cannot view (3.5.1)
             inputs.register_hook(lambda gradient: gradient.contiguous())
-        inputs = (inputs - self.mean) / self.std if self._normalises else inputs
-        logits = _checked(self.module(inputs), len(images), self.n_classes)
+        logits = self._logits(self.normalised(inputs))
         self._passes.forwards += len(images)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)
+        if self._watcher is not None:
+            self._watcher(images, logits)
         return logits
+
+    def normalised(self, images: Images) -> Tensor:
+        """What the module sees of images in [0, 1]."""
+        return (images - self.mean) / self.std if self._normalises else images
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        """The module's output, in passes of at most ``largest_pass`` samples: what a gradient needs is then computed again, part by
+        part, instead of being kept for all parts at once."""
+        dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+        if self.largest_pass is None or len(inputs) <= self.largest_pass:
+            return _checked(self.module(inputs), len(inputs), self.n_classes, dtype)
+        parts = inputs.split(self.largest_pass)
+        if torch.is_grad_enabled() and inputs.requires_grad:
+            outputs = [checkpoint(self.module, part, use_reentrant=False) for part in parts]
+        else:
+            outputs = [self.module(part) for part in parts]
+        return torch.cat([_checked(output, len(part), self.n_classes, dtype) for output, part in zip(outputs, parts, strict=True)])
 
     def _count_backward(self, gradient: Tensor) -> None:
         self._passes.backwards += len(gradient)
@@ -78,6 +100,15 @@ class Classifier(nn.Module):
             yield self._passes
         finally:
             self._passes = outer
+
+    @contextmanager
+    def watched_by(self, watcher: Callable[[Images, Logits], None] | None) -> Iterator[None]:
+        """Shows every batch of images that is classified inside the block, with its logits, to ``watcher``; None for nobody."""
+        outer, self._watcher = self._watcher, watcher
+        try:
+            yield
+        finally:
+            self._watcher = outer
 
     @property
     def device(self) -> torch.device:
@@ -116,7 +147,7 @@ def _source(kind: type) -> str:
         return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _checked(logits, n: int, n_classes: int) -> Tensor:
+def _checked(logits, n: int, n_classes: int, dtype: torch.dtype) -> Tensor:
     if not isinstance(logits, Tensor):
         raise RobenchError(
             f"the model returned a {type(logits).__name__}, expected one tensor of logits (N, {n_classes}); wrap it so that it returns "
@@ -127,4 +158,4 @@ def _checked(logits, n: int, n_classes: int) -> Tensor:
             f"the model returned shape {tuple(logits.shape)} for {n} images, expected {(n, n_classes)}; is it a model of another "
             "dataset, or is the main head not first?"
         )
-    return logits.to(torch.float32, copy=True)
+    return logits.to(dtype, copy=True)

@@ -6,15 +6,17 @@ import copy
 import hashlib
 import importlib.util
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from robench.checkpoint import load_checkpoint
 from robench.models.classifier import Classifier
-from robench.models.multihead import MAIN, HeadLogits, rebuild
+from robench.models.multihead import MAIN, HeadLogits, MultiHead, rebuild
 from robench.types import Dataset, RobenchError
 
 
@@ -27,12 +29,18 @@ class Subject:
         classifier: on its device.
         digest: of weights and code.
         origin: what run.json says about it.
+        model: all heads of a robench checkpoint; None for a foreign module.
+        heads: what each of them is, as in ``Checkpoint``.
+        normalise: mean and std in front of the model, where there are any.
     """
 
     name: str
     classifier: Classifier
     digest: str
     origin: dict
+    model: MultiHead | None = None
+    heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    normalise: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_classifier(path: str | Path, device: str = "cpu") -> Classifier:
@@ -40,14 +48,24 @@ def load_classifier(path: str | Path, device: str = "cpu") -> Classifier:
     return classifier_of_checkpoint(Path(path), None, device).classifier
 
 
-def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str) -> Subject:
-    """A checkpoint's main task, checked against the data that it is to be tested on.
+def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str, head: str = MAIN) -> Subject:
+    """One task of a checkpoint, checked against the data that it is to be tested on.
+
+    Args:
+        path: the file.
+        dataset: labelled for the main task, or, where ``head`` is another one, for that (see ``of_head``).
+        device: where to put it.
+        head: the task.
 
     Raises:
         RobenchError: see ``load_checkpoint`` and ``rebuild``; or the data set has other classes or another image size.
     """
     checkpoint = load_checkpoint(path)
-    if dataset is not None and dataset.classes != checkpoint.classes:
+    if head not in checkpoint.heads or checkpoint.heads[head]["classes"] is None:
+        known = ", ".join(name for name, entry in checkpoint.heads.items() if entry["classes"] is not None)
+        raise RobenchError(f"{path} has no head {head!r} that classifies; it has {known}")
+    n_classes = checkpoint.heads[head]["classes"]
+    if dataset is not None and head == MAIN and dataset.classes != checkpoint.classes:
         raise RobenchError(
             f"{path} was trained on {checkpoint.dataset} ({checkpoint.n_classes} classes: {_some(checkpoint.classes)}), but {dataset.name} "
             f"has {len(dataset.classes)} ({_some(dataset.classes)}); leave --dataset out to use the checkpoint's own"
@@ -57,8 +75,8 @@ def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str) -
             f"{path} was trained on images of shape {checkpoint.image_shape}, but {dataset.name} has {dataset.image_shape}"
         )
     preprocessing = {name: tuple(values) for name, values in checkpoint.preprocessing.items()}
-    module = HeadLogits(rebuild(checkpoint), MAIN, checkpoint.n_classes)
-    classifier = Classifier(module, checkpoint.n_classes, **preprocessing).to(device).to(memory_format=torch.channels_last)
+    model = rebuild(checkpoint).requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+    classifier = Classifier(HeadLogits(model, head, n_classes), n_classes, **preprocessing).to(device)
     origin = {
         "checkpoint": str(path),
         "weights": checkpoint.digest,
@@ -69,7 +87,24 @@ def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str) -
         "clean accuracy on the whole test split": dict(checkpoint.clean_accuracy),
         "versions": dict(checkpoint.versions),
     }
-    return Subject(path.stem, classifier, classifier.digest(), origin)
+    if head != MAIN:
+        origin["head"] = head
+    return Subject(path.stem, classifier, classifier.digest(), origin, model, checkpoint.heads, preprocessing)
+
+
+def of_head(dataset: Dataset, head: str) -> Dataset:
+    """The data set as a head of a supervised multitask model is to be tested on it.
+
+    Raises:
+        RobenchError: it has no labels for that head.
+    """
+    if head == MAIN:
+        return dataset
+    if head != "coarse" or dataset.coarse_labels is None:
+        raise RobenchError(
+            f"--head {head!r}: {dataset.name} has labels for {'main, coarse' if dataset.coarse_classes else 'main'} only"
+        )
+    return replace(dataset, labels=dataset.coarse_labels, classes=dataset.coarse_classes)
 
 
 def classifier_of_module(module: nn.Module, n_classes: int, device: str, name: str = "model") -> Subject:

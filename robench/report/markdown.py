@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from robench.evaluation.results import Results
-from robench.evaluation.store import CLEAN
 from robench.report.tables import UNION, accuracy_text, percent, title
+
+if TYPE_CHECKING:
+    from robench.evaluation.replay import Replay
 
 FIGURES = {
     "robust_accuracy": "Robust accuracy after each attack, with 95 % intervals",
@@ -67,6 +70,13 @@ def _stamps(results: Results, summary: pd.DataFrame) -> str:
     machines = sorted(set(results.ledger["machine"]))
     if len(machines) > 1:
         notes.append("**Mixed machines:** last bits may differ between them. " + "; ".join(machines))
+    ties = results.ledger.groupby("attack", sort=False)["ties"].sum()
+    if ties.any():
+        listed = ", ".join(f"{name} {count}" for name, count in ties.items() if count)
+        notes.append(
+            f"**Last-bit ties:** {listed}. Samples that an attack saw misclassified, and robench's own pass over the same image in another "
+            "batch did not; they count as robust."
+        )
     return "\n\n".join("> " + note for note in notes)
 
 
@@ -95,21 +105,29 @@ def _detail_table(summary: pd.DataFrame) -> str:
                 accuracy_text(row),
                 f"{percent(row['ci_low'])} to {percent(row['ci_high'])}",
                 str(row["broken"]),
+                str(row["best_broken"]),
                 percent(row["attack_success_rate"]),
                 f"{row['forwards']:,}",
                 f"{row['backwards']:,}",
                 f"{row['seconds']:,.1f}",
+                "" if pd.isna(row["seconds_per_sample"]) else f"{1000 * row['seconds_per_sample']:,.1f}",
             ]
         )
-    header = ["attack", "robust accuracy %", "95 % interval", "broken", "success rate %", "forwards", "backwards", "seconds"]
-    return table(header, rows)
+    header = [
+        "attack", "robust accuracy %", "95 % interval", "broken", "by best query", "success rate %", "forwards", "backwards",
+        "seconds", "ms per sample",
+    ]  # fmt: skip
+    modes = [f"`{row['attack']}` is a {row['mode']}, whose passes pay for it." for _, row in summary.iterrows() if row["mode"]]
+    return table(header, rows) + ("\n\n" + " ".join(modes) if modes else "")
 
 
 def _reading_notes() -> str:
     return (
         "Robust accuracy measured by attacks is an upper bound: a stronger attack can only lower it. Samples misclassified without "
         "attack count as not robust. Intervals are Wilson's (Clopper-Pearson's at 0 and n) and cover the sampling of test images only. "
-        "`union` counts a sample as robust only where no attack broke it; a row `suite/stage` shows what is left after that stage. Passes "
+        "`broken` counts what an attack returned, `by best query` every image that it showed to the model inside the ball, each verified by "
+        "robench. `union` counts a sample as robust only where no query of any attack broke it; a row `suite/stage` shows what is left "
+        "after that stage. `attack@model` is a transfer attack: crafted on that other model. Passes "
         "are counted in samples; the check of every adversarial image by robench itself is not among them."
     )
 
@@ -123,6 +141,7 @@ def _provenance(results: Results) -> str:
         ["attack seed", str(run["spec"]["seed"])],
         ["samples a chunk", str(run["spec"]["chunk"])],
         ["machine", "; ".join(sorted(set(results.ledger["machine"])))],
+        ["peak memory", f"{results.ledger['peak_bytes'].max() / 2**30:.1f} GiB"],
         ["environment", _inline(run["environment"])],
     ]
     attacks = [
@@ -156,11 +175,27 @@ def _text(value) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def replay_table(replays: list[Replay]) -> str:
+    """What ``robench verify`` found, one line an attack."""
+    header = ["attack", "broken", "float32", "float64", "one by one", "8 bits", "tampered chunks", "missing"]
+    rows = [
+        [each.attack, *map(str, (each.claimed, each.float32, each.float64, each.single, each.rounded, each.tampered, each.missing))]
+        for each in replays
+    ]
+    widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in [header, *rows]
+    ]
+    return "\n".join(lines)
+
+
 def terminal_table(summary: pd.DataFrame) -> str:
     """The summary for a terminal, one line an attack."""
     lines = []
+    width = max(24, *(len(name) + 2 for name in summary["attack"]))
     for _, row in summary.iterrows():
-        name = row["attack"] if row["attack"] != CLEAN else "clean"
+        name = row["attack"]
         bounds = f"[{percent(row['ci_low'])}, {percent(row['ci_high'])}]"
-        lines.append(f"{name:<24}{accuracy_text(row):>16} %  {bounds:>16}  n={row['n']}")
+        lines.append(f"{name:<{width}}{accuracy_text(row):>16} %  {bounds:>16}  n={row['n']}")
     return "\n".join(lines)

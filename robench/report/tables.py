@@ -27,7 +27,8 @@ def summarise(results: Results) -> pd.DataFrame:
 
     ``robust_accuracy`` is empty where an attack failed on samples; then ``robust_low`` and ``robust_high`` are its bounds. A
     stage's robust accuracy is what is left after it; ``broken`` and ``attack_success_rate`` are its own, over the samples that it was given.
-    For clean, ``broken`` counts the mistakes.
+    For clean, ``broken`` counts the mistakes. The union counts every adversarial image that an attack came across, a column those
+    that it returned; ``best_broken`` is what the column would have with the former. Costs per sample are over those decided.
     """
     verdicts = {str(name): rows for name, rows in results.verdicts.groupby("attack", sort=False)}
     cost = results.ledger.groupby("attack")[["forwards", "backwards", "seconds"]].sum()
@@ -37,18 +38,26 @@ def summarise(results: Results) -> pd.DataFrame:
         rows.append(_row(column, verdicts[column], cost.loc[stages or [column]].sum()))
         for place, stage in enumerate(stages):
             so_far = decide([verdicts[name] for name in stages[: place + 1]], stage)
-            rows.append(_row(stage, so_far, cost.loc[stage]) | _own_success(verdicts[stage]["outcome"]))
+            rows.append(_row(stage, so_far, cost.loc[stage]) | _own_success(verdicts[stage], cost.loc[stage]))
     if results.columns:
         union = decide([verdicts[column] for column in results.columns], UNION)
-        rows.append(_row(UNION, union, cost.drop(CLEAN).sum()))
-    return pd.DataFrame(rows)
+        rows.append(_row(UNION, union.assign(outcome=union["best"]), cost.drop(CLEAN).sum()))
+    modes = results.ledger.groupby("attack")["mode"].first()
+    return pd.DataFrame(rows).assign(mode=lambda table: table["attack"].map(modes).fillna(""))
 
 
-def _own_success(outcomes: pd.Series) -> dict:
+def _own_success(rows: pd.DataFrame, cost: pd.Series) -> dict:
     """What a stage did to the samples that it was given."""
+    outcomes = rows["outcome"]
     broken = int((outcomes == Outcome.BROKEN).sum())
     given = int((~outcomes.isin((Outcome.MISCLASSIFIED, Outcome.SKIPPED))).sum())
-    return {"broken": broken, "attack_success_rate": broken / given if given else float("nan")}
+    found = int((rows["best"] == Outcome.BROKEN).sum())
+    success = {"broken": broken, "best_broken": found, "attack_success_rate": broken / given if given else float("nan")}
+    return success | _per_sample(cost, given - int(outcomes.isin(Outcome.UNDECIDED).sum()))
+
+
+def _per_sample(cost: pd.Series, decided: int) -> dict:
+    return {f"{name}_per_sample": float(cost[name]) / decided if decided else float("nan") for name in cost.index}
 
 
 def _row(name: str, rows: pd.DataFrame, cost: pd.Series) -> dict:
@@ -72,12 +81,13 @@ def _row(name: str, rows: pd.DataFrame, cost: pd.Series) -> dict:
         "robust_low": robust / n,
         "robust_high": (robust + undecided) / n,
         "attack_success_rate": float("nan") if name == CLEAN or undecided or n == wrong else broken / (n - wrong),
-    }
+        "best_broken": broken if name == CLEAN else int((rows["best"] == Outcome.BROKEN).sum()),
+    } | _per_sample(cost, n if name == CLEAN else n - wrong - undecided)
 
 
 def verdict_rows(verdicts: pd.DataFrame) -> pd.DataFrame:
     """verdicts.csv: one row per sample and attack; ``adv_pred`` is empty where no image was judged."""
-    rows = verdicts[["attack", "index", "label", "clean_pred", "outcome", "adv_pred", "distance", "margin"]].copy()
+    rows = verdicts[["attack", "index", "label", "clean_pred", "outcome", "adv_pred", "distance", "margin", "best"]].copy()
     rows["adv_pred"] = rows["adv_pred"].astype("Int64").where(rows["adv_pred"] >= 0)
     return rows
 
@@ -102,7 +112,10 @@ def accuracy_text(row: pd.Series) -> str:
 
 
 def title(attack: str) -> str:
-    """An attack as papers write it: fgsm -> FGSM, pgd20 -> PGD-20, autoattack -> AutoAttack."""
+    """An attack as papers write it: fgsm -> FGSM, pgd20 -> PGD-20, pgd20@other -> PGD-20 @ other (transfer)."""
+    attack, at, source = attack.partition("@")
+    if at:
+        return f"{title(attack)} @ {source} (transfer)" if attack != "adv" else f"stored images {source}"
     known = {"clean": "natural", "fgsm": "FGSM", "autoattack": "AutoAttack", "union": "union"}
     if attack.startswith("pgd"):
         return "PGD-" + attack[3:]

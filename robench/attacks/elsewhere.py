@@ -1,0 +1,171 @@
+"""Attacks whose images are crafted on something else than the classifier under test: another model, or other heads of the same one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robench.models.classifier import Classifier
+from robench.models.loading import Subject
+from robench.models.multihead import MAIN, MultiHead
+from robench.types import Attack, Dataset, Elsewhere, Keeps, RobenchError, Suite
+
+if TYPE_CHECKING:
+    from robench.types import Images, Labels
+
+JOINT = "joint"
+TEMPERATURE = 0.07  # of the contrastive head's loss, as in the paper's code
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """Another classifier of the same classes; images are crafted on whole chunks, also on those that it gets wrong, as in the paper."""
+
+    classifier: Classifier
+    whole_chunks: bool = True
+
+    def prepare(self, images: Images, labels: Labels, index: Tensor) -> tuple[Classifier, Labels]:
+        """The other classifier, and the same labels."""
+        return self.classifier, labels
+
+
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """Some heads of a model as one classifier whose cross-entropy is the sum of theirs.
+
+    The classes are all combinations of the heads' classes, and the logit of a combination is the sum of the heads' log-softmax
+    values: its cross-entropy is the sum of the heads' cross-entropies, so that every attack on a classifier becomes an attack on
+    their joint loss with equal weights. A contrastive head counts as a classifier that must tell which of the chunk's clean images
+    an image came from (NT-Xent against the clean views).
+
+    Source: Mao et al., ECCV 2020, "Multitask Learning Strengthens Adversarial Robustness", section 3 (the joint attack).
+
+    Attributes:
+        model: on its device, in eval mode.
+        heads: their names.
+        widths: head to its classes, None for a contrastive one.
+        coarse: coarse labels of the whole data set, or None.
+        normalise: what stands before the model.
+    """
+
+    model: MultiHead
+    heads: tuple[str, ...]
+    widths: Mapping[str, int | None]
+    coarse: Tensor | None
+    normalise: Mapping[str, Any]
+    whole_chunks: bool = False
+
+    def n_classes(self, chunk: int) -> int:
+        """Combinations of classes, where a contrastive head has as many as there are samples in a chunk."""
+        return math.prod(self.widths[head] or chunk for head in self.heads)
+
+    def prepare(self, images: Images, labels: Labels, index: Tensor) -> tuple[Classifier, Labels]:
+        """The heads as one classifier, and the combinations that the chunk's labels are."""
+        combined = torch.zeros_like(labels)
+        for head in self.heads:
+            combined = combined * (self.widths[head] or len(images)) + self._targets(head, labels, index).to(labels.device)
+        module = _Joint(self.model, self.heads, self.widths)
+        classifier = Classifier(module, self.n_classes(len(images)), **self.normalise).to(images.device)
+        if any(self.widths[head] is None for head in self.heads):
+            with torch.no_grad():
+                module.remember(classifier.normalised(images))
+        return classifier, combined
+
+    def _targets(self, head: str, labels: Labels, index: Tensor) -> Labels:
+        if self.widths[head] is None:
+            return torch.arange(len(index))
+        if head == MAIN:
+            return labels
+        assert self.coarse is not None  # on_heads refuses a data set without them
+        return self.coarse[index]
+
+
+class _Joint(nn.Module):
+    """Logits of all combinations of the heads' classes, (N, product of widths)."""
+
+    def __init__(self, model: MultiHead, heads: tuple[str, ...], widths: Mapping[str, int | None]) -> None:
+        super().__init__()
+        self.model, self.names, self.widths = model, heads, widths
+        self.references: dict[str, Tensor] = {}
+
+    def remember(self, inputs: Tensor) -> None:
+        """Takes the clean images that a contrastive head compares with."""
+        outputs = self.model(inputs)
+        self.references = {name: F.normalize(outputs[name], dim=1) for name in self.names if self.widths[name] is None}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = self.model(inputs)
+        if len(self.names) == 1:
+            return self._logits(self.names[0], outputs[self.names[0]])
+        total = torch.zeros(len(inputs), 1, device=inputs.device)
+        for name in self.names:
+            total = (total[:, :, None] + self._logits(name, outputs[name]).log_softmax(1)[:, None, :]).flatten(1)
+        return total
+
+    def _logits(self, name: str, output: Tensor) -> Tensor:
+        if self.widths[name] is None:
+            return F.normalize(output, dim=1) @ self.references[name].T / TEMPERATURE
+        return output[:, : self.widths[name]]
+
+
+def crafted_on(attack: Attack, source: Subject) -> Attack:
+    """The attack, crafted on another checkpoint: a transfer attack, whose name and parameters say so."""
+    return _elsewhere(attack, f"{attack.name}@{source.name}", Transfer(source.classifier), {"transfer from": source.digest})
+
+
+def on_heads(suites: list[Suite], heads: str, target: Heads) -> list[Suite]:
+    """The suites, crafted on other heads than the one that is judged; transfer attacks stay as they are.
+
+    Args:
+        suites: columns.
+        heads: what the user called them.
+        target: the same, see ``make_heads_target``.
+    """
+
+    def moved(attack: Attack, name: str) -> Attack:
+        return attack if attack.elsewhere is not None else _elsewhere(attack, name, target, {"heads": list(target.heads)})
+
+    def column(suite: Suite) -> Suite:
+        name = f"{suite.name}(heads={heads})"
+        if suite.cascade:
+            return replace(suite, name=name, members=tuple(moved(member, member.name) for member in suite.members))
+        member = moved(suite.members[0], name)
+        return replace(suite, name=member.name, members=(member,))
+
+    return [column(suite) for suite in suites]
+
+
+def make_heads_target(heads: str, subject: Subject, dataset: Dataset) -> Heads:
+    """The heads that a name means, ready to be crafted on.
+
+    Args:
+        heads: a head's name, or "joint" for all.
+        subject: the model under test.
+        dataset: the whole split, for its coarse labels.
+
+    Raises:
+        RobenchError: the model has no such head, or a head's labels are unknown.
+    """
+    if subject.model is None:
+        raise RobenchError(f"--attack-heads {heads}: only checkpoints of robench have named heads; leave it out for --model")
+    known = list(subject.heads)
+    if heads != JOINT and heads not in known:
+        raise RobenchError(f"--attack-heads {heads!r}: the model has the heads {', '.join(known)}; name one, or joint for all")
+    chosen = tuple(known) if heads == JOINT else (heads,)
+    widths = {name: subject.heads[name]["classes"] for name in chosen}
+    if dataset.coarse_labels is None and any(name != MAIN and widths[name] is not None for name in chosen):
+        raise RobenchError(f"--attack-heads {heads}: {dataset.name} has no coarse labels to turn that head away from")
+    return Heads(subject.model, chosen, widths, dataset.coarse_labels, subject.normalise)
+
+
+def _elsewhere(attack: Attack, name: str, elsewhere: Elsewhere, params: dict[str, Any]) -> Attack:
+    # What the other classifier misclassifies proves nothing about this one, so that the referee cannot end the call or share it.
+    return replace(
+        attack, name=name, elsewhere=elsewhere, params={**attack.params, **params}, keeps=Keeps.LAST, prefix_of=""
+    )  # fmt: skip

@@ -1,0 +1,373 @@
+"""One attack on one chunk: crafted under watch, judged by ourselves."""
+
+from __future__ import annotations
+
+import random
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robench.evaluation.adv_images import PackedImages, pack
+from robench.evaluation.guard import Guard
+from robench.evaluation.memory import backing_off, is_out_of_memory, peak_bytes
+from robench.evaluation.referee import AllDecided, Referee, Snapshot
+from robench.evaluation.store import Chunk, ChunkVerdicts
+from robench.evaluation.verify import judge, margins
+from robench.models.classifier import Classifier
+from robench.types import Attack, Keeps, Outcome, RobenchError, ThreatModel
+
+if TYPE_CHECKING:
+    from robench.types import Images, Labels
+
+SHOWN = 6  # samples of the first chunk whose images are kept for the report
+DECIDED = (Outcome.MISCLASSIFIED, Outcome.BROKEN, Outcome.SKIPPED)
+CUT: Any = object()
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkData:
+    """A chunk on the classifier's device.
+
+    Attributes:
+        chunk: its place in the data set.
+        images, labels: float32 in [0, 1] and int64, of every sample.
+        clean: the chunk without attack.
+    """
+
+    chunk: Chunk
+    images: Images
+    labels: Labels
+    clean: ChunkVerdicts
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How an attack is run.
+
+    Attributes:
+        threat: the threat model.
+        seed: see ``chunk_seed``.
+        counts_best: the outcome is what the best query shows, not what was returned; the call ends once every sample is decided.
+        save: keep the adversarial images.
+        craft_all: with ``save``, craft on misclassified samples too.
+    """
+
+    threat: ThreatModel
+    seed: int
+    counts_best: bool = False
+    save: bool = False
+    craft_all: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Crafted:
+    """What an attack left behind for the samples that it was given.
+
+    Attributes:
+        returned: its images, or None where it failed.
+        best, found: see ``Referee``; of no meaning where it was not watched.
+        message: what it failed with, or "".
+        ties: see ``ChunkVerdicts``.
+    """
+
+    returned: Images | None
+    best: Images
+    found: Tensor
+    message: str = ""
+    ties: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Passes in samples, seconds, and how the attack was run where that is not by itself."""
+
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    mode: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What the samples that were attacked turned out to be; see ``ChunkVerdicts``.
+
+    Attributes:
+        images: the returned ones, in their place the best query where only that one is adversarial and it counts or is to be saved;
+            None where they cannot be shown.
+    """
+
+    outcome: np.ndarray
+    best: np.ndarray
+    adv_pred: np.ndarray
+    distance: np.ndarray
+    margin: np.ndarray
+    message: str = ""
+    ties: int = 0
+    images: Images | None = field(default=None)
+
+    @classmethod
+    def nothing(cls) -> Found:
+        text, number = np.zeros(0, "U13"), np.zeros(0, np.float32)
+        return cls(text, text, np.zeros(0, np.int64), number, number)
+
+
+def attack_chunk(
+    classifier: Classifier, guard: Guard, attack: Attack, data: ChunkData, before: np.ndarray, conditions: Conditions,
+    prefixes: tuple[Attack, ...] = (),
+) -> list[tuple[Attack, ChunkVerdicts, PackedImages | None]]:  # fmt: skip
+    """One attack on the samples of a chunk that are neither misclassified nor broken before.
+
+    Args:
+        classifier: the model under test.
+        guard: of its weights.
+        attack: what to run.
+        data: the chunk.
+        before: outcome per sample so far.
+        conditions: how.
+        prefixes: attacks that take the same steps, but fewer, whose results the same run gives.
+
+    Returns:
+        Verdicts, and images where they are to be saved, of the prefixes in their order and of the attack itself at the end.
+    """
+    everywhere = attack.stored is not None or (attack.elsewhere is not None and attack.elsewhere.whole_chunks)
+    places = np.arange(len(before)) if everywhere else np.flatnonzero(~np.isin(before, DECIDED))
+    crafted, snapshots, cost = _craft(classifier, guard, attack, data, places, conditions, prefixes)
+    made = []
+    for prefix in prefixes:
+        short = snapshots.get(prefix.params["steps"])
+        own = Crafted(short.queries, short.best, short.found) if short else replace(crafted, returned=None, ties=0)
+        made.append((prefix, own, Cost(mode=f"prefix of {attack.name}")))
+    return [
+        (each, *_conclude(classifier, each, data, before, places, own, conditions, spent))
+        for each, own, spent in [*made, (attack, crafted, cost)]
+    ]
+
+
+def _conclude(
+    classifier: Classifier, attack: Attack, data: ChunkData, before: np.ndarray, places: np.ndarray, crafted: Crafted,
+    conditions: Conditions, cost: Cost,
+) -> tuple[ChunkVerdicts, PackedImages | None]:  # fmt: skip
+    """Judges what was crafted for the samples at ``places``, and packs the images."""
+    chosen = torch.from_numpy(places).to(data.images.device)
+    images, labels = data.images[chosen], data.labels[chosen]
+    found = _judge_crafted(classifier, images, labels, crafted, conditions) if len(places) else Found.nothing()
+    verdicts = _spread(found, data.clean, before, places, cost, describe_machine(classifier), peak_bytes(classifier.device))
+    if found.images is None:
+        return verdicts, None
+    packed = None
+    if conditions.save:
+        packed = _pack(classifier, attack, data, places, found, conditions)
+        verdicts = replace(verdicts, adv_digest=packed.digest)
+    return _with_images(verdicts, images, found.images, places) if data.chunk.start == 0 else verdicts, packed
+
+
+def _judge_crafted(classifier: Classifier, images: Images, labels: Labels, crafted: Crafted, conditions: Conditions) -> Found:
+    """What the returned images are, and what the best queries add to them."""
+    n, message, adv_images = len(images), crafted.message, crafted.returned
+    outcome, adv_pred = np.full(n, Outcome.ERROR, "U13"), np.full(n, -1)
+    distance = margin = np.full(n, np.nan, np.float32)
+    if adv_images is not None:
+        judged = judge(classifier, images, labels, adv_images, conditions.threat)
+        outcome, adv_pred, message = np.array(judged.outcomes, "U13"), judged.adv_pred.numpy(), judged.complaint
+        distance, margin = judged.distance.numpy(), judged.margin.numpy()
+    rows = np.flatnonzero(crafted.found.cpu().numpy() & (outcome != Outcome.BROKEN))
+    best, ties = outcome.copy(), crafted.ties
+    usable = adv_images is not None and adv_images.shape == images.shape and not (outcome == Outcome.INVALID).any()
+    if len(rows):
+        where = torch.from_numpy(rows).to(images.device)
+        seen = judge(classifier, images[where], labels[where], crafted.best[where], conditions.threat)
+        held = np.array(seen.outcomes) == Outcome.BROKEN
+        rows, ties = rows[held], ties + int((~held).sum())
+        best[rows] = Outcome.BROKEN
+        if conditions.counts_best:
+            outcome[rows], adv_pred[rows] = Outcome.BROKEN, seen.adv_pred.numpy()[held]
+            distance[rows], margin[rows] = seen.distance.numpy()[held], seen.margin.numpy()[held]
+        if usable and adv_images is not None and (conditions.counts_best or conditions.save):
+            adv_images = adv_images.clone()
+            adv_images[rows] = crafted.best[rows]
+    return Found(outcome, best, adv_pred, distance, margin, message, ties, adv_images if usable else None)
+
+
+def _spread(
+    found: Found, clean: ChunkVerdicts, before: np.ndarray, places: np.ndarray, cost: Cost, machine: str, peak: int
+) -> ChunkVerdicts:
+    """What was found at ``places`` as verdicts of the whole chunk. A model that is wrong already is not broken by anything."""
+    wrong = before == Outcome.MISCLASSIFIED
+    outcome = np.where(wrong, Outcome.MISCLASSIFIED, Outcome.SKIPPED).astype("U13")
+    best, adv_pred = outcome.copy(), np.where(wrong, clean.clean_pred, -1)
+    distance, margin = np.where(wrong, 0, np.nan).astype(np.float32), np.full(len(before), np.nan, np.float32)
+    adv_pred[places], distance[places], margin[places] = found.adv_pred, found.distance, found.margin
+    outcome[places] = np.where(wrong[places], Outcome.MISCLASSIFIED, found.outcome)
+    best[places] = np.where(wrong[places], Outcome.MISCLASSIFIED, found.best)
+    return ChunkVerdicts(
+        clean.index, clean.label, clean.clean_pred, outcome, adv_pred, distance, margin, cost.forwards, cost.backwards,
+        cost.seconds, machine, found.message, best, found.ties, cost.mode, peak,
+    )  # fmt: skip
+
+
+def _craft(
+    classifier: Classifier, guard: Guard, attack: Attack, data: ChunkData, places: np.ndarray, conditions: Conditions,
+    prefixes: tuple[Attack, ...],
+) -> tuple[Crafted, dict[int, Snapshot], Cost]:  # fmt: skip
+    """Runs the attack on the samples at ``places``."""
+    chosen = torch.from_numpy(places).to(data.images.device)
+    images, labels = data.images[chosen], data.labels[chosen]
+    nothing = Crafted(None, images, torch.zeros(len(places), dtype=torch.bool, device=images.device))
+    if not len(places):
+        return nothing, {}, Cost()
+    if attack.stored is not None:
+        return replace(nothing, returned=attack.stored[data.chunk.start : data.chunk.stop].to(images.device)), {}, Cost()
+    victim, own_guard = classifier, guard
+    started = time.perf_counter()
+    if attack.elsewhere is not None:
+        victim, victim_labels = attack.elsewhere.prepare(data.images, data.labels, torch.from_numpy(data.clean.index))
+        labels, own_guard = victim_labels[chosen], Guard(victim)
+    cut = Keeps.ANY if conditions.counts_best else attack.keeps
+    taps = [prefix.params["steps"] for prefix in prefixes]
+
+    def attempt() -> tuple[Crafted, Referee, Cost]:
+        referee = Referee(
+            images, labels, conditions.threat, classify=partial(_unwatched, victim),
+            cut=cut if attack.elsewhere is None else Keeps.LAST, taps=taps,
+        )  # fmt: skip
+        with victim.counting() as passes, victim.watched_by(referee):
+            returned, message = _call(attack, victim, images, labels, conditions)
+        complaint = own_guard.mend()
+        if complaint:
+            returned, message = None, complaint
+        found = referee.found if attack.elsewhere is None else torch.zeros_like(referee.found)
+        cost = Cost(passes.forwards, passes.backwards, time.perf_counter() - started)
+        adv_images = referee.best if returned is CUT else returned
+        return Crafted(adv_images, referee.best, found, message, referee.ties), referee, cost
+
+    crafted, referee, cost = backing_off(victim, len(images), attempt)
+    return crafted, referee.snapshots, cost
+
+
+def _call(attack: Attack, victim: Classifier, images: Images, labels: Labels, conditions: Conditions) -> tuple[Any, str]:
+    """The attack's images, ``CUT`` where the referee ended it, or None and what it raised."""
+    try:
+        with seeded(conditions.seed, images.device):
+            adv_images = attack.fn(victim, images.clone(), labels.clone(), conditions.threat, conditions.seed)
+            if images.is_cuda:
+                torch.cuda.synchronize(images.device)
+            return adv_images, ""
+    except AllDecided:
+        return CUT, ""
+    except Exception as error:  # an attack is somebody else's code: whatever it raises is a result about the attack
+        if is_out_of_memory(error) and (victim.largest_pass or len(images)) > 1:
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        hint = (
+            "; the model passes no gradient: is there a no_grad or detach in it?" if "does not require grad" in str(error) else ""
+        )
+        return None, f"{type(error).__name__}: {error} ({place.name}, line {place.lineno}){hint}"
+
+
+def _unwatched(classifier: Classifier, images: Images) -> Tensor:
+    """Logits, by a pass that is the engine's own and not the attack's."""
+    with classifier.counting(), classifier.watched_by(None):
+        return classifier(images)
+
+
+def _pack(
+    classifier: Classifier, attack: Attack, data: ChunkData, places: np.ndarray, found: Found, conditions: Conditions
+) -> PackedImages:
+    """The images of the samples that were attacked and, where asked for, of those that are misclassified without attack."""
+    assert found.images is not None
+    adv_images, kind = found.images, np.where(found.best == found.outcome, "returned", "best").astype("U8")
+    if conditions.craft_all:
+        others = np.setdiff1d(np.arange(len(data.images)), places)
+        rest = replace(conditions, save=False, craft_all=False)
+        extra, _, _ = _craft(classifier, Guard(classifier), attack, data, others, rest, ()) if len(others) else (None, {}, None)
+        if extra is not None and extra.returned is not None:
+            adv_images, kind = torch.cat([adv_images, extra.returned]), np.append(kind, np.full(len(others), "returned"))
+            order = np.argsort(np.append(places, others), kind="stable")
+            places, adv_images, kind = np.append(places, others)[order], adv_images[torch.from_numpy(order)], kind[order]
+    chosen = torch.from_numpy(places).to(data.images.device)
+
+    def predict(images: Images) -> Tensor:
+        return classifier(images.to(classifier.device)).argmax(1).cpu()
+
+    return pack(data.images[chosen], adv_images, data.clean.index[places], kind, conditions.threat, predict)
+
+
+def _with_images(verdicts: ChunkVerdicts, images: Images, adv_images: Images, places: np.ndarray) -> ChunkVerdicts:
+    """The same verdicts with images of those of the chunk's first correctly classified samples that were attacked."""
+    correct = np.flatnonzero(verdicts.outcome != Outcome.MISCLASSIFIED)[:SHOWN]
+    rows = np.flatnonzero(np.isin(places, correct))
+    return replace(
+        verdicts,
+        shown=verdicts.index[places[rows]],
+        shown_clean=images[rows].float().cpu().numpy(),
+        shown_adv=adv_images[rows].detach().float().cpu().numpy(),
+    )
+
+
+@torch.no_grad()
+def classify_chunk(classifier: Classifier, images: Images, labels: Labels, chunk: Chunk) -> ChunkVerdicts:
+    """A chunk without attack.
+
+    Raises:
+        RobenchError: the model cannot classify it, is random, or returns what is not finite.
+    """
+    started = time.perf_counter()
+    try:
+        with classifier.counting() as passes:
+            logits = backing_off(classifier, len(images), lambda: classifier(images))
+        again = classifier(images)
+    except RobenchError:
+        raise
+    except Exception as error:  # somebody else's model may raise anything
+        shape = tuple(images.shape)
+        raise RobenchError(f"the model cannot classify images of shape {shape}: {type(error).__name__}: {error}") from error
+    if not logits.isfinite().all():
+        raise RobenchError(
+            f"the model's logits are not finite on clean images {chunk.start} to {chunk.stop - 1}; nothing can be said about it"
+        )
+    if not torch.allclose(logits, again, rtol=1e-4, atol=1e-4):
+        raise RobenchError(
+            f"the model is random: two forward passes on the same images differ by {float((logits - again).abs().max()):.3g} in the logits. "
+            "One draw cannot judge it, and robench has no vote over draws yet; fix its seed inside the model to evaluate one draw of it"
+        )
+    predicted = logits.argmax(1).cpu().numpy()
+    truth = labels.cpu().numpy()
+    outcome = np.where(predicted == truth, Outcome.ROBUST, Outcome.MISCLASSIFIED).astype("U13")
+    return ChunkVerdicts(
+        np.arange(chunk.start, chunk.stop), truth, predicted, outcome, predicted, np.zeros(len(truth), np.float32),
+        margins(logits, labels).cpu().numpy(), passes.forwards, passes.backwards, time.perf_counter() - started,
+        describe_machine(classifier), peak_bytes=peak_bytes(classifier.device),
+    )  # fmt: skip
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds every global random generator inside the block, and puts them back after it."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def describe_machine(classifier: Classifier) -> str:
+    """What the last bits of a result may depend on."""
+    device = classifier.device
+    bounded = f", at most {classifier.largest_pass} images a pass" if classifier.largest_pass else ""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}{bounded}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{device.type}, {torch.get_num_threads()} threads, {capability}, torch {torch.__version__}{bounded}"

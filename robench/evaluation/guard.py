@@ -1,0 +1,46 @@
+"""Notices what an attack did to the model that it was lent, and undoes it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robench.models.classifier import Classifier
+
+
+class Guard:
+    """A copy of the weights, to compare with after every attack.
+
+    Args:
+        classifier: as it is to stay.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier
+        self._weights = {name: tensor.detach().clone() for name, tensor in _tensors(classifier).items()}
+
+    @torch.no_grad()
+    def mend(self) -> str:
+        """What was changed since the guard was made, put back to what it was; "" if nothing was."""
+        training = [name for name, module in self.classifier.named_modules() if module.training]
+        changed = [name for name, tensor in _tensors(self.classifier).items() if not _same(tensor, self._weights[name])]
+        for name in changed:
+            _tensors(self.classifier)[name].copy_(self._weights[name])
+        for module in self.classifier.modules():
+            module.training = False
+        self.classifier.requires_grad_(False)
+        said = [f"changed the model's weights ({_some(changed)})"] if changed else []
+        said += [f"switched layers to train mode ({_some(training)})"] if training else []
+        return f"the attack {' and '.join(said)}; they were put back" if said else ""
+
+
+def _tensors(classifier: Classifier) -> dict[str, Tensor]:
+    return dict(classifier.named_parameters()) | dict(classifier.named_buffers())
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return torch.equal(first, second) or (first.is_floating_point() and torch.equal(first.nan_to_num(), second.nan_to_num()))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")

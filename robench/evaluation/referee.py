@@ -1,0 +1,131 @@
+"""Watches what an attack asks the model: an adversarial image seen once decides its sample, whatever the attack returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from robench.evaluation.verify import in_box, margins
+from robench.types import TOLERANCE, Keeps, ThreatModel
+
+if TYPE_CHECKING:
+    from robench.types import Images, Labels, Logits
+
+PROBES = 64  # pixels by which a query is matched to a sample, before the whole image is compared
+
+
+class AllDecided(BaseException):
+    """Ends an attack's call from inside the model; no Exception, so that an attack which catches those cannot go on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """One query of every sample, and what the referee knew by then; see ``Referee``."""
+
+    queries: Images
+    best: Images
+    found: Tensor
+
+
+class Referee:
+    """Keeps, for every sample of a call, the most wrongly classified of the images that the attack showed to the model.
+
+    A query counts for a sample if it lies in that sample's ball and in the box and is misclassified as that sample. This is proof
+    whichever sample the attack meant: matching queries to samples can miss some, but never decide falsely.
+
+    Args:
+        images, labels: what the attack was given.
+        threat: the threat model.
+        classify: logits of images, unwatched; what is to end the call is classified again first, in one batch.
+        cut: which queries end the call with ``AllDecided`` once they decided every sample, see ``Keeps``; ``LAST`` for none.
+        taps: numbers of queries to take a ``Snapshot`` of; the first query is 0.
+    """
+
+    def __init__(
+        self, images: Images, labels: Labels, threat: ThreatModel, *, classify: Callable[[Images], Logits],
+        cut: str = Keeps.LAST, taps: Iterable[int] = (),
+    ) -> None:  # fmt: skip
+        self.images, self.labels, self.threat, self.cut, self.taps = images, labels, threat, cut, frozenset(taps)
+        n = len(images)
+        self.best = images.clone()
+        self.found = torch.zeros(n, dtype=torch.bool, device=images.device)
+        self.ties = 0
+        self.snapshots: dict[int, Snapshot] = {}
+        self._margin = torch.full((n,), float("inf"), device=images.device)
+        self._decided = torch.zeros_like(self.found)
+        self._classify = classify
+        self._queries = 0
+        self._places: Tensor | None = None
+        size = images[0].numel()
+        self._probes = torch.linspace(0, size - 1, min(PROBES, size), device=images.device).long()
+        self._probed = images.flatten(1)[:, self._probes]
+
+    def __call__(self, queries: Images, logits: Logits) -> None:
+        """Looks at one batch of queries and its logits."""
+        for_gradient = logits.requires_grad
+        with torch.no_grad():
+            if queries.shape[1:] == self.images.shape[1:]:
+                self._note(queries.detach().float(), logits.detach(), for_gradient)
+                if self._queries in self.taps and len(queries) == len(self.images):
+                    self.snapshots[self._queries] = Snapshot(queries.detach().clone(), self.best.clone(), self.found.clone())
+            self._queries += 1
+            if self.cut != Keeps.LAST and bool(self._decided.all()):
+                self._confirm()
+                if bool(self._decided.all()):
+                    raise AllDecided
+
+    def _note(self, queries: Images, logits: Logits, for_gradient: bool) -> None:
+        places = self._match(queries)
+        labels = self.labels[places.clamp(min=0)]
+        rows = ((logits.argmax(1) != labels) & (places >= 0)).nonzero().flatten()
+        if not len(rows):
+            return
+        queries, places, margin = queries[rows], places[rows], margins(logits[rows], labels[rows])
+        distance = self.threat.distance(self.images[places], queries)
+        proof = (distance <= self.threat.eps + TOLERANCE) & in_box(queries) & margin.isfinite()
+        self._decide(places[proof], distance[proof], for_gradient)
+        lowest = self._margin.scatter_reduce(0, places[proof], margin[proof], "amin")
+        better = proof & (margin <= lowest[places]) & ((margin < self._margin[places]) | ~self.found[places])
+        self.best[places[better]] = queries[better]
+        self._margin = lowest
+        self.found[places[proof]] = True
+
+    def _decide(self, places: Tensor, distance: Tensor, for_gradient: bool) -> None:
+        """Marks the samples for which the attack itself keeps such a query."""
+        if self.cut == Keeps.ANY:
+            self._decided[places] = True
+        elif self.cut == Keeps.FORWARD and not for_gradient:
+            # In L2 the last bits depend on how the norm is summed up, so that what is too near to call is left to the attack.
+            eps = self.threat.eps if self.threat.norm == "Linf" else self.threat.eps * (1 - 1e-6)
+            self._decided[places[distance <= eps]] = True
+
+    def _match(self, queries: Images) -> Tensor:
+        """The sample that each query belongs to, int64 (M,), or -1.
+
+        Libraries ask about all samples, in order, or about a subset that keeps its size for many queries: it is searched for when the
+        size is new, or when not one of the queries is where it was.
+        """
+        if len(queries) == len(self.images):
+            return torch.arange(len(queries), device=queries.device)
+        probed = queries.flatten(1)[:, self._probes]
+        if self._places is None or len(self._places) != len(queries) or not self._near(probed, self._places).any():
+            self._places = self._search(probed)
+        return self._places
+
+    def _near(self, probed: Tensor, places: Tensor) -> Tensor:
+        return (probed - self._probed[places.clamp(min=0)]).abs().amax(1) <= self.threat.eps + TOLERANCE
+
+    def _search(self, probed: Tensor) -> Tensor:
+        places = torch.cdist(probed, self._probed, p=float("inf")).argmin(1)
+        return torch.where(self._near(probed, places), places, -1)
+
+    def _confirm(self) -> None:
+        """Takes back what is no longer misclassified when all best images are classified again in one batch: a last-bit tie."""
+        robust = (self._classify(self.best).argmax(1) == self.labels) & self._decided
+        self.ties += int(robust.sum())
+        self.found[robust] = self._decided[robust] = False
+        self._margin[robust] = float("inf")

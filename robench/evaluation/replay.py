@@ -1,0 +1,137 @@
+"""Replays a run's stored adversarial images against the model: what of its verdicts can be seen again, by anyone, without an attack."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robench.data.augment import to_unit
+from robench.evaluation.adv_images import PackedImages, read_packed
+from robench.evaluation.store import ChunkVerdicts, read_chunk, read_run, split
+from robench.evaluation.verify import in_box
+from robench.models.classifier import Classifier
+from robench.types import Dataset, Outcome, RobenchError, ThreatModel
+
+if TYPE_CHECKING:
+    from robench.types import Images
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What still holds of one attack's broken samples.
+
+    Attributes:
+        attack: its name, with the stage in a cascade.
+        claimed: samples that the run calls broken, by what was returned or by the best query.
+        float32: those whose stored image lies in the box and the ball and is misclassified in float32, in batches.
+        float64: the same in float64.
+        single: in float32, one image at a time.
+        rounded: after rounding to 8 bits a pixel, inside the ball again, in float32.
+        tampered: chunks whose images are not the ones that were stored.
+        missing: broken samples without a stored image.
+    """
+
+    attack: str
+    claimed: int = 0
+    float32: int = 0
+    float64: int = 0
+    single: int = 0
+    rounded: int = 0
+    tampered: int = 0
+    missing: int = 0
+
+    @property
+    def holds(self) -> bool:
+        """Whether every claim was seen again in float32, on the images that were stored."""
+        return self.float32 == self.claimed and not self.tampered and not self.missing
+
+    def __add__(self, other: Replay) -> Replay:
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "attack"}
+        return Replay(self.attack, **sums)
+
+
+def replay_run(run: Path, classifier: Classifier, dataset: Dataset) -> list[Replay]:
+    """Judges the stored images of every attack of a run again.
+
+    Args:
+        run: a folder of ``robench attack --save-adv``.
+        classifier: the model, or any other one that is to be tried on these images.
+        dataset: the split that the run is about.
+
+    Raises:
+        RobenchError: it is no run folder, has no stored images, or is about other data.
+    """
+    description = read_run(run)
+    if description["spec"]["data"] != dataset.digest:
+        raise RobenchError(f"{run} is about other images than {dataset.name} here; name the same data with --dataset or --data-dir")
+    threat = ThreatModel(description["threat"]["norm"], description["threat"]["eps"])
+    doubled = copy.deepcopy(classifier).double()
+    results = []
+    for name, folder in _attacks(description):
+        total = Replay(name)
+        for chunk in split(description["n"], description["spec"]["chunk"]):
+            verdict_file, image_file = run / "chunks" / folder / f"{chunk.name}.npz", run / "adv" / folder / f"{chunk.name}.npz"
+            if not verdict_file.exists():
+                continue
+            verdicts = read_chunk(verdict_file)
+            packed = read_packed(image_file) if image_file.exists() else None
+            total += _replay_chunk(name, verdicts, packed, classifier, doubled, dataset, threat)
+        results.append(total)
+    if all(total.claimed == total.missing for total in results) and any(total.claimed for total in results):
+        raise RobenchError(f"{run} has no stored adversarial images; run the same `robench attack` with --save-adv first")
+    return results
+
+
+def _attacks(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for column in description["suites"]:
+        for member in column["members"]:
+            yield f"{column['name']}/{member['name']}" if column["cascade"] else column["name"], member["folder"]
+
+
+def _replay_chunk(
+    name: str, verdicts: ChunkVerdicts, packed: PackedImages | None, classifier: Classifier, doubled: Classifier, dataset: Dataset,
+    threat: ThreatModel,
+) -> Replay:  # fmt: skip
+    broken = verdicts.index[(verdicts.outcome == Outcome.BROKEN) | (verdicts.best == Outcome.BROKEN)]
+    if packed is None:
+        return Replay(name, claimed=len(broken), missing=len(broken))
+    rows = np.flatnonzero(np.isin(packed.index, broken))
+    tampered = int(packed.digest != verdicts.adv_digest)
+    counts = Replay(name, claimed=len(broken), missing=len(broken) - len(rows), tampered=tampered)
+    if not len(rows):
+        return counts
+    index = torch.from_numpy(packed.index[rows])
+    pixels = dataset.images[index]
+    images = to_unit(pixels) if pixels.dtype == torch.uint8 else pixels.float()
+    labels, adv_images = dataset.labels[index], packed.unpack()[rows]
+    near = threat.contains(images, adv_images) & in_box(adv_images)
+    rounded = (adv_images * 255).round() / 255
+
+    def seen(model: Classifier, tried: Images, classify: Callable[[Classifier, Images], Tensor] | None = None) -> int:
+        predicted = (classify or _batched)(model, tried)
+        return int(((predicted != labels) & near & threat.contains(images, tried.float())).sum())
+
+    return counts + Replay(
+        name,
+        float32=seen(classifier, adv_images),
+        float64=seen(doubled, adv_images.double()),
+        single=seen(classifier, adv_images, _one_by_one),
+        rounded=seen(classifier, rounded),
+    )
+
+
+@torch.no_grad()
+def _batched(classifier: Classifier, images: Images) -> Tensor:
+    return classifier(images.to(classifier.device)).argmax(1).cpu()
+
+
+@torch.no_grad()
+def _one_by_one(classifier: Classifier, images: Images) -> Tensor:
+    return torch.cat([classifier(image[None].to(classifier.device)).argmax(1).cpu() for image in images])

@@ -1,0 +1,128 @@
+"""Adversarial images that were made before: by a run of ours, by torchattacks, by RobustBench's and AutoAttack's scripts."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench.data.augment import to_unit
+from robench.digest import digest_tensors
+from robench.evaluation.adv_images import read_packed
+from robench.evaluation.store import read_run
+from robench.types import Attack, Dataset, RobenchError, Suite
+
+# torchattacks' save, RobustBench's and AutoAttack's scripts, and names that people give.
+IMAGE_KEYS = ("adv_inputs", "adv_complete", "x_adv", "adv_images", "adv", "images")
+LABEL_KEYS = ("labels", "y", "y_orig", "targets")
+
+
+def stored_suite(where: str, dataset: Dataset, n: int) -> Suite:
+    """A column of images that were made before, one per sample of the data set from its first.
+
+    Args:
+        where: a ``.pt`` file, or ``RUN:ATTACK`` for what ``--save-adv`` kept in a run folder.
+        dataset: the split that they belong to.
+        n: samples that are to be evaluated.
+
+    Raises:
+        RobenchError: there is no such file, it holds no images or code, or they belong to other data.
+    """
+    run, colon, attack = where.rpartition(":")
+    if colon and (Path(run) / "run.json").is_file():
+        name, images, params = _of_run(Path(run), attack, dataset, n)
+    elif (Path(where) / "run.json").is_file():
+        raise RobenchError(
+            f"--adv {where} is a run folder; name the attack too: {where}:ATTACK, one of {_kept(read_run(Path(where)))}"
+        )
+    else:
+        name, images, params = _of_file(Path(where), dataset, n)
+    if images.shape[1:] != dataset.images.shape[1:]:
+        raise RobenchError(f"--adv {where}: images of shape {tuple(images.shape[1:])}, {dataset.name} has {dataset.image_shape}")
+    params |= {"images": digest_tensors({"images": images})}
+    attack_of = Attack(
+        name=name, fn=_never, norms=("Linf", "L2"), gradients=False, params=params, library="stored images", source=Path(where).name,
+        family="stored", stored=images,
+    )  # fmt: skip
+    return Suite(name, (attack_of,), cascade=False)
+
+
+def _of_file(path: Path, dataset: Dataset, n: int) -> tuple[str, Tensor, dict[str, Any]]:
+    if not path.is_file():
+        raise RobenchError(f"--adv {path}: no such file; expected a .pt file of images, or RUN:ATTACK of a run with --save-adv")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RobenchError(
+            f"--adv {path} cannot be read as plain tensors ({first[:120]}); robench runs no code from such files: save a tensor, or a "
+            "dictionary of tensors, with torch.save"
+        ) from None
+    images, labels = _images_and_labels(content, path)
+    images = to_unit(images) if images.dtype == torch.uint8 else images.float()
+    if len(images) < n:
+        raise RobenchError(f"--adv {path} has {len(images)} images for {n} samples; use --n {len(images)}")
+    if labels is not None:
+        wrong = int((labels[:n].long() != dataset.labels[:n]).sum())
+        if wrong:
+            raise RobenchError(
+                f"--adv {path}: {wrong} of its first {n} labels are not those of {dataset.name}; its images are of other data, or in "
+                "another order"
+            )
+    return f"adv@{path.stem}", images[:n], {}
+
+
+def _images_and_labels(content: Any, path: Path) -> tuple[Tensor, Tensor | None]:
+    labels = None
+    if isinstance(content, Mapping):
+        labels = next((content[key] for key in LABEL_KEYS if isinstance(content.get(key), Tensor)), None)
+        images = next((content[key] for key in IMAGE_KEYS if key in content), None)
+        if images is None:
+            raise RobenchError(
+                f"--adv {path} has the entries {', '.join(map(str, content))}; images are looked for in {IMAGE_KEYS}"
+            )
+        content = images
+    if isinstance(content, list | tuple) and content:
+        labels = content[1] if len(content) > 1 and isinstance(content[1], Tensor) and content[1].ndim == 1 else labels
+        content = content[0]
+    if not isinstance(content, Tensor) or content.ndim != 4:
+        kind = tuple(content.shape) if isinstance(content, Tensor) else type(content).__name__
+        raise RobenchError(f"--adv {path} holds {kind}, expected images of shape (N, C, H, W)")
+    return content, labels
+
+
+def _of_run(run: Path, attack: str, dataset: Dataset, n: int) -> tuple[str, Tensor, dict[str, Any]]:
+    description = read_run(run)
+    if description["spec"]["data"] != dataset.digest:
+        raise RobenchError(f"--adv {run}: that run is about {description['data']['name']} with other images; its order is not ours")
+    column = next((column for column in description["suites"] if column["name"] == attack), None)
+    if column is None:
+        raise RobenchError(f"--adv {run}:{attack}: that run has no attack {attack!r}; with images: {_kept(description)}")
+    images = to_unit(dataset.images[:n]) if dataset.images.dtype == torch.uint8 else dataset.images[:n].float()
+    covered = torch.zeros(n, dtype=torch.bool)
+    for member in column["members"]:  # of a cascade, the last stage that attacked a sample decided it
+        for file in sorted((run / "adv" / member["folder"]).glob("*.npz")):
+            start, stop = map(int, file.stem.split("-"))
+            if start < n:
+                packed = read_packed(file)
+                rows = torch.from_numpy(packed.index < n)
+                images[torch.from_numpy(packed.index)[rows]] = packed.unpack()[rows]
+                covered[start : min(stop, n)] = True
+    if not covered.all():
+        raise RobenchError(
+            f"--adv {run}:{attack} has images for {int(covered.sum())} of {n} samples; run that attack again with --save-adv and --n {n}"
+        )
+    source = description["model"]["name"]
+    return f"{attack}@{source}", images, {"transfer from": description["spec"]["model"], "stored in": run.name}
+
+
+def _kept(description: dict) -> str:
+    return ", ".join(column["name"] for column in description["suites"]) or "none yet"
+
+
+def _never(*_: Any) -> Tensor:
+    raise AssertionError("stored images are not crafted")
