@@ -7,8 +7,10 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from robench.attacks.elsewhere import make_heads_target, on_heads
 from robench.checkpoint import read_description
 from robench.data import DATASETS, load_dataset
 from robench.data.augment import to_unit
+from robench.evaluation.cluster import connect, evaluate_on_ray
 from robench.evaluation.device import own_device, own_threads, use_device
 from robench.evaluation.engine import evaluate_suites
 from robench.evaluation.environment import describe_environment
@@ -132,6 +135,7 @@ def attack(
     device: str = "auto",
     threads: int | None = None,
     out: Path | None = None,
+    ray: str | None = None,
 ) -> Path | None:
     """Attacks a checkpoint, or the module of somebody's factory, and writes the run folder with its report.
 
@@ -146,6 +150,7 @@ def attack(
         data_dir: see ``robench.data.data_folder``.
         device, threads: see ``use_device``.
         out: the run folder, ``reports/<name>-<norm>-<eps>`` by default.
+        ray: hand chunks to Ray: the address of a cluster, or "local".
 
     Returns:
         The run folder, or None where other processes have not finished their share yet.
@@ -169,14 +174,24 @@ def attack(
     threat = request.threat(data)
     n = _first(request.n, len(data))
     here = Processes.here()
-    with use_device(own_device(device, here), threads or own_threads(here)) as chosen:
+    if ray is not None and here.world_size > 1:
+        raise RobenchError("--ray under torchrun: both hand out chunks; use one of them")
+    with ExitStack() as stack:
+        if ray is not None:
+            cluster = stack.enter_context(connect(ray, device, threads))
+            chosen = stack.enter_context(use_device("cpu", 1))
+            evaluate, device_type = partial(evaluate_on_ray, cluster=cluster), cluster.device
+        else:
+            chosen = stack.enter_context(use_device(own_device(device, here), threads or own_threads(here)))
+            evaluate, device_type = partial(evaluate_suites, processes=here), chosen.split(":")[0]
         subject = _subject(ckpt, model, data, chosen, request.head)
         sources = {path: classifier_of_checkpoint(Path(path), data, chosen) for path in source_paths(request.names or "")}
         suites = _suites(request, subject, data, threat, n, sources)
         folder = out or Path("reports") / request.folder_name(subject.name, threat, data, trained_on)
         results = _run(
-            subject, data, n, suites, threat, request, folder, chosen, here, command=_command(), show_progress=here.rank == 0
-        )
+            subject, data, n, suites, threat, request, folder, chosen, here, evaluate, device_type, command=_command(),
+            show_progress=here.rank == 0,
+        )  # fmt: skip
     if results is None:
         return None
     write_report(folder)
@@ -288,8 +303,9 @@ def evaluate(
         suites = parse_suites(suite, threat, len(classes))
         folder = Path(out) if out else Path(scratch) / "run"
         results = _run(
-            subject, data, len(data), suites, threat, request, folder, chosen, Processes(), command="", show_progress=show_progress
-        )
+            subject, data, len(data), suites, threat, request, folder, chosen, Processes(), evaluate_suites, chosen.split(":")[0],
+            command="", show_progress=show_progress,
+        )  # fmt: skip
         assert results is not None  # one process computes all
         if out:
             write_report(folder)
@@ -330,12 +346,12 @@ def _count_outputs(model: nn.Module, images: Images, device: str) -> int:
 
 def _run(
     subject: Subject, data: Dataset, n: int, suites: list[Suite], threat: ThreatModel, request: AttackRequest, path: Path,
-    device: str, here: Processes, *, command: str, show_progress: bool,
+    device: str, here: Processes, evaluate: Callable[..., None], device_type: str, *, command: str, show_progress: bool,
 ) -> Results | None:  # fmt: skip
     """Describes the run, computes what is missing, and reads it all back; None where other processes still have work."""
     spec = RunSpec(
         model=subject.digest, data=data.digest, norm=threat.norm, eps=threat.eps, seed=request.seed, chunk=request.chunk,
-        device_type=device.split(":")[0],
+        device_type=device_type,
     )  # fmt: skip
     folder = RunFolder(path, spec)
     finished = read_run(path)["n"] if (path / "run.json").exists() else n
@@ -363,9 +379,9 @@ def _run(
     describe(finished)  # a run that is extended keeps its tables until the new ones are complete
     images, labels = data.images[:n], data.labels[:n]
     try:
-        evaluate_suites(
-            subject.classifier, images, labels, suites, threat=threat, folder=folder, processes=here, save=request.save_adv,
-            share=request.share, show_progress=show_progress,
+        evaluate(
+            subject.classifier, images, labels, suites, threat=threat, folder=folder, save=request.save_adv, share=request.share,
+            show_progress=show_progress,
         )  # fmt: skip
     except RobenchError:
         if (

@@ -110,7 +110,7 @@ def print_clean_accuracy(path: Path) -> None:
 )
 @click.option("--norm", default="Linf", show_default=True, help="Linf or L2.")
 @click.option("--eps", help="Radius in pixel units, such as 8/255 [default: the data set's own].")
-@click.option("--n", type=int, help="The first N test samples [default: all].")
+@click.option("-n", "--n", type=int, help="The first N test samples [default: all]; under torchrun write -n.")
 @click.option("--step-size", help="Of PGD, such as 2/255 [default: eps/4].")
 @click.option("--restarts", type=int, default=1, show_default=True, help="Random starts of PGD.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the attacks.")
@@ -126,10 +126,16 @@ def print_clean_accuracy(path: Path) -> None:
 @click.option("--save-adv", is_flag=True, help="Keep the adversarial images in the run folder, for `robench verify` and --adv.")
 @click.option("--adv", multiple=True, help="Evaluate stored images too: a .pt file, or RUN:ATTACK of a run with --save-adv.")
 @click.option("--share/--no-share", default=True, show_default=True, help="Let the steps of pgd50 serve pgd7 and pgd20 too.")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="local",
+    help="Hand chunks to Ray: the address of a cluster, or nothing for one on this machine (pip install 'robench[ray]').",
+)
 @click.option("--dataset", help="A name of `robench list datasets`, or a folder [default: the checkpoint's own].")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: reports/CHECKPOINT-NORM-EPS].")
 @_shared
-def attack(ckpt, model, dataset, data_dir, device, threads, out, chunk, attack_heads, **asked) -> None:
+def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, attack_heads, **asked) -> None:
     """Attack a checkpoint, or any module; the same command continues after a kill.
 
     Exits with 1 where an attack failed on samples: the rest of the table stands.
@@ -139,7 +145,9 @@ def attack(ckpt, model, dataset, data_dir, device, threads, out, chunk, attack_h
 
     _warn_of_clash()
     request = AttackRequest(**asked, chunk=parse_chunk(chunk), attack_heads=attack_heads or asked["head"])
-    run = run_attack(request, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, out=out)
+    run = run_attack(
+        request, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, out=out, ray=ray
+    )
     if run is None:
         click.echo("robench: this process's share is finished; whoever finishes last writes the tables", err=True)
     else:

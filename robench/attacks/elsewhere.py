@@ -32,7 +32,7 @@ class Transfer:
 
     def prepare(self, images: Images, labels: Labels, index: Tensor) -> tuple[Classifier, Labels]:
         """The other classifier, and the same labels."""
-        return self.classifier, labels
+        return self.classifier.to(images.device), labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class Heads:
         combined = torch.zeros_like(labels)
         for head in self.heads:
             combined = combined * (self.widths[head] or len(images)) + self._targets(head, labels, index).to(labels.device)
-        module = _Joint(self.model, self.heads, self.widths)
+        module = _Joint(self.model.to(images.device), self.heads, self.widths)
         classifier = Classifier(module, self.n_classes(len(images)), **self.normalise).to(images.device)
         if any(self.widths[head] is None for head in self.heads):
             with torch.no_grad():

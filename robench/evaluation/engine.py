@@ -217,14 +217,14 @@ def evaluate_suites(
             for where, verdicts, adv_images in compute(job, unit, images[part], labels[part], chunk, known):
                 folder.write(where, chunk, verdicts, adv_images)
 
-    for chunk in _progress(chunks, CLEAN, show_progress):
+    for chunk in progress(chunks, CLEAN, show_progress):
         finish(Unit(()), chunk)
-    for unit in _progress(units if len(chunks) > 1 else [], "first chunk", show_progress, "column"):
+    for unit in progress(units if len(chunks) > 1 else [], "first chunk", show_progress, "column"):
         finish(unit, chunks[0])
     if show_progress:
         _forecast(worklist, units, chunks)
     for unit in units:
-        for chunk in _progress(chunks, unit.name, show_progress):
+        for chunk in progress(chunks, unit.name, show_progress):
             finish(unit, chunk)
 
 
@@ -245,7 +245,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _progress(items: list, name: str, show: bool, unit: str = "chunk"):
+def progress(items: list, name: str, show: bool, unit: str = "chunk"):
+    """A bar on stderr."""
     from tqdm import tqdm
 
     return tqdm(

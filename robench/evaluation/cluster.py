@@ -1,0 +1,165 @@
+"""Chunks as Ray tasks: balanced as they finish, tried again when a worker or a node dies, stored by the driver alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from robench.evaluation.device import usable_cores, use_device
+from robench.evaluation.engine import Job, Made, Unit, Worklist, compute, plan, progress
+from robench.evaluation.store import Chunk, ChunkVerdicts, RunFolder, split
+from robench.models.classifier import Classifier
+from robench.types import RobenchError, Suite, ThreatModel
+
+LOCAL = "local"
+RETRIES = 10  # of a task whose worker or node died; what an attack raises is a verdict, and not tried again
+AHEAD = 4  # tasks handed out per device, so that none waits for the driver
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection to Ray.
+
+    Attributes:
+        device: of every task, "cpu" or "cuda".
+        threads: CPU threads of a task.
+        slots: tasks that run at the same time.
+    """
+
+    device: str
+    threads: int
+    slots: int
+
+
+@contextmanager
+def connect(address: str, device: str = "auto", threads: int | None = None) -> Iterator[Cluster]:
+    """A cluster to hand tasks to, left again at the end.
+
+    Args:
+        address: of a running cluster, as Ray's launcher, Kubernetes or SLURM's script gives it; "auto"; or "local" for one on
+            this machine, which listens on the loopback address only.
+        device: "auto" takes GPUs where the cluster has any.
+        threads: CPU threads of a task, 1 by default.
+
+    Raises:
+        RobenchError: Ray is not installed, there is no cluster, or it has no such device.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == LOCAL:  # else Ray takes this machine's address in the network for "127.0.0.1" (2.60.0, whatever the name says)
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    try:
+        import ray
+    except ImportError:
+        raise RobenchError("--ray needs Ray: pip install 'robench[ray]'; torchrun needs nothing more than torch") from None
+    threads = threads or 1
+    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address == LOCAL:
+            ray.init(num_cpus=max(usable_cores(), threads), _node_ip_address="127.0.0.1", **quiet)
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise RobenchError(
+            f"--ray {address}: no cluster answers ({first[:150]}); leave the address out for one on this machine"
+        ) from None
+    try:
+        resources = ray.cluster_resources()
+        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+        chosen = ("cuda" if gpus else "cpu") if device == "auto" else device.split(":")[0]
+        slots = gpus if chosen == "cuda" else cpus // threads
+        if slots < 1:
+            raise RobenchError(f"--ray {address}: the cluster has {cpus} CPUs and {gpus} GPUs, too little for one task on {chosen}")
+        print(f"robench: Ray runs {slots} tasks at a time, one {_named(chosen, threads)} each", file=sys.stderr)
+        yield Cluster(chosen, threads, slots)
+    finally:
+        ray.shutdown()
+
+
+def _named(device: str, threads: int) -> str:
+    return "GPU" if device == "cuda" else f"CPU thread{f' of {threads}' if threads > 1 else ''}"
+
+
+def evaluate_on_ray(
+    classifier: Classifier, images: Tensor, labels: Tensor, suites: list[Suite], *, threat: ThreatModel, folder: RunFolder,
+    cluster: Cluster, save: bool = False, share: bool = True, show_progress: bool = True,
+) -> None:  # fmt: skip
+    """As ``evaluate_suites``, on a cluster: what a task returns is stored here, so that no folder is shared.
+
+    Args:
+        cluster: see ``connect``.
+
+    Raises:
+        RobenchError: the model cannot classify the clean images, the folder cannot be written, or a task died again and again.
+    """
+    import ray
+
+    job, worklist = Job(classifier, threat, folder.spec.seed, save), Worklist(folder, save)
+    units = [Unit(()), *sorted(plan(suites, share=share), key=_dearest_first)]
+    chunks = split(len(images), folder.spec.chunk)
+    shared = ray.put((job, units))
+    options = {"max_retries": RETRIES, "num_cpus": cluster.threads} | ({"num_gpus": 1} if cluster.device == "cuda" else {})
+    task = ray.remote(_task).options(**options)
+    for wave in (units[:1], units[1:]):  # every attack needs the clean chunk
+        waiting = [(place, chunk) for place, unit in enumerate(units) if unit in wave for chunk in chunks]
+        bar = progress(waiting, ",".join(unit.name for unit in wave), show_progress, "task")
+        running: dict[Any, Chunk] = {}
+        todo = iter(waiting)
+        while True:
+            for place, chunk in todo:
+                known = worklist.known(units[place], chunk)
+                if known is None:
+                    bar.update()
+                    continue
+                part = slice(chunk.start, chunk.stop)
+                reference = task.remote(shared, place, images[part], labels[part], chunk, known, cluster.device, cluster.threads)
+                running[reference] = chunk
+                if len(running) >= AHEAD * cluster.slots:
+                    break
+            if not running:
+                break
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            chunk = running.pop(done)
+            for where, verdicts, adv_images in _result(done, chunk):
+                folder.write(where, chunk, verdicts, adv_images)
+            bar.update()
+        bar.close()
+
+
+def _dearest_first(unit: Unit) -> int:
+    return -sum(len(suite.members) for suite in unit.suites if suite.cascade)
+
+
+def _result(reference: Any, chunk: Chunk) -> list[Made]:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, BaseException) else error
+        if isinstance(cause, RobenchError):
+            raise cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        first = str(error).strip().splitlines()[0]
+        raise RobenchError(
+            f"the task of chunk {chunk.name} died {RETRIES + 1} times ({first[:150]}); what was finished is kept, the same command goes on"
+        ) from None
+
+
+def _task(
+    shared: tuple[Job, list[Unit]], place: int, images: Tensor, labels: Tensor, chunk: Chunk, known: dict[str, ChunkVerdicts],
+    device: str, threads: int,
+) -> list[Made]:  # fmt: skip
+    """Runs on a worker."""
+    job, units = shared
+    with use_device(device, threads) as chosen:
+        local = replace(job, classifier=job.classifier.to(chosen))
+        return list(compute(local, units[place], images, labels, chunk, known))

@@ -1,0 +1,275 @@
+"""Who computes a chunk never changes it: kills, ranks, Ray, and attacks that harm the model."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from cases import column, darken
+from test_engine import OFFSETS, SPEC, THREAT, outcomes, run, untimed
+from torch import nn
+
+from robench.attacks import parse_suites
+from robench.evaluation.engine import evaluate_suites, plan
+from robench.evaluation.store import RunFolder
+from robench.models.classifier import Classifier
+from robench.processes import Processes
+from robench.report import write_report
+from robench.training import TrainSpec, train
+from robench.types import Outcome, RobenchError
+
+SUITE, EPS, N, CHUNK = "fgsm,pgd7,pgd20,autoattack-screened", "0.35", 60, 6
+DIGITS = ["--suite", SUITE, "--eps", EPS, "-n", str(N), "--batch-size", str(CHUNK), "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(digits_train, digits_test, tmp_path_factory):
+    """A small model, of which a few samples reach the later stages of a cascade."""
+    spec = TrainSpec.of("single", digits_train, backbone="small", epochs=2, batch_size=64, lr=5e-3, adversarial="nfgsm")
+    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
+    return train(spec, digits_train, digits_test, out=path, show_progress=False)
+
+
+def command(checkpoint, out, *more):
+    return [sys.executable, "-m", "robench", "attack", "--ckpt", str(checkpoint), "--out", str(out), *DIGITS, *more]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    subprocess.run(command(checkpoint, out), check=True, capture_output=True)
+    return out
+
+
+def assert_equal(first, second):
+    assert untimed(first).to_csv() == untimed(second).to_csv()
+    assert (first / "verdicts.csv").read_bytes() == (second / "verdicts.csv").read_bytes()
+
+
+def test_twenty_kills_at_random_moments_end_with_the_undisturbed_table(checkpoint, undisturbed, tmp_path):
+    """One server process forks a child per attempt, so that a kill costs no import of torch."""
+    server = f"""
+import os, random, signal, sys, time, torch
+from pathlib import Path
+torch.set_num_threads(1)
+import pandas, torchattacks, pyautoattack, torchvision, scipy.stats, matplotlib.figure
+from robench.api import AttackRequest, attack
+kills, draw = 0, random.Random(0)
+while True:
+    child = os.fork()
+    if child == 0:
+        attack(
+            AttackRequest({SUITE!r}, eps={EPS!r}, n={N}, chunk={CHUNK}), ckpt=Path({str(checkpoint)!r}),
+            out=Path({str(tmp_path / "killed")!r}), threads=1,
+        )
+        os._exit(0)
+    if kills < 20:
+        time.sleep(draw.uniform(0.1, 0.6))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        kills += os.WIFSIGNALED(status)
+        if not os.WIFSIGNALED(status):
+            break
+    else:
+        _, status = os.waitpid(child, 0)
+        break
+print(kills, status)
+"""
+    done = subprocess.run([sys.executable, "-c", server], capture_output=True, text=True, timeout=300)
+    kills, status = map(int, done.stdout.split())
+    assert status == 0 and kills >= 10, done.stderr[-2000:]
+    assert_equal(undisturbed, tmp_path / "killed")
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_ranks_of_torchrun_end_with_the_table_of_one_process(checkpoint, undisturbed, tmp_path, processes):
+    out = tmp_path / "ranks"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run([*launch, *command(checkpoint, out)[1:]], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_equal(undisturbed, out)
+    assert done.stdout.count("report.md") >= 1
+
+
+def test_slurm_ranks_share_a_folder_and_the_last_writes_the_table(checkpoint, undisturbed, tmp_path):
+    out = tmp_path / "slurm"
+    outputs = []
+    for rank in (1, 0):  # one after the other: the first finds chunks missing, and says so
+        slurm = {
+            "SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": str(rank),
+            "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+        }  # fmt: skip
+        outputs.append(subprocess.run(command(checkpoint, out), env=os.environ | slurm, capture_output=True, text=True, check=True))
+        assert (out / "summary.csv").exists() == (rank == 0)
+    assert "this process's share is finished" in outputs[0].stderr and outputs[0].stdout == ""
+    assert_equal(undisturbed, out)
+
+
+def test_a_rerun_with_another_number_of_processes_goes_on(tmp_path):
+    def share(rank, world_size, path):
+        run(path, [column("darken", darken)], processes=Processes(rank, world_size))
+
+    folder = RunFolder(tmp_path / "first", SPEC)
+    suites = [column("darken", darken)]
+    with pytest.raises(RobenchError, match="no finished results"):
+        share(1, 3, tmp_path / "first")  # chunk 4-8 of three
+    assert len(list((tmp_path / "first" / "chunks").rglob("*.npz"))) == 2
+    share(0, 1, tmp_path / "first")
+    run(tmp_path / "alone", suites)
+    write_report(tmp_path / "first"), write_report(tmp_path / "alone")
+    assert_equal(tmp_path / "first", tmp_path / "alone")
+    assert folder.read("clean", plan_chunks()[0]) is not None
+
+
+def plan_chunks():
+    from robench.evaluation.store import split
+
+    return split(len(OFFSETS), SPEC.chunk)
+
+
+def test_ray_under_torchrun_is_refused(checkpoint, tmp_path):
+    ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    done = subprocess.run(command(checkpoint, tmp_path / "run", "--ray"), env=os.environ | ranks, capture_output=True, text=True)
+    assert done.returncode == 1 and "both hand out chunks; use one of them" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_three_ray_nodes_of_which_one_is_removed_and_a_worker_killed_end_with_the_same_table(digits_test, tmp_path):
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the loopback address and no other
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'robench[ray]'")
+    from ray.cluster_utils import Cluster
+
+    from robench.evaluation.cluster import connect, evaluate_on_ray
+
+    torch.manual_seed(0)
+    classifier = Classifier(nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, 10)), 10)
+    images, labels = digits_test.images[:48], digits_test.labels[:48]
+    labels = torch.where(torch.arange(48) % 4 > 0, classifier(images / 255).argmax(1), labels)
+    suites = parse_suites("fgsm,pgd7,pgd50,apgd-ce,apgd-t", THREAT, 10)
+    spec = replace(SPEC, eps=0.01)
+    threat = replace(THREAT, eps=0.01)
+
+    def described(path):
+        folder = RunFolder(path, spec)
+        members = [[{"name": s.name, "folder": unit_folder} for unit_folder in plan([s])[0].folders] for s in suites]
+        columns = [{"name": s.name, "cascade": False, "members": m} for s, m in zip(suites, members, strict=True)]
+        folder.describe({"n": 48, "suites": columns})
+        return folder
+
+    alone = described(tmp_path / "alone")
+    evaluate_suites(classifier, images, labels, suites, threat=threat, folder=alone, show_progress=False)
+
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
+    )
+    try:
+        extra = [nodes.add_node(num_cpus=1, node_ip_address="127.0.0.1") for _ in range(2)]
+        far = described(tmp_path / "far")
+        with connect(nodes.address, "cpu", 1) as cluster:
+            assert cluster.slots == 3
+            import threading
+
+            hurt = threading.Thread(target=harm, args=(nodes, extra[0]))
+            hurt.start()
+            evaluate_on_ray(classifier, images, labels, suites, threat=threat, folder=far, cluster=cluster, show_progress=False)
+            hurt.join()
+            assert sum(node["Alive"] for node in ray.nodes()) == 2
+    finally:
+        nodes.shutdown()
+    first, second = (results_of(folder) for folder in (alone, far))
+    pd.testing.assert_frame_equal(first.verdicts, second.verdicts)
+    assert first.ledger["backwards"].tolist() == second.ledger["backwards"].tolist()
+
+
+def results_of(folder):
+    from robench.evaluation.results import read_results
+
+    return read_results(folder.path)
+
+
+def harm(nodes, node):
+    """SIGKILLs a worker that has a task, then takes a node away."""
+    deadline = time.time() + 60
+    while time.time() < deadline:
+        listed = subprocess.run(["pgrep", "-f", "ray::_task"], capture_output=True, text=True).stdout.split()
+        if listed:
+            os.kill(int(random.Random(0).choice(listed)), signal.SIGKILL)
+            break
+        time.sleep(0.05)
+    nodes.remove_node(node)
+
+
+def changes_weights(model, images, labels, threat, seed):
+    with torch.no_grad():
+        next(model.module.parameters()).data.add_(1.0)
+    return images
+
+
+def trains_batch_norm(model, images, labels, threat, seed):
+    model.module[1].train()
+    model(images)
+    return images
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (changes_weights, r"the attack changed the model's weights \(module.0.weight\); they were put back"),
+        (trains_batch_norm, r"the attack changed the model's weights \(module.1.running_mean.*switched layers to train mode"),
+    ],
+)
+def test_an_attack_that_changes_the_model_is_reported_and_the_model_mended(tmp_path, attack, message):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    results = run(tmp_path, [column("bad", attack), column("darken", darken)], model=model, spec=replace(SPEC, chunk=10))
+    bad = results.verdicts[results.verdicts["attack"] == "bad"]
+    attacked = bad[bad["outcome"] != Outcome.MISCLASSIFIED]
+    assert len(attacked) and set(attacked["outcome"]) == {Outcome.ERROR}
+    (said,) = results.ledger[results.ledger["message"] != ""]["message"]
+    assert pd.Series([said]).str.contains(message).all()
+    honest = run(tmp_path / "honest", [column("darken", darken)], model=model, spec=replace(SPEC, chunk=10))
+    assert outcomes(results, "darken") == outcomes(honest, "darken")
+
+
+class Greedy(nn.Module):
+    """Takes memory for every image, and there is room for three."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(48, 2)
+        self.batches = []
+
+    def forward(self, images):
+        self.batches.append(len(images))
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return self.linear(images.flatten(1))
+
+
+def test_where_memory_runs_out_the_chunk_goes_through_the_model_in_parts(tmp_path, capsys):
+    torch.manual_seed(0)
+    small = Greedy()
+    roomy = nn.Sequential(nn.Flatten(), small.linear)
+    suites = parse_suites("pgd7,apgd-ce", THREAT, 2)
+    spec = replace(SPEC, chunk=10)
+    results = run(tmp_path / "small", suites, model=small, spec=spec)
+    assert "out of memory; going on with at most 3 images a pass" in capsys.readouterr().err
+    assert "at most 3 images a pass" in results.ledger["machine"].iloc[-1]
+    expected = run(tmp_path / "roomy", suites, model=roomy, spec=spec)
+    columns = ["attack", "index", "outcome", "adv_pred", "best"]
+    assert results.verdicts[columns].equals(expected.verdicts[columns])
+    assert results.ledger["backwards"].tolist() == expected.ledger["backwards"].tolist()
+
+
+def test_a_model_that_cannot_take_one_image_is_an_error(tmp_path):
+    class Hopeless(Greedy):
+        def forward(self, images):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(RobenchError, match="cannot classify images of shape .*out of memory"):
+        run(tmp_path, [column("darken", darken)], model=Hopeless())
