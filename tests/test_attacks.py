@@ -75,12 +75,16 @@ def small_network():
     )
 
 
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")])],
+)
 @pytest.mark.parametrize("size", [1, 3, 8])
 @pytest.mark.parametrize("name", ALL)
-def test_contract(name, size):
-    module = small_network()
-    classifier = Classifier(copy.deepcopy(module), 10)
-    images = torch.rand(size, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+def test_contract(name, size, device):
+    module = small_network().to(device)
+    classifier = Classifier(copy.deepcopy(module), 10).to(device)
+    images = torch.rand(size, 3, 8, 8, generator=torch.Generator().manual_seed(2)).to(device)
     labels = classifier(images).argmax(1)
     given_images, given_labels = images.clone(), labels.clone()
     weights = copy.deepcopy(classifier.state_dict())

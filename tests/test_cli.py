@@ -155,6 +155,13 @@ def assert_one_clear_message(result, message, code=1):
         (["--device", "cuda:77"], "device 'cuda:77' cannot be used"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),
         (["--dataset", "nowhere"], "unknown dataset 'nowhere'"),
+        (["--batch-size", "0"], "--batch-size '0': expected auto, or a number of samples"),
+        (["--batch-size", "many"], "--batch-size 'many': expected auto, or a number of samples"),
+        (["--suite", "pgd2@nowhere.safetensors"], "crafts on the checkpoint 'nowhere.safetensors', which is no file"),
+        (["--attack-heads", "coarse"], "the model has the heads main; name one, or joint for all"),
+        (["--head", "coarse"], "has no head 'coarse' that classifies; it has main"),
+        (["--adv", "nowhere.pt"], "--adv nowhere.pt: no such file; expected a .pt file of images, or RUN:ATTACK"),
+        (["--ray", "127.0.0.1:1"], "--ray 127.0.0.1:1: no cluster answers"),
     ],
 )
 def test_a_senseless_option_gets_one_clear_message(checkpoint, tmp_path, arguments, message):
@@ -217,6 +224,63 @@ def test_a_read_only_output_folder_gets_one_clear_message(checkpoint, tmp_path, 
     monkeypatch.setattr("robench.files.open", refused, raising=False)  # root may write anywhere
     result = call("attack", "--ckpt", checkpoint, "--suite", "pgd2", "--n", 5, "--out", tmp_path / "out" / "run")
     assert_one_clear_message(result, "Permission denied")
+
+
+def test_a_disk_that_fills_up_in_mid_run_damages_nothing(checkpoint, tmp_path, monkeypatch):
+    command = ["attack", "--ckpt", checkpoint, "--suite", "fgsm,pgd7,apgd-ce", "--n", 30, "--batch-size", 10, "--threads", 1]
+    assert call(*command, "--out", tmp_path / "undisturbed").exit_code == 0
+    room = 7  # files
+
+    def fills_up(path, mode="r", *arguments, **options):
+        nonlocal room
+        if "w" in mode and "chunks" in str(path):
+            room -= 1
+            if room < 0:
+                raise OSError(28, "No space left on device")
+        return open(path, mode, *arguments, **options)
+
+    monkeypatch.setattr("robench.files.open", fills_up, raising=False)
+    result = call(*command, "--out", tmp_path / "run")
+    assert_one_clear_message(result, "No space left on device; what was finished before is kept: make room")
+    assert len(list((tmp_path / "run" / "chunks").rglob("*.npz"))) == 7
+    monkeypatch.undo()
+    assert call(*command, "--out", tmp_path / "run").exit_code == 0
+    first, second = (tmp_path / name / "verdicts.csv" for name in ("undisturbed", "run"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_ctrl_c_keeps_what_is_finished_and_exits_with_130(checkpoint, tmp_path, monkeypatch):
+    calls = []
+
+    def interrupted(model, images, labels, threat, seed):
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return images
+
+    command = ["attack", "--ckpt", checkpoint, "--suite", "fgsm", "--n", 30, "--batch-size", 10, "--out", tmp_path / "run"]
+    monkeypatch.setattr("robench.adapters.torchattacks.fgsm", interrupted)
+    result = call(*command)
+    assert result.exit_code == 130 and "the same command goes on from there" in result.stderr
+    assert call(*command).exit_code == 0 and len(calls) == 4  # the chunk that was cut off, and the last
+
+
+def test_verify_confirms_a_run_and_catches_other_weights(checkpoint, tmp_path):
+    run = tmp_path / "run"
+    command = ["attack", "--ckpt", checkpoint, "--suite", "pgd7", "--n", 30, "--threads", 1, "--out", run]
+    assert call(*command).exit_code == 0
+    assert_one_clear_message(call("verify", run), "has no stored adversarial images; run the same `robench attack` with --save-adv")
+    assert call(*command, "--save-adv").exit_code == 0
+    result = call("verify", run)
+    assert result.exit_code == 0 and "every broken sample is broken again" in result.stdout.splitlines()[-1]
+    digits = load_dataset("digits", "train")
+    other = train(
+        TrainSpec.of("single", digits, backbone="small", epochs=1, lr=5e-3, seed=7), digits, load_dataset("digits", "test"),
+        out=tmp_path / "other.safetensors", show_progress=False,
+    )  # fmt: skip
+    result = call("verify", run, "--ckpt", other)
+    assert result.exit_code == 1 and "this is not the model that was attacked" in result.stderr
+    assert_one_clear_message(call("verify", tmp_path), "is no run folder")
 
 
 def test_fewer_samples_do_not_take_a_runs_tables_away(checkpoint, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,12 +62,13 @@ def connect(address: str, device: str = "auto", threads: int | None = None) -> I
     threads = threads or 1
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
+        _knock(address)
         if address == LOCAL:
             ray.init(num_cpus=max(usable_cores(), threads), _node_ip_address="127.0.0.1", **quiet)
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except (OSError, RuntimeError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RobenchError(
             f"--ray {address}: no cluster answers ({first[:150]}); leave the address out for one on this machine"
         ) from None
@@ -81,6 +83,13 @@ def connect(address: str, device: str = "auto", threads: int | None = None) -> I
         yield Cluster(chosen, threads, slots)
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens: Ray itself tries for more than a minute and then ends the process (2.60.0)."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _named(device: str, threads: int) -> str:
