@@ -22,6 +22,7 @@ test: $(VENV)/.ok
 
 bench: $(VENV)/.ok
 	$(VENV)/bin/python benchmarks/training.py
+	$(VENV)/bin/python benchmarks/truth.py
 
 check: $(VENV)/.ok
 	$(VENV)/bin/ruff check robench tests benchmarks
