@@ -140,7 +140,6 @@ def test_ray_under_torchrun_is_refused(checkpoint, tmp_path):
 
 
 def test_three_ray_nodes_of_which_one_is_removed_and_a_worker_killed_end_with_the_same_table(digits_test, tmp_path):
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the loopback address and no other
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'robench[ray]'")
     from ray.cluster_utils import Cluster
 
