@@ -76,18 +76,24 @@ def _shared(command):
 )
 @_shared
 def train(arch, dataset, recipe, adversarial, out, device, threads, data_dir, **chosen) -> None:
-    """Train one of the paper's variants; the same command continues after a kill."""
+    """Train one of the paper's variants; the same command continues after a kill.
+
+    Under torchrun, several processes share each batch.
+    """
     from robench.data import load_dataset
-    from robench.evaluation.device import use_device
-    from robench.training import TrainSpec, check_names
+    from robench.evaluation.device import own_device, own_threads, use_device
+    from robench.processes import Processes
+    from robench.training import TrainSpec, check_names, joined
     from robench.training import train as run_training
 
     check_names(arch, recipe, adversarial)  # before anything is downloaded
     train_set = load_dataset(dataset, "train", data_dir)
     spec = TrainSpec.of(arch, train_set, recipe=recipe, adversarial=adversarial, **chosen)
-    with use_device(device, threads) as chosen_device:
-        path = run_training(spec, train_set, load_dataset(dataset, "test", data_dir), out=out, device=chosen_device)
-    print_clean_accuracy(path)
+    test_set, here = load_dataset(dataset, "test", data_dir), Processes.here()
+    with use_device(own_device(device, here), threads or own_threads(here)) as chosen_device, joined(here, chosen_device) as ranks:
+        path = run_training(spec, train_set, test_set, out=out, device=chosen_device, ranks=ranks)
+    if here.rank == 0:
+        print_clean_accuracy(path)
 
 
 def print_clean_accuracy(path: Path) -> None:

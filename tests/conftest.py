@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from robench.data import load_dataset
+from robench.types import Dataset
 
 torch.set_num_threads(1)
 
@@ -22,6 +23,19 @@ def digits_train():
 @pytest.fixture(scope="session")
 def digits_test():
     return load_dataset("digits", "test")
+
+
+def first_digits(digits):
+    return Dataset(
+        "digits", "train", digits.images[:128], digits.labels[:128], digits.classes, digits.default_eps,
+        digits.coarse_labels[:128], digits.coarse_classes, mirror=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def few(digits_train):
+    """128 digits, for trainings of a second."""
+    return first_digits(digits_train)
 
 
 @pytest.fixture(scope="session")

@@ -16,15 +16,6 @@ from robench.training.recipes import authors_rate, paper_rate
 from robench.types import Dataset, RobenchError
 
 
-@pytest.fixture(scope="module")
-def few(digits_train):
-    """128 digits, for trainings of a second."""
-    return Dataset(
-        "digits", "train", digits_train.images[:128], digits_train.labels[:128], digits_train.classes, digits_train.default_eps,
-        digits_train.coarse_labels[:128], digits_train.coarse_classes, mirror=False,
-    )  # fmt: skip
-
-
 def quick(arch, few, **chosen):
     settings = {"backbone": "small", "epochs": 2, "batch_size": 32} | chosen
     return TrainSpec.of(arch, few, **settings)
@@ -181,8 +172,8 @@ def brightness_logits(images):
 
 def test_adversarial_training_images_move_as_their_papers_say():
     images, labels = torch.full((6, 3, 4, 4), 0.5), torch.ones(6, dtype=torch.int64)
-    noise = torch.empty_like(images).uniform_(-0.2, 0.2, generator=torch.Generator().manual_seed(0))
-    crafted = n_fgsm(brightness_logits, images, labels, 0.1, torch.Generator().manual_seed(0))
-    assert torch.allclose(crafted, images + noise - 0.1)  # every pixel's gradient is negative: one step down of eps
-    crafted = pgd(brightness_logits, images, labels, 0.1, torch.Generator().manual_seed(0))
+    noise = torch.empty_like(images).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+    crafted = n_fgsm(brightness_logits, images, labels, 0.1, noise)
+    assert torch.allclose(crafted, images + 0.2 * noise - 0.1)  # every pixel's gradient is negative: one step down of eps
+    crafted = pgd(brightness_logits, images, labels, 0.1, noise)
     assert torch.allclose(crafted, images - 0.1, atol=1e-6)  # ten steps of eps/4 reach the face of the ball

@@ -7,27 +7,26 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 Logits = Callable[[Tensor], Tensor]
 
 
-def n_fgsm(logits: Logits, images: Tensor, labels: Tensor, eps: float, generator: Generator) -> Tensor:
+def n_fgsm(logits: Logits, images: Tensor, labels: Tensor, eps: float, noise: Tensor) -> Tensor:
     """Noise in U(-2 eps, 2 eps), then one signed gradient step of eps; not projected back onto the ball, only into the box.
 
     Source: de Jorge et al., NeurIPS 2022, "Make Some Noise: Reliable and Efficient Single-Step Adversarial Training".
     """
-    noisy = images + torch.empty_like(images).uniform_(-2 * eps, 2 * eps, generator=generator)
+    noisy = images + 2 * eps * noise
     return (noisy + eps * _gradient(logits, noisy, labels).sign()).clamp_(0, 1)
 
 
-def pgd(logits: Logits, images: Tensor, labels: Tensor, eps: float, generator: Generator, steps: int = 10) -> Tensor:
+def pgd(logits: Logits, images: Tensor, labels: Tensor, eps: float, noise: Tensor, steps: int = 10) -> Tensor:
     """Ten signed gradient steps of eps/4 from a random start in the Linf ball, inside the box.
 
     Source: Madry et al., ICLR 2018, section 4.
     """
-    start = torch.empty_like(images).uniform_(-eps, eps, generator=generator)
-    adv_images = (images + start).clamp_(0, 1)
+    adv_images = (images + eps * noise).clamp_(0, 1)
     for _ in range(steps):
         stepped = adv_images + eps / 4 * _gradient(logits, adv_images, labels).sign()
         adv_images = torch.minimum(torch.maximum(stepped, images - eps), images + eps).clamp_(0, 1)
@@ -42,7 +41,7 @@ def _gradient(logits: Logits, images: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AdversarialEntry:
-    """``craft(logits, images, labels, eps, generator) -> adv_images``, or None for plain training."""
+    """``craft(logits, images, labels, eps, noise) -> adv_images`` with noise in [-1, 1], or None for plain training."""
 
     craft: Callable[..., Tensor] | None
     about: str

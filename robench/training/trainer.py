@@ -22,9 +22,12 @@ from robench.files import write_atomically
 from robench.models.multihead import MAIN, MultiHead
 from robench.training.adversarial import ADVERSARIAL
 from robench.training.objectives import OBJECTIVES, Terms, make_heads
+from robench.training.ranks import Ranks
 from robench.training.recipes import RECIPES
 from robench.training.spec import TrainSpec
 from robench.types import Checkpoint, Dataset, RobenchError, parse_eps
+
+ALONE = Ranks()
 
 
 def train(
@@ -34,31 +37,41 @@ def train(
     *,
     out: Path | None = None,
     device: str = "cpu",
+    ranks: Ranks = ALONE,
     show_progress: bool = True,
 ) -> Path:
     """Trains a model and writes its checkpoint; called again after a kill, it goes on after the last finished epoch.
 
-    The last epoch is the model; the test set is only measured, never chosen on.
+    In several processes only rank 0 reads and writes files. The last epoch is the model; the test set is only measured, never chosen on.
 
     Args:
         spec: what to train.
         train_set, test_set: the two splits.
         out: the checkpoint's path, ``checkpoints/<dataset>-<arch>[-<adversarial>]-<seed>.safetensors`` by default.
         device: where to train.
+        ranks: this process among those that train the model together, see ``joined``.
         show_progress: a bar per epoch on stderr.
 
     Returns:
         The checkpoint's path.
 
     Raises:
-        RobenchError: the path holds a model or an unfinished training with other settings; the loss is not finite.
+        RobenchError: the path holds a model or an unfinished training with other settings; the batch does not divide over the
+            processes; the loss is not finite.
     """
     path = Path(out) if out else Path("checkpoints") / spec.default_name
     wanted = asdict(spec) | {"train_set": train_set.digest}
     if path.is_dir():
         raise RobenchError(f"--out {path} is a folder; it takes the checkpoint's file, such as {path / spec.default_name}")
-    if path.exists():
+    if spec.batch_size % ranks.world_size:
+        raise RobenchError(
+            f"batch size {spec.batch_size} does not divide over {ranks.world_size} processes; give --batch-size a multiple of them, "
+            "or start another number"
+        )
+    first = ranks.rank == 0
+    if first and path.exists():
         _refuse_difference(path, read_description(path)["recipe"], wanted)
+    if ranks.from_first(path.exists()):
         return path
     _check_test_set(train_set, test_set)
     heads = make_heads(spec.arch, train_set, main_width=RECIPES[spec.recipe].main_width)
@@ -68,12 +81,17 @@ def train(
     model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=device == "cpu" or None)
     state_path = path.with_name(path.name + ".training")
-    history = _resume(state_path, model, optimizer, wanted)
-    _save_state(state_path, model, optimizer, wanted, history)  # a folder that cannot be written shows now, not after an epoch
-    loop = Loop(spec, model, optimizer, train_set, device)
+    state = ranks.from_first(state_path.read_bytes() if first and state_path.exists() else b"")
+    history = _resume(state, state_path, model, optimizer, wanted)
+    if first:
+        _save_state(state_path, model, optimizer, wanted, history)  # a folder that cannot be written shows now, not after an epoch
+    loop = Loop(spec, model, optimizer, train_set, device, ranks)
     for epoch in range(len(history), spec.epochs):
-        history.append(loop.run_epoch(epoch, show_progress))
-        _save_state(state_path, model, optimizer, wanted, history)
+        history.append(loop.run_epoch(epoch, show_progress and first))
+        if first:
+            _save_state(state_path, model, optimizer, wanted, history)
+    if not first:
+        return path
     accuracy = _clean_accuracy(model.eval(), heads, test_set, device)
     save_checkpoint(path, _describe(spec, wanted, model, heads, train_set, accuracy, history))
     state_path.unlink(missing_ok=True)
@@ -93,9 +111,11 @@ class Loop:
     """Data on the device, and what one epoch does with it."""
 
     def __init__(
-        self, spec: TrainSpec, model: MultiHead, optimizer: torch.optim.Optimizer, train_set: Dataset, device: str
-    ) -> None:
-        self.spec, self.model, self.optimizer, self.device = spec, model, optimizer, device
+        self, spec: TrainSpec, model: MultiHead, optimizer: torch.optim.Optimizer, train_set: Dataset, device: str,
+        ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
+        self.spec, self.model, self.optimizer, self.device, self.ranks = spec, model, optimizer, device, ranks
+        self.replica = ranks.replica(model, device)
         self.images = train_set.images.to(device)
         self.labels = train_set.labels.to(device)
         self.coarse = None if train_set.coarse_labels is None else train_set.coarse_labels.to(device)
@@ -148,16 +168,23 @@ class Loop:
         labels = self.labels[batch].repeat(n_views)
         coarse = None if self.coarse is None else self.coarse[batch].repeat(n_views)
         craft = ADVERSARIAL[spec.adversarial].craft
+        noise = images if craft is None else torch.empty_like(images).uniform_(-1, 1, generator=generator)
+        images, noise = self._part(images), self._part(noise)
         with torch.autocast(self.device.split(":")[0], torch.bfloat16) if spec.precision == "bf16" else nullcontext():
             if craft is not None and spec.train_eps is not None:
-                images = craft(lambda x: self.model(x)[MAIN], images, labels, parse_eps(spec.train_eps), generator)
-            outputs = self.model(images)
-        outputs = {name: output.float() for name, output in outputs.items()}
+                own_labels, eps = self.ranks.part(labels, n_views), parse_eps(spec.train_eps)
+                images = craft(lambda x: self.model(x)[MAIN], images, own_labels, eps, noise)
+            outputs = self.replica(images)
+        outputs = {name: self.ranks.whole(output.float(), n_views) for name, output in outputs.items()}
         losses = self.objective.loss(outputs, labels, coarse, self.terms)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
+        # Each rank's gradient is its share of a sum, and the replica averages.
+        (torch.stack(list(losses.values())).sum() * self.ranks.world_size).backward()
         self.optimizer.step()
         return losses
+
+    def _part(self, images: Tensor) -> Tensor:
+        return self.ranks.part(images, self.objective.n_views).contiguous(memory_format=torch.channels_last)
 
 
 def _finite(value: float) -> bool:
@@ -171,12 +198,12 @@ def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
     write_atomically(path, buffer.getvalue())
 
 
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, wanted: dict) -> list[dict[str, float]]:
+def _resume(saved: bytes, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, wanted: dict) -> list[dict[str, float]]:
     """Loads the state of an unfinished training into model and optimiser; returns its history, empty where there is none."""
-    if not path.exists():
+    if not saved:
         return []
     try:
-        state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+        state = torch.load(io.BytesIO(saved), map_location=next(model.parameters()).device, weights_only=True)
         found = json.loads(state["spec"])
     except Exception as error:  # torch.load raises half a dozen unrelated types on a damaged file
         raise RobenchError(f"the unfinished training in {path} cannot be read ({error}); delete it to start anew") from None
