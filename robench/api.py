@@ -104,7 +104,7 @@ class AttackRequest:
     @property
     def names(self) -> str | None:
         """The suite, or its default."""
-        return self.suite or (None if self.adv else DEFAULT_SUITE)
+        return self.suite if self.suite is not None else None if self.adv else DEFAULT_SUITE
 
     def threat(self, dataset: Dataset) -> ThreatModel:
         default = dataset.default_eps.get(self.norm, "0")  # a norm that has none is refused by ThreatModel
@@ -160,7 +160,7 @@ def attack(
     """
     if (ckpt is None) == (model is None):
         raise RobenchError("name what to attack: either --ckpt FILE or --model FILE.py:FACTORY")
-    if request.names:
+    if request.names is not None:
         check_names(request.names)  # before anything is downloaded
     trained_on = read_description(ckpt)["dataset"] if ckpt is not None else None
     tested_on = dataset or trained_on
@@ -168,7 +168,8 @@ def attack(
         raise RobenchError("--model needs --dataset, a name of `robench list datasets` or a folder of images per class")
     if dataset is None and tested_on not in DATASETS:
         raise RobenchError(f"{ckpt} was trained on the folder {tested_on!r}; say where it lies: --dataset PATH")
-    data = of_head(load_dataset(tested_on, "test", data_dir), request.head)
+    whole = load_dataset(tested_on, "test", data_dir)
+    data = of_head(whole, request.head)
     if not 0 <= request.seed < 2**63:
         raise RobenchError(f"--seed {request.seed}: expected 0 to 2^63 - 1")
     threat = request.threat(data)
@@ -185,8 +186,10 @@ def attack(
             chosen = stack.enter_context(use_device(own_device(device, here), threads or own_threads(here)))
             evaluate, device_type = partial(evaluate_suites, processes=here), chosen.split(":")[0]
         subject = _subject(ckpt, model, data, chosen, request.head)
-        sources = {path: classifier_of_checkpoint(Path(path), data, chosen) for path in source_paths(request.names or "")}
-        suites = _suites(request, subject, data, threat, n, sources)
+        sources = {
+            path: classifier_of_checkpoint(Path(path), data, chosen, request.head) for path in source_paths(request.names or "")
+        }
+        suites = _suites(request, subject, whole, data, threat, n, sources)
         folder = out or Path("reports") / request.folder_name(subject.name, threat, data, trained_on)
         results = _run(
             subject, data, n, suites, threat, request, folder, chosen, here, evaluate, device_type, command=_command(),
@@ -207,18 +210,33 @@ def _subject(ckpt: Path | None, model: str | None, data: Dataset, device: str, h
 
 
 def _suites(
-    request: AttackRequest, subject: Subject, data: Dataset, threat: ThreatModel, n: int, sources: dict[str, Subject]
+    request: AttackRequest,
+    subject: Subject,
+    whole: Dataset,
+    data: Dataset,
+    threat: ThreatModel,
+    n: int,
+    sources: dict[str, Subject],
 ) -> list[Suite]:
-    """The columns that were asked for: crafted here, on other heads, on other models, or stored."""
+    """The columns that were asked for: crafted here, on other heads, on other models, or stored.
+
+    Args:
+        whole: with the labels of the main task.
+        data: with those of the judged head.
+    """
     n_classes, crafted = len(data.classes), []
-    if request.names:
+    if request.names is not None:
         if request.attack_heads != request.head:
-            target = make_heads_target(request.attack_heads, subject, data)
+            target = make_heads_target(request.attack_heads, subject, whole)
             n_classes = target.n_classes(min(request.chunk, n % request.chunk or request.chunk, n))
         crafted = parse_suites(request.names, threat, n_classes, request.options(), sources)
         if request.attack_heads != request.head:
             crafted = on_heads(crafted, request.attack_heads, target)
-    return crafted + [stored_suite(where, data, n) for where in request.adv]
+    suites = crafted + [stored_suite(where, data, n) for where in request.adv]
+    for name in (names := [suite.name for suite in suites]):
+        if names.count(name) > 1:
+            raise RobenchError(f"two columns would be called {name!r}; rename one of the files, or leave one out")
+    return suites
 
 
 def verify(
@@ -300,7 +318,8 @@ def evaluate(
         data = Dataset("images", "test", images.detach().cpu(), labels.detach().cpu(), classes)
         subject = classifier_of_module(model, len(classes), chosen, name=type(model).__name__)
         threat = request.threat(data)
-        suites = parse_suites(suite, threat, len(classes))
+        sources = {path: classifier_of_checkpoint(Path(path), None, chosen) for path in source_paths(suite)}
+        suites = parse_suites(suite, threat, len(classes), sources=sources)
         folder = Path(out) if out else Path(scratch) / "run"
         results = _run(
             subject, data, len(data), suites, threat, request, folder, chosen, Processes(), evaluate_suites, chosen.split(":")[0],
@@ -416,8 +435,22 @@ def _columns_with_earlier(suites: list[Suite], earlier: list[dict[str, Any]]) ->
         }
         for suite in suites
     ]
+    for column in asked:
+        for old in earlier:
+            if old["name"] == column["name"]:
+                _refuse_other_images(column, old)
     names = {column["name"] for column in asked}
     return asked + [column for column in earlier if column["name"] not in names]
+
+
+def _refuse_other_images(column: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """A column of the same name may be computed again by a newer library, but not be about other images."""
+    for what, named in (("transfer from", "weights"), ("images", "images")):
+        there, here = ([member["params"].get(what) for member in each["members"]] for each in (earlier, column))
+        if there != here:
+            raise RobenchError(
+                f"the run has a column {column['name']!r} already, of other {named}; choose another --out, or rename the file"
+            )
 
 
 def _plain(summary: pd.DataFrame) -> list[dict[str, Any]]:

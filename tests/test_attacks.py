@@ -1,6 +1,7 @@
 """Every registered attack: the closed form on linear models, and the contract."""
 
 import copy
+import random
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_eps_zero_gives_clean_accuracy(name, norm):
 
 
 # Wide enough that most samples break soon, which is what ends Square and FAB.
-WIDE = ThreatModel("Linf", 0.2)
+WIDE, WIDE_L2 = ThreatModel("Linf", 0.2), ThreatModel("L2", 1.5)
 
 
 def small_network():
@@ -79,9 +80,11 @@ def small_network():
     "device",
     ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")])],
 )
-@pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize(("size", "threat"), [(1, WIDE), (3, WIDE), (8, WIDE), (3, WIDE_L2)], ids=str)
 @pytest.mark.parametrize("name", ALL)
-def test_contract(name, size, device):
+def test_contract(name, size, threat, device):
+    if name == "fgsm" and threat.norm == "L2":
+        pytest.skip("fgsm is defined for Linf only")
     module = small_network().to(device)
     classifier = Classifier(copy.deepcopy(module), 10).to(device)
     images = torch.rand(size, 3, 8, 8, generator=torch.Generator().manual_seed(2)).to(device)
@@ -90,18 +93,20 @@ def test_contract(name, size, device):
     weights = copy.deepcopy(classifier.state_dict())
     torch.manual_seed(7)
     np.random.seed(7)
-    states = torch.get_rng_state(), np.random.get_state()[1].copy()
-    attack = attack_of(name, WIDE)
-    adv_images = run(attack, classifier, images, labels, WIDE, seed=3)
+    random.seed(7)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    attack = attack_of(name, threat)
+    adv_images = run(attack, classifier, images, labels, threat, seed=3)
     assert (adv_images.shape, adv_images.dtype, adv_images.device) == (images.shape, torch.float32, images.device)
     assert adv_images.min() >= 0 and adv_images.max() <= 1
-    assert WIDE.contains(images, adv_images).all()
+    assert threat.contains(images, adv_images).all()
     assert torch.equal(images, given_images) and torch.equal(labels, given_labels)
     assert all(torch.equal(value, weights[key]) for key, value in classifier.state_dict().items())
     assert not any(part.training for part in classifier.modules())
     assert torch.equal(torch.get_rng_state(), states[0]) and np.array_equal(np.random.get_state()[1], states[1])
+    assert random.getstate() == states[2]
     if size == 3:
-        assert torch.equal(run(attack, classifier, images, labels, WIDE, seed=3), adv_images)
+        assert torch.equal(run(attack, classifier, images, labels, threat, seed=3), adv_images)
 
 
 def test_fgsm_is_one_step_of_eps_along_the_sign():

@@ -58,6 +58,35 @@ def test_verdicts_equal_the_authors_sample_by_sample(network, digits_test, tmp_p
     assert torch.equal(torch.from_numpy(stored), adv_images[torch.from_numpy(index)])  # the same images, bit for bit
 
 
+@pytest.mark.parametrize("stage", ["apgd-ce", "apgd-t", "fab-t"])
+def test_calls_that_are_cut_short_and_calls_that_are_not_have_the_authors_verdicts(network, digits_test, tmp_path, stage):
+    """In chunks of one sample: some are decided early and some never."""
+    from pyautoattack import AutoAttack
+
+    n, size, threat = 6, 1, ThreatModel("Linf", 0.18)
+    images, labels = digits_test.images[:n], digits_test.labels[:n]
+    suites = parse_suites(stage, threat, 10)
+    folder = RunFolder(tmp_path / "run", RunSpec("m", "d", threat.norm, threat.eps, 11, size, "cpu"))
+    evaluate_suites(network, images, labels, suites, threat=threat, folder=folder, show_progress=False)
+    ours = [outcome == Outcome.ROBUST for outcome in read_outcomes(folder, suites, n)]
+    expected, passes = [], []
+    for start in range(0, n, size):
+        chunk = Chunk(start, start + size)
+        theirs = AutoAttack(
+            network, norm=threat.norm, eps=threat.eps, seed=chunk_seed(11, "autoattack", chunk), version="standard", device="cpu"
+        )
+        theirs.attacks_to_run = [stage]
+        own = images[start : start + size].float() / 255, labels[start : start + size]
+        with torch.random.fork_rng(devices=[]), network.counting() as counted:
+            adv_images, _ = theirs.run_standard_evaluation(own[0].clone(), own[1].clone(), batch_size=size)
+        passes.append(counted.backwards)
+        expected += (network(adv_images).argmax(1) == own[1]).tolist()
+    assert ours == expected
+    spent = read_results(folder.path).ledger.set_index(["attack", "chunk"]).loc[stage, "backwards"]
+    cut = [mine < whole / 2 for mine, whole in zip(spent, passes, strict=True) if whole]
+    assert any(cut) and not all(cut)
+
+
 def read_outcomes(folder, suites, n):
     from robench.evaluation.store import attack_folder
 

@@ -226,14 +226,15 @@ def test_a_read_only_output_folder_gets_one_clear_message(checkpoint, tmp_path, 
     assert_one_clear_message(result, "Permission denied")
 
 
-def test_a_disk_that_fills_up_in_mid_run_damages_nothing(checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("part", "room"), [("chunks", 7), ("adv", 2), ("run.json", 1), ("summary.csv", 0)])
+def test_a_disk_that_fills_up_in_mid_run_damages_nothing(checkpoint, tmp_path, monkeypatch, part, room):
     command = ["attack", "--ckpt", checkpoint, "--suite", "fgsm,pgd7,apgd-ce", "--n", 30, "--batch-size", 10, "--threads", 1]
+    command += ["--save-adv"] if part == "adv" else []
     assert call(*command, "--out", tmp_path / "undisturbed").exit_code == 0
-    room = 7  # files
 
     def fills_up(path, mode="r", *arguments, **options):
         nonlocal room
-        if "w" in mode and "chunks" in str(path):
+        if "w" in mode and part in str(path.relative_to(tmp_path)):
             room -= 1
             if room < 0:
                 raise OSError(28, "No space left on device")
@@ -242,9 +243,11 @@ def test_a_disk_that_fills_up_in_mid_run_damages_nothing(checkpoint, tmp_path, m
     monkeypatch.setattr("robench.files.open", fills_up, raising=False)
     result = call(*command, "--out", tmp_path / "run")
     assert_one_clear_message(result, "No space left on device; what was finished before is kept: make room")
-    assert len(list((tmp_path / "run" / "chunks").rglob("*.npz"))) == 7
+    finished = {path: path.read_bytes() for path in (tmp_path / "run" / "chunks").rglob("*.npz")}
+    assert len(finished) == {"chunks": 7, "adv": 5, "run.json": 12, "summary.csv": 12}[part]
     monkeypatch.undo()
     assert call(*command, "--out", tmp_path / "run").exit_code == 0
+    assert all(path.read_bytes() == content for path, content in finished.items())
     first, second = (tmp_path / name / "verdicts.csv" for name in ("undisturbed", "run"))
     assert first.read_bytes() == second.read_bytes()
 

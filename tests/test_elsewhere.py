@@ -16,7 +16,8 @@ from robench.checkpoint import load_checkpoint
 from robench.evaluation.adv_images import pack, read_packed
 from robench.evaluation.stored import stored_suite
 from robench.models.classifier import Classifier
-from robench.models.loading import Subject, classifier_of_checkpoint
+from robench.models.loading import Subject, classifier_of_checkpoint, of_head
+from robench.report import write_report
 from robench.training import TrainSpec, train
 from robench.types import Dataset, Outcome, RobenchError, Suite, ThreatModel
 
@@ -109,9 +110,9 @@ def test_the_contrastive_head_must_tell_the_chunks_clean_images_apart(checkpoint
 
 @pytest.mark.parametrize(("arch", "heads"), [("supervised", "coarse"), ("supervised", "joint"), ("contrastive", "joint")])
 def test_attacks_on_other_heads_are_judged_on_the_main_one(checkpoints, tmp_path, arch, heads):
-    folder = attacked(checkpoints[arch], tmp_path / "run", "pgd7,apgd-ce", attack_heads=heads)
+    folder = attacked(checkpoints[arch], tmp_path / "run", "pgd7,fgsm", attack_heads=heads)
     summary = table(folder)
-    assert list(summary.index) == ["clean", f"pgd7(heads={heads})", f"apgd-ce(heads={heads})", "union"]
+    assert list(summary.index) == ["clean", f"pgd7(heads={heads})", f"fgsm(heads={heads})", "union"]
     assert summary.loc["union", "robust_accuracy"] < summary.loc["clean", "robust_accuracy"]
     assert summary["backwards"].iloc[1] == 7 * (30 - summary["misclassified"].iloc[0])
     main = table(attacked(checkpoints[arch], tmp_path / "main", "pgd7"))
@@ -128,6 +129,31 @@ def test_another_head_is_judged_when_asked(checkpoints, digits_test, tmp_path):
     predicted = subject.model(digits_test.images[:30] / 255)["coarse"].argmax(1)
     expected = (predicted == digits_test.coarse_labels[:30]).float().mean()
     assert table(folder).loc["clean", "robust_accuracy"] == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("suite", ["autoattack", "apgd-ce", "square"])
+def test_attacks_that_stop_where_their_own_classifier_errs_are_refused_on_other_heads(checkpoints, tmp_path, suite):
+    with pytest.raises(
+        RobenchError, match=f"--attack-heads joint: {suite} leaves a sample alone as soon as the heads that it asks"
+    ):
+        attacked(checkpoints["supervised"], tmp_path / "run", f"pgd2,{suite}", attack_heads="joint")
+
+
+def test_the_coarse_head_attacked_through_the_main_one_is_pushed_away_from_main_labels(checkpoints, digits_test):
+    subject = classifier_of_checkpoint(checkpoints["supervised"], of_head(digits_test, "coarse"), "cpu", "coarse")
+    target = make_heads_target("main", subject, digits_test)
+    _, own = target.prepare(digits_test.images[5:9] / 255, digits_test.coarse_labels[5:9], torch.arange(5, 9))
+    assert own.tolist() == digits_test.labels[5:9].tolist() != digits_test.coarse_labels[5:9].tolist()
+
+
+def test_a_retrained_head_that_images_are_crafted_on_makes_other_columns(checkpoints, digits_test):
+    checkpoint = load_checkpoint(checkpoints["supervised"])
+    subject = classifier_of_checkpoint(checkpoints["supervised"], digits_test, "cpu")
+    target = make_heads_target("coarse", subject, digits_test)
+    before = target.digest
+    with torch.no_grad():
+        subject.model.heads["coarse"][0].weight.add_(1e-3)
+    assert target.digest != before and len(checkpoint.heads) == 2
 
 
 @pytest.mark.parametrize(
@@ -193,6 +219,8 @@ class Malicious:
         (torch.rand(10, 3, 8, 8), r"images of shape \(3, 8, 8\), gray has \(3, 4, 4\)"),
         (torch.rand(5, 3, 4, 4), "has 5 images for 10 samples; use --n 5"),
         ({"adv_inputs": torch.rand(10, 3, 4, 4), "labels": torch.zeros(10)}, "10 of its first 10 labels are not those of gray"),
+        ({"adv_inputs": torch.rand(10, 3, 4, 4), "labels": torch.zeros(4)}, r"labels of shape \(4,\) for 10 images, expected one"),
+        ({"adv_inputs": torch.rand(10, 3, 4, 4), "labels": torch.zeros(10, 1)}, r"labels of shape \(10, 1\) for 10 images"),
         ({"weights": torch.rand(3)}, "has the entries weights; images are looked for in"),
         ([1, 2], "holds int, expected images"),
         (Malicious(), "robench runs no code from such files"),
@@ -223,6 +251,7 @@ def test_kept_images_are_small_and_come_back_inside_the_ball(tmp_path):
         (tmp_path / "packed.npz").write_bytes(packed.to_bytes())
         again = read_packed(tmp_path / "packed.npz").unpack()
         assert threat.contains(images, again).all() and (again - adv_images).abs().max() <= 1 / 65535
+    assert packed.levels.dtype == np.uint16 and not len(packed.exact)  # two bytes a pixel before compression
     assert torch.equal(again, (images + threat.eps).clamp(0, 1)) or (again - adv_images).abs().max() < 1e-7
 
 
@@ -317,3 +346,80 @@ def test_missing_images_are_made_again(kept, checkpoints):
     assert not all(each.holds for each in verify(kept, threads=1)[0])
     attacked(checkpoints["single"], kept, "pgd7,autoattack-screened", save_adv=True)
     assert all(each.holds for each in verify(kept, threads=1)[0]) and (kept / "verdicts.csv").read_bytes() == before
+
+
+def test_asking_for_images_of_a_finished_cascade_and_interrupting_takes_nothing_away(kept, checkpoints, tmp_path):
+    plain = attacked(checkpoints["single"], tmp_path / "plain", "autoattack-screened")
+    before = (plain / "verdicts.csv").read_bytes()
+    files = sorted((plain / "chunks").rglob("*.npz"))
+    subject = classifier_of_checkpoint(checkpoints["single"], None, "cpu")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    subject.classifier.module.forward = interrupted
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("robench.api.classifier_of_checkpoint", lambda *_: subject)
+        attacked(checkpoints["single"], plain, "autoattack-screened", save_adv=True)
+    assert sorted((plain / "chunks").rglob("*.npz")) == files
+    write_report(plain)
+    assert (plain / "verdicts.csv").read_bytes() == before
+
+
+def test_columns_of_one_name_are_refused(checkpoints, tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "x" / "m.safetensors").write_bytes(checkpoints["supervised"].read_bytes())
+    (tmp_path / "y" / "m.safetensors").write_bytes(checkpoints["contrastive"].read_bytes())
+    first, second = (f"pgd2@{tmp_path / folder / 'm.safetensors'}" for folder in ("x", "y"))
+    with pytest.raises(RobenchError, match="two columns would be called 'pgd2@m'; rename one of the checkpoints"):
+        attacked(checkpoints["single"], tmp_path / "run", f"{first},{second}")
+    run_folder = attacked(checkpoints["single"], tmp_path / "run", first)
+    before = (run_folder / "verdicts.csv").read_bytes()
+    with pytest.raises(RobenchError, match="has a column 'pgd2@m' already, of other weights; choose another --out"):
+        attacked(checkpoints["single"], run_folder, second)
+    assert (run_folder / "verdicts.csv").read_bytes() == before
+    files = []
+    for folder in ("x", "y"):
+        files.append(str(tmp_path / folder / "images.pt"))
+        torch.save(torch.rand(30, 3, 32, 32), files[-1])
+    with pytest.raises(RobenchError, match="two columns would be called 'adv@images'"):
+        attacked(checkpoints["single"], tmp_path / "stored", None, adv=tuple(files))
+
+
+def test_one_invalid_image_takes_no_other_image_away(tmp_path):
+    def one_is_nan(model, images, labels, threat, seed):
+        adv_images = darken(model, images, labels, threat, seed)
+        adv_images[0] = float("nan")
+        return adv_images
+
+    results = run(tmp_path, [column("nan", one_is_nan)], spec=replace(SPEC, chunk=10), save=True)
+    (file,) = (tmp_path / "adv").rglob("*.npz")
+    found = outcomes(results, "nan")
+    (invalid,) = [index for index, outcome in found.items() if outcome == Outcome.INVALID]
+    broken = {index for index, outcome in found.items() if outcome == Outcome.BROKEN}
+    assert broken and broken <= set(read_packed(file).index.tolist()) and invalid not in read_packed(file).index
+
+
+def test_images_are_crafted_on_a_chunk_that_is_all_misclassified(tmp_path):
+    results = run(tmp_path, [column("darken", darken)], offsets=[0.2, 0.04, -0.2, -0.3], spec=replace(SPEC, chunk=2), save=True)
+    packed = read_packed(next(path for path in (tmp_path / "adv").rglob("0000002-0000004.npz")))
+    assert packed.index.tolist() == [2, 3] and list(outcomes(results, "darken").values())[2:] == [Outcome.MISCLASSIFIED] * 2
+
+
+def test_a_stage_that_is_tried_again_without_keeping_images_leaves_no_old_ones(tmp_path):
+    suite = column("darken", darken)
+    run(tmp_path, [suite], spec=replace(SPEC, chunk=10), save=True)
+    (chunk,) = [path for path in (tmp_path / "chunks").rglob("*.npz") if "darken" in str(path)]
+    chunk.unlink()
+    run(tmp_path, [suite], spec=replace(SPEC, chunk=10))
+    assert not list((tmp_path / "adv").rglob("*.npz"))
+
+
+def test_a_source_of_other_classes_is_refused(checkpoints, tmp_path):
+    import robench
+
+    images, labels = torch.rand(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 3))
+    with pytest.raises(RobenchError, match="that model has 10 classes, the one under test 3"):
+        robench.evaluate(model, images, labels, suite=f"pgd2@{checkpoints['single']}")

@@ -2,9 +2,11 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +17,7 @@ from cases import BrightnessClassifier, brightness_data, column, darken, fake
 from torch import nn
 
 from robench.api import evaluate
+from robench.attacks import parse_suites
 from robench.evaluation.engine import evaluate_suites
 from robench.evaluation.results import read_results
 from robench.evaluation.store import Chunk, RunFolder, attack_folder, chunk_seed, split
@@ -506,3 +509,29 @@ def test_plain_attributes_and_unsaved_buffers_are_part_of_a_models_identity(tmp_
     evaluate(Scaled(0.0), *data, suite="fgsm", eps=0.1, out=tmp_path / "run")
     with pytest.raises(RobenchError, match="holds another run: model is"):
         evaluate(Scaled(0.5), *data, suite="fgsm", eps=0.1, out=tmp_path / "run")
+
+
+def test_at_radius_zero_in_l2_no_shared_step_is_missed(tmp_path):
+    spec = replace(SPEC, norm="L2", eps=0.0)
+    results = run(tmp_path, parse_suites("pgd7,pgd20", ThreatModel("L2", 0.0), 2), spec=spec)
+    for name in ("pgd7", "pgd20"):
+        assert set(outcomes(results, name).values()) == {Outcome.MISCLASSIFIED, Outcome.ROBUST}
+
+
+def test_a_long_run_is_forecast_from_its_first_chunk(tmp_path, capsys, monkeypatch):
+    def slow(model, images, labels, threat, seed):
+        time.sleep(0.05)
+        return images
+
+    monkeypatch.setattr("robench.evaluation.engine.LONG", 0)
+    images, labels = brightness_data([0.2] * 40)
+    folder = RunFolder(tmp_path, replace(SPEC, chunk=2))
+    evaluate_suites(Classifier(BrightnessClassifier(), 2), images, labels, [column("slow", slow)], threat=THREAT, folder=folder)
+    said = [line for line in capsys.readouterr().err.splitlines() if "to go (slow" in line]
+    (seconds,) = (int(re.search(r"about (\d+) s to go", line)[1]) for line in said)
+    assert 1 <= seconds <= 10  # nineteen chunks of a twentieth of a second, and more where the machine is busy
+
+
+def test_peak_memory_is_of_the_process(tmp_path):
+    results = run(tmp_path, [column("darken", darken)])
+    assert (results.ledger["peak_bytes"] > 50e6).all()  # torch alone takes more

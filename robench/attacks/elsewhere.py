@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robench.digest import digest_tensors
 from robench.models.classifier import Classifier
 from robench.models.loading import Subject
 from robench.models.multihead import MAIN, MultiHead
@@ -50,16 +51,23 @@ class Heads:
         model: on its device, in eval mode.
         heads: their names.
         widths: head to its classes, None for a contrastive one.
-        coarse: coarse labels of the whole data set, or None.
+        targets: head to its labels, of the whole data set.
         normalise: what stands before the model.
     """
 
     model: MultiHead
     heads: tuple[str, ...]
     widths: Mapping[str, int | None]
-    coarse: Tensor | None
+    targets: Mapping[str, Tensor]
     normalise: Mapping[str, Any]
     whole_chunks: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Of the weights that images are crafted on."""
+        own = tuple(f"heads.{head}." for head in self.heads)
+        state = self.model.state_dict()
+        return digest_tensors({name: tensor for name, tensor in state.items() if name.startswith(("backbone.", *own))})
 
     def n_classes(self, chunk: int) -> int:
         """Combinations of classes, where a contrastive head has as many as there are samples in a chunk."""
@@ -69,21 +77,14 @@ class Heads:
         """The heads as one classifier, and the combinations that the chunk's labels are."""
         combined = torch.zeros_like(labels)
         for head in self.heads:
-            combined = combined * (self.widths[head] or len(images)) + self._targets(head, labels, index).to(labels.device)
+            own = torch.arange(len(index)) if self.widths[head] is None else self.targets[head][index]
+            combined = combined * (self.widths[head] or len(images)) + own.to(labels.device)
         module = _Joint(self.model.to(images.device), self.heads, self.widths)
         classifier = Classifier(module, self.n_classes(len(images)), **self.normalise).to(images.device)
         if any(self.widths[head] is None for head in self.heads):
             with torch.no_grad():
                 module.remember(classifier.normalised(images))
         return classifier, combined
-
-    def _targets(self, head: str, labels: Labels, index: Tensor) -> Labels:
-        if self.widths[head] is None:
-            return torch.arange(len(index))
-        if head == MAIN:
-            return labels
-        assert self.coarse is not None  # on_heads refuses a data set without them
-        return self.coarse[index]
 
 
 class _Joint(nn.Module):
@@ -119,6 +120,15 @@ def crafted_on(attack: Attack, source: Subject) -> Attack:
     return _elsewhere(attack, f"{attack.name}@{source.name}", Transfer(source.classifier), {"transfer from": source.digest})
 
 
+def _refuse_detectors(suites: list[Suite], heads: str) -> None:
+    for suite in suites:
+        if any(member.keeps != Keeps.LAST for member in suite.members if member.elsewhere is None):
+            raise RobenchError(
+                f"--attack-heads {heads}: {suite.name} leaves a sample alone as soon as the heads that it asks are wrong, which says nothing "
+                "about the judged one; use fgsm or pgdN"
+            )
+
+
 def on_heads(suites: list[Suite], heads: str, target: Heads) -> list[Suite]:
     """The suites, crafted on other heads than the one that is judged; transfer attacks stay as they are.
 
@@ -126,10 +136,15 @@ def on_heads(suites: list[Suite], heads: str, target: Heads) -> list[Suite]:
         suites: columns.
         heads: what the user called them.
         target: the same, see ``make_heads_target``.
+
+    Raises:
+        RobenchError: an attack ends where its own classifier errs.
     """
+    _refuse_detectors(suites, heads)
+    described = {"heads": list(target.heads), "weights": target.digest}
 
     def moved(attack: Attack, name: str) -> Attack:
-        return attack if attack.elsewhere is not None else _elsewhere(attack, name, target, {"heads": list(target.heads)})
+        return attack if attack.elsewhere is not None else _elsewhere(attack, name, target, described)
 
     def column(suite: Suite) -> Suite:
         name = f"{suite.name}(heads={heads})"
@@ -147,7 +162,7 @@ def make_heads_target(heads: str, subject: Subject, dataset: Dataset) -> Heads:
     Args:
         heads: a head's name, or "joint" for all.
         subject: the model under test.
-        dataset: the whole split, for its coarse labels.
+        dataset: the whole split, with the labels of its main task.
 
     Raises:
         RobenchError: the model has no such head, or a head's labels are unknown.
@@ -161,7 +176,8 @@ def make_heads_target(heads: str, subject: Subject, dataset: Dataset) -> Heads:
     widths = {name: subject.heads[name]["classes"] for name in chosen}
     if dataset.coarse_labels is None and any(name != MAIN and widths[name] is not None for name in chosen):
         raise RobenchError(f"--attack-heads {heads}: {dataset.name} has no coarse labels to turn that head away from")
-    return Heads(subject.model, chosen, widths, dataset.coarse_labels, subject.normalise)
+    targets = {MAIN: dataset.labels} | ({} if dataset.coarse_labels is None else {"coarse": dataset.coarse_labels})
+    return Heads(subject.model, chosen, widths, targets, subject.normalise)
 
 
 def _elsewhere(attack: Attack, name: str, elsewhere: Elsewhere, params: dict[str, Any]) -> Attack:

@@ -168,7 +168,8 @@ def parse_suites(
     columns: dict[str, Suite] = {}
     for name in names:
         for suite in _columns(name, context):
-            columns.setdefault(suite.name, suite)
+            if columns.setdefault(suite.name, suite).members[0].params != suite.members[0].params:
+                raise RobenchError(f"two columns would be called {suite.name!r}; rename one of the checkpoints, or leave one out")
     if options != AttackOptions() and not any(member.family == "pgd" for suite in columns.values() for member in suite.members):
         raise RobenchError(f"--step-size and --restarts change PGD alone, and there is none in {text!r}; leave them out")
     return list(columns.values())
@@ -230,7 +231,13 @@ def _columns(name: str, context: Context) -> list[Suite]:
     if at:
         from robench.attacks.elsewhere import crafted_on
 
-        crafted = [crafted_on(suite.members[0], context.sources[path]) for suite in _columns(name, context)]
+        source = context.sources[path]
+        if source.classifier.n_classes != context.n_classes:
+            raise RobenchError(
+                f"{name}@{path}: that model has {source.classifier.n_classes} classes, the one under test {context.n_classes}; images of one "
+                "mean nothing to the other"
+            )
+        crafted = [crafted_on(suite.members[0], source) for suite in _columns(name, context)]
         return [Suite(attack.name, (attack,), cascade=False) for attack in crafted]
     if name not in SUITES:
         attack = _make_attack(name, context)

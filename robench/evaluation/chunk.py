@@ -100,8 +100,8 @@ class Found:
     """What the samples that were attacked turned out to be; see ``ChunkVerdicts``.
 
     Attributes:
-        images: the returned ones, in their place the best query where only that one is adversarial and it counts or is to be saved;
-            None where they cannot be shown.
+        images: the returned ones, in their place the best query where only that one is adversarial and it counts or is to be saved,
+            and the clean image where it is invalid; None where there are none.
     """
 
     outcome: np.ndarray
@@ -114,9 +114,14 @@ class Found:
     images: Images | None = field(default=None)
 
     @classmethod
-    def nothing(cls) -> Found:
+    def nothing(cls, images: Images) -> Found:
+        """Of no samples.
+
+        Args:
+            images: (0, C, H, W).
+        """
         text, number = np.zeros(0, "U13"), np.zeros(0, np.float32)
-        return cls(text, text, np.zeros(0, np.int64), number, number)
+        return cls(text, text, np.zeros(0, np.int64), number, number, images=images)
 
 
 def attack_chunk(
@@ -143,8 +148,13 @@ def attack_chunk(
     made = []
     for prefix in prefixes:
         short = snapshots.get(prefix.params["steps"])
-        own = Crafted(short.queries, short.best, short.found) if short else replace(crafted, returned=None, ties=0)
-        made.append((prefix, own, Cost(mode=f"prefix of {attack.name}")))
+        if short is not None:
+            made.append((prefix, Crafted(short.queries, short.best, short.found), Cost(mode=f"prefix of {attack.name}")))
+        elif crafted.returned is None and len(places):  # the run that was to serve both failed before
+            made.append((prefix, replace(crafted, ties=0), Cost(mode=f"prefix of {attack.name}")))
+        else:  # an attack that asks the model nothing, as PGD at eps 0
+            alone, _, spent = _craft(classifier, guard, prefix, data, places, conditions, ())
+            made.append((prefix, alone, spent))
     return [
         (each, *_conclude(classifier, each, data, before, places, own, conditions, spent))
         for each, own, spent in [*made, (attack, crafted, cost)]
@@ -158,15 +168,14 @@ def _conclude(
     """Judges what was crafted for the samples at ``places``, and packs the images."""
     chosen = torch.from_numpy(places).to(data.images.device)
     images, labels = data.images[chosen], data.labels[chosen]
-    found = _judge_crafted(classifier, images, labels, crafted, conditions) if len(places) else Found.nothing()
+    found = _judge_crafted(classifier, images, labels, crafted, conditions) if len(places) else Found.nothing(images)
     verdicts = _spread(found, data.clean, before, places, cost, describe_machine(classifier), peak_bytes(classifier.device))
     if found.images is None:
         return verdicts, None
-    packed = None
-    if conditions.save:
-        packed = _pack(classifier, attack, data, places, found, conditions)
+    packed = _pack(classifier, attack, data, places, found, conditions) if conditions.save else None
+    if packed is not None:
         verdicts = replace(verdicts, adv_digest=packed.digest)
-    return _with_images(verdicts, images, found.images, places) if data.chunk.start == 0 else verdicts, packed
+    return _with_images(verdicts, images, found.images, places) if data.chunk.start == 0 and len(places) else verdicts, packed
 
 
 def _judge_crafted(classifier: Classifier, images: Images, labels: Labels, crafted: Crafted, conditions: Conditions) -> Found:
@@ -180,7 +189,11 @@ def _judge_crafted(classifier: Classifier, images: Images, labels: Labels, craft
         distance, margin = judged.distance.numpy(), judged.margin.numpy()
     rows = np.flatnonzero(crafted.found.cpu().numpy() & (outcome != Outcome.BROKEN))
     best, ties = outcome.copy(), crafted.ties
-    usable = adv_images is not None and adv_images.shape == images.shape and not (outcome == Outcome.INVALID).any()
+    if isinstance(adv_images, Tensor) and adv_images.shape == images.shape:
+        invalid = torch.from_numpy(outcome == Outcome.INVALID).to(images.device)
+        adv_images = torch.where(invalid[:, None, None, None], images, adv_images.to(images))
+    else:
+        adv_images = None
     if len(rows):
         where = torch.from_numpy(rows).to(images.device)
         seen = judge(classifier, images[where], labels[where], crafted.best[where], conditions.threat)
@@ -190,10 +203,9 @@ def _judge_crafted(classifier: Classifier, images: Images, labels: Labels, craft
         if conditions.counts_best:
             outcome[rows], adv_pred[rows] = Outcome.BROKEN, seen.adv_pred.numpy()[held]
             distance[rows], margin[rows] = seen.distance.numpy()[held], seen.margin.numpy()[held]
-        if usable and adv_images is not None and (conditions.counts_best or conditions.save):
-            adv_images = adv_images.clone()
+        if adv_images is not None and (conditions.counts_best or conditions.save):
             adv_images[rows] = crafted.best[rows]
-    return Found(outcome, best, adv_pred, distance, margin, message, ties, adv_images if usable else None)
+    return Found(outcome, best, adv_pred, distance, margin, message, ties, adv_images)
 
 
 def _spread(
@@ -280,18 +292,28 @@ def _unwatched(classifier: Classifier, images: Images) -> Tensor:
 
 def _pack(
     classifier: Classifier, attack: Attack, data: ChunkData, places: np.ndarray, found: Found, conditions: Conditions
-) -> PackedImages:
-    """The images of the samples that were attacked and, where asked for, of those that are misclassified without attack."""
+) -> PackedImages | None:
+    """The images of the samples that were attacked and, where asked for, of those that are misclassified without attack.
+
+    None where there are none; an invalid image is left out, unless a query of its sample is adversarial.
+    """
     assert found.images is not None
-    adv_images, kind = found.images, np.where(found.best == found.outcome, "returned", "best").astype("U8")
+    kind = np.where(found.best == found.outcome, "returned", "best").astype("U8")
+    valid = np.flatnonzero((found.outcome != Outcome.INVALID) | (found.best == Outcome.BROKEN))
+    attacked, places, adv_images, kind = places, places[valid], found.images[torch.from_numpy(valid)], kind[valid]
     if conditions.craft_all:
-        others = np.setdiff1d(np.arange(len(data.images)), places)
+        others = np.setdiff1d(np.arange(len(data.images)), attacked)
         rest = replace(conditions, save=False, craft_all=False)
         extra, _, _ = _craft(classifier, Guard(classifier), attack, data, others, rest, ()) if len(others) else (None, {}, None)
-        if extra is not None and extra.returned is not None:
-            adv_images, kind = torch.cat([adv_images, extra.returned]), np.append(kind, np.full(len(others), "returned"))
+        if extra is not None and isinstance(extra.returned, Tensor) and extra.returned.shape[1:] == adv_images.shape[1:]:
+            finite = extra.returned.isfinite().flatten(1).all(1)
+            others = others[finite.cpu().numpy()]
+            adv_images = torch.cat([adv_images, extra.returned[finite].to(adv_images)])
+            kind = np.append(kind, np.full(len(others), "returned"))
             order = np.argsort(np.append(places, others), kind="stable")
             places, adv_images, kind = np.append(places, others)[order], adv_images[torch.from_numpy(order)], kind[order]
+    if not len(places):
+        return None
     chosen = torch.from_numpy(places).to(data.images.device)
 
     def predict(images: Images) -> Tensor:
@@ -302,7 +324,7 @@ def _pack(
 
 def _with_images(verdicts: ChunkVerdicts, images: Images, adv_images: Images, places: np.ndarray) -> ChunkVerdicts:
     """The same verdicts with images of those of the chunk's first correctly classified samples that were attacked."""
-    correct = np.flatnonzero(verdicts.outcome != Outcome.MISCLASSIFIED)[:SHOWN]
+    correct = np.flatnonzero(~np.isin(verdicts.outcome, (Outcome.MISCLASSIFIED, Outcome.INVALID)))[:SHOWN]
     rows = np.flatnonzero(np.isin(places, correct))
     return replace(
         verdicts,

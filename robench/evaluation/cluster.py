@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.machinery import PathFinder
 from typing import Any
 
 from torch import Tensor
@@ -110,6 +111,7 @@ def evaluate_on_ray(
     """
     import ray
 
+    _carry_code(classifier)
     job, worklist = Job(classifier, threat, folder.spec.seed, save), Worklist(folder, save)
     units = [Unit(()), *sorted(plan(suites, share=share), key=_dearest_first)]
     chunks = split(len(images), folder.spec.chunk)
@@ -123,7 +125,7 @@ def evaluate_on_ray(
         todo = iter(waiting)
         while True:
             for place, chunk in todo:
-                known = worklist.known(units[place], chunk)
+                known = worklist.take(units[place], chunk)
                 if known is None:
                     bar.update()
                     continue
@@ -142,6 +144,15 @@ def evaluate_on_ray(
         bar.close()
 
 
+def _carry_code(classifier: Classifier) -> None:
+    """Sends the classes of somebody's own Python file with the model: no worker can import them by name."""
+    import ray
+
+    for name in {type(part).__module__ for part in classifier.modules()}:
+        if PathFinder.find_spec(name.partition(".")[0]) is None and name in sys.modules:
+            ray.cloudpickle.register_pickle_by_value(sys.modules[name])
+
+
 def _dearest_first(unit: Unit) -> int:
     return -sum(len(suite.members) for suite in unit.suites if suite.cascade)
 
@@ -155,7 +166,9 @@ def _result(reference: Any, chunk: Chunk) -> list[Made]:
         cause = error.cause if isinstance(error.cause, BaseException) else error
         if isinstance(cause, RobenchError):
             raise cause from None
-        raise
+        raise RobenchError(
+            f"the task of chunk {chunk.name} failed on its worker: {type(cause).__name__}: {cause}; have all nodes the same packages as this one?"
+        ) from None
     except ray.exceptions.RayError as error:
         first = str(error).strip().splitlines()[0]
         raise RobenchError(

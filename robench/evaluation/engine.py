@@ -148,15 +148,13 @@ class Worklist:
     def known(self, unit: Unit, chunk: Chunk) -> dict[str, ChunkVerdicts] | None:
         """What the folder has of a unit, and the clean chunk; None where nothing is missing.
 
-        A failed attack is missing. The stages of a cascade behind a missing one do not hold any more: they are removed first, so that
-        a kill leaves none of them.
+        A failed attack is missing, and so are the stages of a cascade behind a missing one.
         """
         found: dict[str, ChunkVerdicts] = {}
         cascade = bool(unit.suites) and unit.suites[0].cascade
-        for where in unit.folders:
-            if cascade and len(found) < unit.folders.index(where):
-                self.folder.forget(where, chunk)
-                continue
+        for place, where in enumerate(unit.folders):
+            if cascade and len(found) < place:
+                break
             verdicts = self.folder.read(where, chunk)
             if verdicts is not None and not verdicts.failed and (not self.save or self._has_images(where, chunk, verdicts)):
                 found[where] = verdicts
@@ -165,11 +163,25 @@ class Worklist:
         clean = self.folder.read(CLEAN, chunk)
         return found if clean is None else found | {CLEAN: clean}
 
+    def take(self, unit: Unit, chunk: Chunk) -> dict[str, ChunkVerdicts] | None:
+        """As ``known``, of what is about to be computed.
+
+        The stages of a cascade behind one that failed or is not there do not hold any more: they are removed first, so that a kill
+        leaves none of them. Behind one that is only computed again for its images they hold, and stay until they are replaced.
+        """
+        if unit.suites and unit.suites[0].cascade:
+            holds = True
+            for where in unit.folders:
+                verdicts = self.folder.read(where, chunk) if holds else None
+                if not holds:
+                    self.folder.forget(where, chunk)
+                holds = verdicts is not None and not verdicts.failed
+        return self.known(unit, chunk)
+
     def _has_images(self, where: str, chunk: Chunk, verdicts: ChunkVerdicts) -> bool:
         if verdicts.adv_digest:
             return self.folder.images_path(where, chunk).exists()
-        outcomes = set(verdicts.outcome)
-        return where == CLEAN or Outcome.INVALID in outcomes or not outcomes & {Outcome.BROKEN, Outcome.ROBUST}
+        return where == CLEAN or not set(verdicts.outcome) & {Outcome.BROKEN, Outcome.ROBUST}
 
     def seconds(self, unit: Unit, chunks: Iterable[Chunk]) -> tuple[float, int]:
         """Seconds and samples of the chunks of a unit that are finished."""
@@ -211,7 +223,7 @@ def evaluate_suites(
     units = plan(suites, share=share)
 
     def finish(unit: Unit, chunk: Chunk) -> None:
-        known = worklist.known(unit, chunk)
+        known = worklist.take(unit, chunk)
         if known is not None:
             part = slice(chunk.start, chunk.stop)
             for where, verdicts, adv_images in compute(job, unit, images[part], labels[part], chunk, known):

@@ -124,6 +124,8 @@ class RunFolder:
 
     def __init__(self, path: Path, spec: RunSpec) -> None:
         self.path, self.spec = Path(path), spec
+        # Listed first: whatever another process puts there meanwhile, it puts run.json there before anything else.
+        there = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
         if (self.path / "run.json").exists():
             found = read_run(self.path)["spec"]
             different = [name for name, value in asdict(spec).items() if found.get(name) != value]
@@ -134,7 +136,7 @@ class RunFolder:
                 raise RobenchError(f"{self.path} holds another run: {named}. Choose another --out, or delete the folder")
         elif self.path.exists() and not self.path.is_dir():
             raise RobenchError(f"--out {self.path} is a file; it takes a folder")
-        elif self.path.is_dir() and any(not entry.name.endswith(PARTIAL) for entry in self.path.iterdir()):
+        elif any(not name.endswith(PARTIAL) for name in there):
             raise RobenchError(f"{self.path} is not empty and holds no run of robench (no run.json); choose another --out")
 
     def describe(self, description: Mapping[str, Any]) -> None:
@@ -156,12 +158,15 @@ class RunFolder:
         return self.path / "adv" / folder / f"{chunk.name}.npz"
 
     def forget(self, folder: str, chunk: Chunk) -> None:
-        """Removes a chunk that no longer holds, if it is there."""
+        """Removes a chunk that no longer holds, and its images, if they are there."""
         (self.path / "chunks" / folder / f"{chunk.name}.npz").unlink(missing_ok=True)
+        self.images_path(folder, chunk).unlink(missing_ok=True)
 
     def write(self, folder: str, chunk: Chunk, verdicts: ChunkVerdicts, images: PackedImages | None = None) -> None:
-        """Stores a finished chunk, atomically; its images, where there are any, before it."""
-        if images is not None:
+        """Stores a finished chunk, atomically; its images, where there are any, before it. Images of an earlier try go."""
+        if images is None:
+            self.images_path(folder, chunk).unlink(missing_ok=True)
+        else:
             write_atomically(self.images_path(folder, chunk), images.to_bytes())
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **{f.name: getattr(verdicts, f.name) for f in fields(verdicts)})

@@ -13,11 +13,12 @@ from torch import Tensor
 from robench.data.augment import to_unit
 from robench.digest import digest_tensors
 from robench.evaluation.adv_images import read_packed
-from robench.evaluation.store import read_run
-from robench.types import Attack, Dataset, RobenchError, Suite
+from robench.evaluation.store import read_chunk, read_run, split
+from robench.types import Attack, Dataset, Outcome, RobenchError, Suite
 
 # torchattacks' save, RobustBench's and AutoAttack's scripts, and names that people give.
 IMAGE_KEYS = ("adv_inputs", "adv_complete", "x_adv", "adv_images", "adv", "images")
+NOTHING_KEPT = {Outcome.MISCLASSIFIED, Outcome.SKIPPED, Outcome.INVALID}  # where a sample has no adversarial image
 LABEL_KEYS = ("labels", "y", "y_orig", "targets")
 
 
@@ -67,6 +68,10 @@ def _of_file(path: Path, dataset: Dataset, n: int) -> tuple[str, Tensor, dict[st
     if len(images) < n:
         raise RobenchError(f"--adv {path} has {len(images)} images for {n} samples; use --n {len(images)}")
     if labels is not None:
+        if labels.shape != images.shape[:1]:
+            raise RobenchError(
+                f"--adv {path} has labels of shape {tuple(labels.shape)} for {len(images)} images, expected one label an image"
+            )
         wrong = int((labels[:n].long() != dataset.labels[:n]).sum())
         if wrong:
             raise RobenchError(
@@ -104,20 +109,33 @@ def _of_run(run: Path, attack: str, dataset: Dataset, n: int) -> tuple[str, Tens
         raise RobenchError(f"--adv {run}:{attack}: that run has no attack {attack!r}; with images: {_kept(description)}")
     images = to_unit(dataset.images[:n]) if dataset.images.dtype == torch.uint8 else dataset.images[:n].float()
     covered = torch.zeros(n, dtype=torch.bool)
-    for member in column["members"]:  # of a cascade, the last stage that attacked a sample decided it
-        for file in sorted((run / "adv" / member["folder"]).glob("*.npz")):
-            start, stop = map(int, file.stem.split("-"))
-            if start < n:
+    for chunk in split(description["n"], description["spec"]["chunk"]):
+        if chunk.start >= n:
+            break
+        covered[chunk.start : chunk.stop] = True
+        for member in column["members"]:  # of a cascade, the last stage that attacked a sample decided it
+            verdicts, file = (run / part / member["folder"] / f"{chunk.name}.npz" for part in ("chunks", "adv"))
+            if file.exists() and verdicts.exists():
                 packed = read_packed(file)
                 rows = torch.from_numpy(packed.index < n)
                 images[torch.from_numpy(packed.index)[rows]] = packed.unpack()[rows]
-                covered[start : min(stop, n)] = True
+            elif not verdicts.exists() or not NOTHING_KEPT.issuperset(read_chunk(verdicts).outcome):
+                covered[chunk.start : chunk.stop] = False
     if not covered.all():
         raise RobenchError(
             f"--adv {run}:{attack} has images for {int(covered.sum())} of {n} samples; run that attack again with --save-adv and --n {n}"
         )
     source = description["model"]["name"]
     return f"{attack}@{source}", images, {"transfer from": description["spec"]["model"], "stored in": run.name}
+
+
+def stored_images(run: Path, attack: str, dataset: Dataset, n: int) -> Tensor:
+    """The images that ``--save-adv`` kept of an attack, float32 (n, C, H, W).
+
+    Raises:
+        RobenchError: they are not there, or belong to other data.
+    """
+    return _of_run(run, attack, dataset, n)[1]
 
 
 def _kept(description: dict) -> str:

@@ -42,8 +42,14 @@ def summarise(results: Results) -> pd.DataFrame:
     if results.columns:
         union = decide([verdicts[column] for column in results.columns], UNION)
         rows.append(_row(UNION, union.assign(outcome=union["best"]), cost.drop(CLEAN).sum()))
-    modes = results.ledger.groupby("attack")["mode"].first()
+    modes = results.ledger.groupby("attack")["mode"].agg(_modes)
     return pd.DataFrame(rows).assign(mode=lambda table: table["attack"].map(modes).fillna(""))
+
+
+def _modes(of_chunks: pd.Series) -> str:
+    """How an attack was run; where chunks differ, all ways."""
+    ways = list(dict.fromkeys(of_chunks))
+    return ways[0] if len(ways) == 1 else ", ".join(way or "alone" for way in ways)
 
 
 def _own_success(rows: pd.DataFrame, cost: pd.Series) -> dict:
