@@ -1,6 +1,6 @@
 """What an evaluation costs on 1 to 1,000 devices, simulated from the chunk costs of a real run, and checked against real workers.
 
-    python benchmarks/scale.py RUN ... [--check CKPT] [--data-dir DIR]
+    python benchmarks/scale.py RUN ... [--check CKPT] [--check-suite NAMES] [--data-dir DIR]
 
 A chunk costs what its samples cost: those that break early, and those that survive and go through every stage to the end. Both rates
 are fitted to the run's chunks. A data set of any size is then drawn sample by sample with the run's robust accuracy, cut into chunks,
@@ -96,9 +96,9 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
-def check(ckpt: Path, data_dir: Path | None, n: int) -> None:
+def check(ckpt: Path, data_dir: Path | None, n: int, suite: str) -> None:
     """Real processes against the prediction from the one-process run's own chunk seconds."""
-    command = ["--ckpt", str(ckpt), "--suite", "pgd20,autoattack-screened", "-n", str(n), "--batch-size", "25", "--threads", "1"]
+    command = ["--ckpt", str(ckpt), "--suite", suite, "-n", str(n), "--batch-size", "25", "--threads", "1"]
     command += ["--data-dir", str(data_dir)] if data_dir else []
     cores = len(os.sched_getaffinity(0))
     click.echo("| workers | chunks by | predicted s | measured s | measured / predicted |\n|---:|---|---:|---:|---:|")
@@ -159,8 +159,9 @@ def span_of(out: Path) -> float:
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--check", "ckpt", type=click.Path(path_type=Path), help="A checkpoint to run with 1, 2 and 3 real workers.")
 @click.option("--check-n", default=200)
+@click.option("--check-suite", default="pgd20,autoattack-screened")
 @click.option("--data-dir", type=click.Path(path_type=Path))
-def main(runs, ckpt, check_n, data_dir):
+def main(runs, ckpt, check_n, check_suite, data_dir):
     rates = fit(list(runs))
     click.echo(
         f"From {', '.join(run.name for run in runs)}: {1000 * rates.broken:.1f} ms per sample that breaks, {1000 * rates.survivor:.0f} ms per "
@@ -169,7 +170,7 @@ def main(runs, ckpt, check_n, data_dir):
     simulate(rates)
     if ckpt:
         click.echo()
-        check(ckpt, data_dir, check_n)
+        check(ckpt, data_dir, check_n, check_suite)
 
 
 if __name__ == "__main__":

@@ -423,3 +423,16 @@ def test_a_source_of_other_classes_is_refused(checkpoints, tmp_path):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 3))
     with pytest.raises(RobenchError, match="that model has 10 classes, the one under test 3"):
         robench.evaluate(model, images, labels, suite=f"pgd2@{checkpoints['single']}")
+
+
+def test_stored_images_are_evaluated_on_more_samples_later(checkpoints, tmp_path):
+    source = attacked(checkpoints["single"], tmp_path / "source", "pgd2", save_adv=True)
+    for n in (20, 30):
+        folder = attacked(checkpoints["contrastive"], tmp_path / "run", None, n=n, adv=(f"{source}:pgd2",))
+    assert table(folder).loc["pgd2@single", "n"] == 30
+
+
+def test_images_asked_for_later_are_crafted_on_chunks_that_are_all_misclassified(tmp_path):
+    for save in (False, True):
+        run(tmp_path, [column("darken", darken)], offsets=[0.2, 0.04, -0.2, -0.3], spec=replace(SPEC, chunk=2), save=save)
+    assert read_packed(next((tmp_path / "adv").rglob("0000002-0000004.npz"))).index.tolist() == [2, 3]

@@ -88,12 +88,15 @@ def test_a_killed_training_in_two_processes_continues_to_the_same_weights(tmp_pa
     os.killpg(process.pid, signal.SIGTERM)
     process.wait()
     assert not killed.exists()
+    before = torch.load(state, weights_only=True)["history"]
     for path in (killed, undisturbed):
         done = subprocess.run(command(path), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("clean accuracy") == 1  # rank 0 alone speaks
         assert "training in 2 processes; BatchNorm normalises by each process's part" in done.stderr
     assert load_checkpoint(killed).digest == load_checkpoint(undisturbed).digest
+    history = load_checkpoint(killed).history
+    assert history[: len(before)] == tuple(before) and history[0]["processes"] == 2  # to the second: they were not done again
     alone = tmp_path / "alone.safetensors"
     subprocess.run([sys.executable, "-m", "robench", "train", *arguments, "--out", str(alone)], check=True, capture_output=True)
     first, second = (read_description(path)["history"][0] for path in (alone, undisturbed))

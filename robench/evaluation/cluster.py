@@ -6,10 +6,10 @@ import logging
 import os
 import socket
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.machinery import PathFinder
 from typing import Any
 
 from torch import Tensor
@@ -148,9 +148,12 @@ def _carry_code(classifier: Classifier) -> None:
     """Sends the classes of somebody's own Python file with the model: no worker can import them by name."""
     import ray
 
-    for name in {type(part).__module__ for part in classifier.modules()}:
-        if PathFinder.find_spec(name.partition(".")[0]) is None and name in sys.modules:
-            ray.cloudpickle.register_pickle_by_value(sys.modules[name])
+    installed = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    for name in {type(part).__module__ for part in classifier.modules()} - {"builtins", "__main__"}:
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None) or ""
+        if module is not None and not file.startswith(installed) and name.partition(".")[0] != "robench":
+            ray.cloudpickle.register_pickle_by_value(module)
 
 
 def _dearest_first(unit: Unit) -> int:

@@ -14,10 +14,10 @@ from torch import Tensor
 from robench.data.augment import to_unit
 from robench.evaluation.chunk import ChunkData, Conditions, attack_chunk, classify_chunk
 from robench.evaluation.guard import Guard
-from robench.evaluation.store import CLEAN, Chunk, ChunkVerdicts, RunFolder, attack_folder, chunk_seed, split
+from robench.evaluation.store import CLEAN, Chunk, ChunkVerdicts, RunFolder, attack_folder, chunk_seed, keeps_images, split
 from robench.models.classifier import Classifier
 from robench.processes import Processes
-from robench.types import Outcome, Suite, ThreatModel
+from robench.types import Suite, ThreatModel
 
 if TYPE_CHECKING:
     from robench.evaluation.adv_images import PackedImages
@@ -156,7 +156,11 @@ class Worklist:
             if cascade and len(found) < place:
                 break
             verdicts = self.folder.read(where, chunk)
-            if verdicts is not None and not verdicts.failed and (not self.save or self._has_images(where, chunk, verdicts)):
+            if (
+                verdicts is not None
+                and not verdicts.failed
+                and (not self.save or self._has_images(where, chunk, verdicts, cascade))
+            ):
                 found[where] = verdicts
         if len(found) == len(unit.folders):
             return None
@@ -178,10 +182,10 @@ class Worklist:
                 holds = verdicts is not None and not verdicts.failed
         return self.known(unit, chunk)
 
-    def _has_images(self, where: str, chunk: Chunk, verdicts: ChunkVerdicts) -> bool:
+    def _has_images(self, where: str, chunk: Chunk, verdicts: ChunkVerdicts, cascade: bool) -> bool:
         if verdicts.adv_digest:
             return self.folder.images_path(where, chunk).exists()
-        return where == CLEAN or not set(verdicts.outcome) & {Outcome.BROKEN, Outcome.ROBUST}
+        return where == CLEAN or not keeps_images(verdicts, cascade)
 
     def seconds(self, unit: Unit, chunks: Iterable[Chunk]) -> tuple[float, int]:
         """Seconds and samples of the chunks of a unit that are finished."""

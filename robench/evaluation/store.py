@@ -111,6 +111,12 @@ def attack_folder(suite: Suite, member: Attack) -> str:
     return f"{name}-{key}/{member.name}" if suite.cascade else f"{name}-{key}"
 
 
+def keeps_images(verdicts: ChunkVerdicts, cascade: bool) -> bool:
+    """Whether ``--save-adv`` keeps any image of a finished chunk: of every sample, in a cascade of those that the stage was given."""
+    nothing = {Outcome.INVALID} | ({Outcome.MISCLASSIFIED, Outcome.SKIPPED} if cascade else set())
+    return not nothing.issuperset(verdicts.outcome)
+
+
 class RunFolder:
     """Chunk files and the description of one run.
 

@@ -13,12 +13,11 @@ from torch import Tensor
 from robench.data.augment import to_unit
 from robench.digest import digest_tensors
 from robench.evaluation.adv_images import read_packed
-from robench.evaluation.store import read_chunk, read_run, split
-from robench.types import Attack, Dataset, Outcome, RobenchError, Suite
+from robench.evaluation.store import keeps_images, read_chunk, read_run, split
+from robench.types import Attack, Dataset, RobenchError, Suite
 
 # torchattacks' save, RobustBench's and AutoAttack's scripts, and names that people give.
 IMAGE_KEYS = ("adv_inputs", "adv_complete", "x_adv", "adv_images", "adv", "images")
-NOTHING_KEPT = {Outcome.MISCLASSIFIED, Outcome.SKIPPED, Outcome.INVALID}  # where a sample has no adversarial image
 LABEL_KEYS = ("labels", "y", "y_orig", "targets")
 
 
@@ -44,7 +43,6 @@ def stored_suite(where: str, dataset: Dataset, n: int) -> Suite:
         name, images, params = _of_file(Path(where), dataset, n)
     if images.shape[1:] != dataset.images.shape[1:]:
         raise RobenchError(f"--adv {where}: images of shape {tuple(images.shape[1:])}, {dataset.name} has {dataset.image_shape}")
-    params |= {"images": digest_tensors({"images": images})}
     attack_of = Attack(
         name=name, fn=_never, norms=("Linf", "L2"), gradients=False, params=params, library="stored images", source=Path(where).name,
         family="stored", stored=images,
@@ -78,7 +76,7 @@ def _of_file(path: Path, dataset: Dataset, n: int) -> tuple[str, Tensor, dict[st
                 f"--adv {path}: {wrong} of its first {n} labels are not those of {dataset.name}; its images are of other data, or in "
                 "another order"
             )
-    return f"adv@{path.stem}", images[:n], {}
+    return f"adv@{path.stem}", images[:n], {"images": digest_tensors({"images": images})}
 
 
 def _images_and_labels(content: Any, path: Path) -> tuple[Tensor, Tensor | None]:
@@ -119,14 +117,19 @@ def _of_run(run: Path, attack: str, dataset: Dataset, n: int) -> tuple[str, Tens
                 packed = read_packed(file)
                 rows = torch.from_numpy(packed.index < n)
                 images[torch.from_numpy(packed.index)[rows]] = packed.unpack()[rows]
-            elif not verdicts.exists() or not NOTHING_KEPT.issuperset(read_chunk(verdicts).outcome):
+            elif not verdicts.exists() or keeps_images(read_chunk(verdicts), column["cascade"]):
                 covered[chunk.start : chunk.stop] = False
     if not covered.all():
         raise RobenchError(
             f"--adv {run}:{attack} has images for {int(covered.sum())} of {n} samples; run that attack again with --save-adv and --n {n}"
         )
     source = description["model"]["name"]
-    return f"{attack}@{source}", images, {"transfer from": description["spec"]["model"], "stored in": run.name}
+    kept = [member["folder"] for member in column["members"]]
+    return (
+        f"{attack}@{source}",
+        images,
+        {"transfer from": description["spec"]["model"], "images": {"run": description["spec"], "of": kept}},
+    )
 
 
 def stored_images(run: Path, attack: str, dataset: Dataset, n: int) -> Tensor:

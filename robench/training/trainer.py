@@ -150,7 +150,8 @@ class Loop:
         if not all(map(_finite, means.values())):
             raise RobenchError(f"the loss of epoch {epoch + 1} is not finite ({means}); lower --lr, or use --precision fp32")
         seconds = time.perf_counter() - started
-        return means | {"images_per_second": self.steps * self.spec.batch_size / seconds, "seconds": seconds}
+        speed = self.steps * self.spec.batch_size / seconds
+        return means | {"images_per_second": speed, "seconds": seconds, "processes": self.ranks.world_size}
 
     def _report(self, bar, totals: dict[str, Tensor], step: int, epoch: int, started: float) -> None:
         per_step = (time.perf_counter() - started) / (step + 1)
