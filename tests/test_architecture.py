@@ -19,6 +19,7 @@ LAYERS = [  # a module may import from its own layer and from those below it
     {"evaluation"},
     {"report"},
     {"api"},
+    {"reproduce"},
     {"cli", "__main__", "__init__"},
 ]
 FLOOR = {name: level for level, names in enumerate(LAYERS) for name in names}

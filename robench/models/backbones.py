@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,34 @@ def _skip_padding_taps(model: nn.Module) -> None:
                 faster = SmallMapConv2d(conv.in_channels, conv.out_channels, 3, stride=conv.stride[0], padding=1, bias=False)
                 faster.weight = conv.weight
                 setattr(parent, name, faster)
+
+
+def dead_taps(backbone: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Tensor]:
+    """Weights of 3x3 convolutions that only ever multiply padding at this image size: parameter name to a mask (1, 1, 3, 3)."""
+    masks: dict[str, Tensor] = {}
+
+    def note(name: str, conv: nn.Conv2d, size: tuple[int, int]) -> None:
+        rows, columns = (_live(length, conv.stride[0]) for length in size)
+        masks[f"{name}.weight"] = ~(rows[:, None] & columns[None, :])[None, None]
+
+    hooks = [
+        module.register_forward_pre_hook(
+            partial(lambda conv, inputs, name: note(name, conv, tuple(inputs[0].shape[-2:])), name=name)
+        )
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.padding == (1, 1)
+    ]
+    with torch.no_grad():
+        backbone(torch.zeros(1, *image_shape))
+    for hook in hooks:
+        hook.remove()
+    return masks
+
+
+def _live(size: int, stride: int) -> Tensor:
+    """Which of three taps ever meet a pixel of ``size``, with padding 1, bool (3,)."""
+    starts = range(-1, size, stride)[: -(-size // stride)]
+    return torch.tensor([any(0 <= start + tap < size for start in starts) for tap in range(3)])
 
 
 def _resnet18() -> nn.Module:

@@ -86,6 +86,7 @@ def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str, h
         "recipe": dict(checkpoint.recipe),
         "clean accuracy on the whole test split": dict(checkpoint.clean_accuracy),
         "versions": dict(checkpoint.versions),
+        "training seconds": round(sum(epoch.get("seconds", 0.0) for epoch in checkpoint.history)),
     }
     if head != MAIN:
         origin["head"] = head

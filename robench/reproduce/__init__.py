@@ -1,0 +1,216 @@
+"""The paper's two experiments, done again under its own protocol and under the one that its numbers were taken for."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from robench.api import AttackRequest, attack
+from robench.checkpoint import load_checkpoint, read_description, save_checkpoint
+from robench.data import load_dataset
+from robench.evaluation.device import use_device
+from robench.evaluation.results import read_results
+from robench.evaluation.store import read_run
+from robench.models.backbones import dead_taps
+from robench.models.loading import classifier_of_checkpoint
+from robench.models.multihead import rebuild
+from robench.reproduce.measured import Measured, condense, recall, store
+from robench.reproduce.mechanism import explain
+from robench.reproduce.page import write_page
+from robench.reproduce.plan import ATTACKS, AUTOATTACK, TABLES, Trained, models
+from robench.training import TrainSpec, train
+from robench.types import Checkpoint, Dataset, RobenchError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the experiment is done.
+
+    Attributes:
+        datasets: of the tables.
+        epochs: of every training but the adversarial ones.
+        adversarial_epochs: of those.
+        seeds: trainings of each of the paper's models.
+        recipe: see ``RECIPES``.
+        n: test samples, None for all.
+        n_adversarial: test samples for adversarially trained models, which are dear to attack.
+        train: further settings of every training.
+        variants: the paper's models, where the data set is not one of its own.
+        ranks: how many of the plan's ranks are done.
+    """
+
+    datasets: tuple[str, ...] = TABLES["all"]
+    epochs: int = 100
+    adversarial_epochs: int = 100
+    seeds: int = 3
+    recipe: str = "paper"
+    n: int | None = None
+    n_adversarial: int = 1000
+    train: dict[str, Any] = field(default_factory=dict)
+    variants: tuple[str, ...] | None = None
+    ranks: int = 4
+
+    def plan(self) -> list[Trained]:
+        """The models, in the order in which they are trained and attacked."""
+        wanted = [model for name in self.datasets for model in models(name, self.seeds, self.variants)]
+        return sorted((model for model in wanted if model.rank < self.ranks), key=lambda model: model.rank)
+
+    def whole_plan(self) -> list[Trained]:
+        """What the report speaks about: also what another call was or will be for."""
+        own = self.plan()
+        others = Settings().plan() if set(self.datasets) <= set(TABLES["all"]) else []
+        return sorted(dict.fromkeys([*own, *others]), key=lambda model: (TABLES["all"] + self.datasets).index(model.dataset))
+
+    def command(self, dataset: str) -> str:
+        """What completes a table, with the same settings where it is one of these."""
+        table = next((f"--table {number}" for number, names in TABLES.items() if names == (dataset,)), "--quick")
+        if dataset not in self.datasets or table == "--quick":
+            return f"robench reproduce {table}"
+        more = f" --recipe {self.recipe}" if self.recipe != "paper" else ""
+        more += f" -n {self.n}" if self.n else ""
+        return f"robench reproduce {table} --epochs {self.epochs} --adversarial-epochs {self.adversarial_epochs} --seeds {self.seeds}{more}"
+
+    def samples(self, model: Trained, dataset: Dataset) -> int:
+        """How many test samples a model is attacked on."""
+        n = self.n or len(dataset)
+        return min(n, self.n_adversarial) if model.adversarial != "none" else n
+
+    def spec(self, model: Trained, train_set: Dataset) -> TrainSpec:
+        """How a model is trained."""
+        epochs = self.epochs if model.adversarial == "none" else self.adversarial_epochs
+        chosen = {"views": model.views, "seed": model.seed, "epochs": epochs, **self.train}
+        return TrainSpec.of(model.arch, train_set, recipe=self.recipe, adversarial=model.adversarial, **chosen)
+
+
+QUICK = Settings(
+    datasets=("digits",), epochs=8, adversarial_epochs=12, seeds=1, n=60, n_adversarial=16,
+    train={"backbone": "small", "batch_size": 64, "lr": 5e-3}, variants=("single", "supervised", "contrastive"),
+)  # fmt: skip
+
+
+def reproduce(
+    settings: Settings, *, out: Path, weights: Path, data_dir: Path | None = None, device: str = "auto", threads: int | None = None
+) -> Path:
+    """Trains, attacks and reports whatever is missing; called again after a kill, it goes on.
+
+    Args:
+        settings: see ``Settings``.
+        out: for trainings, runs, verdicts and the report.
+        weights: for the final models in 16 bits, which are what is evaluated; a model that lies there is not trained again.
+        data_dir: see ``robench.data.data_folder``.
+        device, threads: see ``use_device``.
+
+    Returns:
+        The report.
+
+    Raises:
+        RobenchError: a model was trained with other settings, or see ``attack`` and ``train``.
+    """
+    bench = _Bench(settings, Path(out), Path(weights), {"data_dir": data_dir, "device": device, "threads": threads})
+    commands = {name: settings.command(name) for name in dict.fromkeys((*settings.datasets, *TABLES["all"]))}
+    for model in settings.plan():
+        found = recall(bench.out, model)
+        if found is not None:
+            bench.refuse_difference(model, found.about["model"]["origin"]["recipe"], bench.out)
+        if found is None or found.n < bench.samples(model):
+            _say(model, "training")
+            path = bench.train(model)
+            _say(model, "attacking")
+            store(bench.out, bench.measure(model, path))
+            write_page(bench.out, settings.whole_plan(), commands)
+    return write_page(bench.out, settings.whole_plan(), commands)
+
+
+def _say(model: Trained, what: str) -> None:
+    print(f"robench: {what} {model.name} ({model.title})", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Where everything lies, and on what it is computed."""
+
+    settings: Settings
+    out: Path
+    weights: Path
+    where: dict[str, Any]
+
+    def train(self, model: Trained) -> Path:
+        """The model's checkpoint in 16 bits."""
+        path = self.weights / f"{model.name}.safetensors"
+        train_set, test_set = (load_dataset(model.dataset, split, self.where["data_dir"]) for split in ("train", "test"))
+        spec = self.settings.spec(model, train_set)
+        if path.exists():
+            self.refuse_difference(model, read_description(path)["recipe"], path)
+            return path
+        with use_device(self.where["device"], self.where["threads"]) as device:
+            trained = train(spec, train_set, test_set, out=self.out / "checkpoints" / path.name, device=device)
+        save_checkpoint(path, compact(load_checkpoint(trained)))
+        return path
+
+    def refuse_difference(self, model: Trained, found: dict[str, Any], where: Path) -> None:
+        """All models of a table are trained alike."""
+        wanted = asdict(self.settings.spec(model, load_dataset(model.dataset, "train", self.where["data_dir"])))
+        different = [name for name, value in wanted.items() if found.get(name) != value]
+        if different:
+            said = ", ".join(f"{name} {found.get(name)!r} there and {wanted[name]!r} here" for name in different)
+            raise RobenchError(
+                f"{where}: {model.name} was trained with other settings: {said}; give the same settings, or another --out and --weights"
+            )
+
+    def samples(self, model: Trained) -> int:
+        return self.settings.samples(model, load_dataset(model.dataset, "test", self.where["data_dir"]))
+
+    def run_of(self, model: Trained) -> Path:
+        return self.out / "runs" / model.name
+
+    def measure(self, model: Trained, path: Path) -> Measured:
+        """Attacks a model under both protocols."""
+        dataset = load_dataset(model.dataset, "test", self.where["data_dir"])
+        n, run, source = self.settings.samples(model, dataset), self.run_of(model), self.run_of(model.source)
+        if model.is_source:
+            self._craft(model, path, n)
+            attack(AttackRequest(AUTOATTACK, n=n), ckpt=path, out=run, **self.where)
+        else:
+            self._craft(model.source, self.train(model.source), self.settings.samples(model.source, dataset))
+            stored = tuple(f"{source}:{name}" for name in ATTACKS)
+            attack(AttackRequest(",".join((*ATTACKS, AUTOATTACK)), n=n, adv=stored), ckpt=path, out=run, **self.where)
+        results = read_results(run)
+        about = {
+            "n": n, "model": results.description["model"], "data": results.description["spec"]["data"],
+            "threat": results.description["threat"], "chunk": results.description["spec"]["chunk"],
+            "attack seed": results.description["spec"]["seed"], "environment": results.description["environment"],
+            "seconds": round(float(results.ledger["seconds"].sum()), 1), "forwards": int(results.ledger["forwards"].sum()),
+            "backwards": int(results.ledger["backwards"].sum()), "machine": sorted(set(results.ledger["machine"])),
+            "device": results.description["spec"]["device_type"], "command": shlex.join(["robench", *sys.argv[1:]]),
+            "digest": results.description["spec"]["model"],
+            "source digest": results.description["spec"]["model"] if model.is_source else read_run(source)["spec"]["model"],
+            "mechanism": {} if model.is_source else self._explain(model, path, dataset, n),
+        }  # fmt: skip
+        return Measured(model, condense(results, model.source.name), about)
+
+    def _craft(self, source: Trained, path: Path, n: int) -> None:
+        """The source's images, of every test sample, as the paper's authors stored them."""
+        attack(AttackRequest(",".join(ATTACKS), n=n, save_adv=True), ckpt=path, out=self.run_of(source), **self.where)
+
+    def _explain(self, model: Trained, path: Path, dataset: Dataset, n: int) -> dict[str, Any]:
+        with use_device(self.where["device"], self.where["threads"]) as device:
+            classifier = classifier_of_checkpoint(path, dataset, device).classifier
+            threat = AttackRequest().threat(dataset)
+            return explain(classifier, dataset, threat, self.run_of(model.source), ATTACKS, n)
+
+
+def compact(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model with its matrices in float16 and the taps that only ever multiply padding set to zero, which packs well.
+
+    The function is the one of the rounded weights; BatchNorm keeps its 32 bits.
+    """
+    dead = dead_taps(rebuild(checkpoint).backbone, checkpoint.image_shape)
+    weights = {}
+    for name, tensor in checkpoint.weights.items():
+        taps = dead.get(name.removeprefix("backbone."))
+        kept = tensor if taps is None else tensor.masked_fill(taps, 0.0)
+        weights[name] = kept.half() if kept.is_floating_point() and kept.ndim > 1 else kept
+    return replace(checkpoint, weights=weights)

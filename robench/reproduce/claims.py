@@ -1,0 +1,155 @@
+"""The paper's claims, and whether they hold, in words computed from verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from robench.report.tables import UNION, interval, percent
+from robench.reproduce.measured import Measured
+from robench.reproduce.plan import ATTACKS, AUTOATTACK, PUBLISHED, ROBUSTBENCH
+
+MARGIN = 0.05  # a number is refuted where the upper bound lies further below it than this
+POINT = 0.01  # less than this between two models is no difference worth a claim
+PGD7, PGD20 = 1 + ATTACKS.index("pgd7"), 1 + ATTACKS.index("pgd20")  # places in ``PUBLISHED``
+
+
+def claims(dataset: str, there: list[Measured]) -> Iterator[str]:
+    """Each claim with its verdict and the evidence, in markdown.
+
+    Args:
+        dataset: of the table.
+        there: the finished models on it.
+    """
+    first = {found.model.arch: found for found in there if found.model.role == "paper" and found.model.seed == 0}
+    if "single" not in first:
+        return
+    for arch in ("contrastive", "supervised"):
+        if arch in first:
+            yield from _of_variant(dataset, first[arch], first["single"])
+    if "contrastive" in first and "supervised" in first:
+        yield _contrastive_or_supervised(first["contrastive"], first["supervised"])
+    if "contrastive" in first and dataset in ROBUSTBENCH:
+        yield _state_of_the_art(dataset, first["contrastive"])
+    trained = [found for found in there if found.model.role == "adversarial"]
+    if "contrastive" in first and trained:
+        yield _without_adversarial_training(first["contrastive"], trained)
+    for found in there:
+        if found.model.role in ("views", "second seed"):
+            yield _undefended_control(found)
+
+
+def verdict(claim: float, low: float, high: float) -> str:
+    """What an interval says about a claimed accuracy: refuted, weakened, supported or exceeded."""
+    if high < claim - MARGIN:
+        return "refuted"
+    return "weakened" if high < claim else "supported" if low <= claim else "exceeded"
+
+
+def _of_variant(dataset: str, found: Measured, single: Measured) -> Iterator[str]:
+    published = PUBLISHED.get(dataset, {}).get(found.model.arch)
+    name = found.model.title.capitalize()
+    if published:
+        claim = published[PGD20] / 100
+        yield (
+            f"**{name} keeps {percent(claim)} % under PGD-20.** As a white-box number: **{verdict(claim, *found.bounds('pgd20'))}**, "
+            f"{_share(found, 'pgd20')} of all test images survive PGD-20 on the model itself and {_share(found, UNION)} survive every attack "
+            f"({percent(found.accuracy('clean'))} % are right without any). As what it was, transfer from the single-task model: "
+            f"**{verdict(claim, *found.bounds('pgd20', stored=True))}**, ours is {_share(found, 'pgd20', stored=True)}."
+        )
+        gain = (published[PGD7] - PUBLISHED[dataset]["single"][PGD7]) / 100
+        real, bounds = _difference(found.correct("pgd7"), single.correct("pgd7"))
+        seeming = found.accuracy("pgd7", stored=True) - single.accuracy("pgd7")
+        yield (
+            f"**{100 * gain:+.1f} points over the single-task model (PGD-7).** With both attacked alike: **{verdict(gain, *bounds)}**, "
+            f"{100 * real:+.2f} points [{100 * bounds[0]:.2f}, {100 * bounds[1]:.2f}]. With the single-task model attacked and the other evaluated on its "
+            f"images: {100 * seeming:+.1f}."
+        )
+    change, bounds = _difference(found.correct("clean"), single.correct("clean"))
+    said = ""
+    if published:
+        claimed = published[0] - PUBLISHED[dataset]["single"][0]
+        holds = bounds[0] > 0 if claimed > 0 else bounds[1] < 0
+        said = f" by {claimed:+.1f} points.** The direction **{'holds' if holds else 'does not hold'}**: ours"
+    yield (
+        f"**Natural accuracy changes{said or '.** Ours'} is {100 * change:+.1f} points [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}] "
+        f"({found.model.title} against single-task; {_paired(found.correct('clean'), single.correct('clean'))})."
+    )
+
+
+def _contrastive_or_supervised(contrastive: Measured, supervised: Measured) -> str:
+    first, second = contrastive.correct(UNION), supervised.correct(UNION)
+    gain, bounds = _difference(first, second)
+    holds = bounds[0] > 0 and gain >= POINT
+    one, two = (found.accuracy("pgd20", stored=True) for found in (contrastive, supervised))
+    return (
+        f"**Contrastive is more robust than supervised.** White-box, all attacks together: **{'holds' if holds else 'does not hold'}**, "
+        f"{percent(contrastive.accuracy(UNION))} against {percent(supervised.accuracy(UNION))} % ({_paired(first, second)}). Under the paper's "
+        f"protocol: {percent(one)} against {percent(two)} % "
+        f"({_paired(contrastive.correct('pgd20', stored=True), supervised.correct('pgd20', stored=True))})."
+    )
+
+
+def _state_of_the_art(dataset: str, found: Measured) -> str:
+    accuracy, high = found.accuracy(UNION), found.bounds(UNION)[1]
+    weakest, best = ROBUSTBENCH[dataset]
+    said = "Holds" if 100 * accuracy >= best else "Not refuted" if 100 * high >= best else "Does not hold"
+    return (
+        f"**State of the art.** **{said}**: {percent(accuracy)} % survive (at most {100 * high:.2f} %, the upper 95 % bound), where "
+        f"RobustBench's adversarially trained ResNet-18s keep {weakest} to {best} % under AutoAttack on the same threat model."
+    )
+
+
+def _without_adversarial_training(found: Measured, trained: list[Measured]) -> str:
+    controls = "; ".join(
+        f"{other.model.title} {_share(other, AUTOATTACK)} under AutoAttack, natural {percent(other.accuracy('clean'))}, n = {other.n:,}"
+        for other in trained
+    )
+    control = next((other for other in trained if other.model.arch == "single"), trained[0])
+    if control.accuracy(UNION) < MARGIN:
+        said = "Cannot be told: the control itself is not robust"
+    else:
+        said = "Holds" if found.accuracy(UNION) >= control.accuracy(UNION) else "Does not hold"
+    return f"**Robust without adversarial training.** **{said}**: {_share(found, UNION)} white-box, the same backbone with it: {controls}."
+
+
+def _undefended_control(found: Measured) -> str:
+    return (
+        f"**Control: {found.model.title}.** No second head and no defence of any kind: {_share(found, 'pgd20', stored=True)} under the paper's protocol "
+        f"(PGD-20), {_share(found, UNION)} white-box."
+    )
+
+
+def _share(found: Measured, attack: str, *, stored: bool = False) -> str:
+    low, high = found.bounds(attack, stored=stored)
+    return f"{percent(found.accuracy(attack, stored=stored))} % [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def _difference(first: np.ndarray, second: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """How much more often the first is correct on the same samples, with a 95 % interval of the paired difference.
+
+    Normal; where not one sample differs, exact (Clopper-Pearson's for none of n).
+    """
+    n = min(len(first), len(second))
+    difference = first[:n].astype(float) - second[:n].astype(float)
+    half = 1.96 * difference.std() / n**0.5 if difference.any() else interval(0, n)[1]
+    return float(difference.mean()), (float(difference.mean() - half), float(difference.mean() + half))
+
+
+def _mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
+    """Samples that only the first gets right, that only the second does, and the exact test's p."""
+    from scipy.stats import binomtest
+
+    n = min(len(first), len(second))  # the first n of the test split are the same in both
+    first, second = first[:n], second[:n]
+    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
+    discordant = only_first + only_second
+    return only_first, only_second, float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+
+
+def _paired(first: np.ndarray, second: np.ndarray) -> str:
+    only_first, only_second, p = _mcnemar(first, second)
+    if only_first + only_second == 0:
+        return "not one sample differs"
+    return f"{only_first:,} samples right for the first alone, {only_second:,} for the second; exact McNemar p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"

@@ -1,0 +1,98 @@
+"""Why a stored perturbation leaves another model standing: its size, its sign, and the loss along it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robench.attacks import parse_suites
+from robench.data.augment import to_unit
+from robench.evaluation.chunk import seeded
+from robench.evaluation.store import chunk_seed, split
+from robench.evaluation.stored import stored_images
+from robench.models.classifier import Classifier
+from robench.types import ThreatModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from robench.types import Dataset, Images, Labels
+
+N = 500  # first samples of the test split
+BATCH = 250
+STEPS = 9  # points along a perturbation, both ends included
+
+
+def explain(
+    classifier: Classifier, dataset: Dataset, threat: ThreatModel, source_run: Path, attacks: tuple[str, ...], n: int
+) -> dict[str, Any]:
+    """What distinguishes the stored perturbations from the model's own, on the first ``min(n, 500)`` samples.
+
+    Args:
+        classifier: the evaluated model.
+        dataset: the test split.
+        threat: of the attacks.
+        source_run: with the stored images of the source model.
+        attacks: their names, the strongest last.
+        n: samples of the run.
+
+    Returns:
+        ``l2`` (mean size of the stored perturbation, per attack), ``sign agreement`` with the evaluated model's own gradient at the
+        clean image (per attack; chance is 0.5), and ``transfer`` and ``white-box`` loss curves (mean cross-entropy at equal steps from the
+        clean image to the stored image, and to the model's own, of the last attack).
+    """
+    n = min(n, N)
+    images, labels = to_unit(dataset.images[:n]), dataset.labels[:n]
+    gradient = _gradient(classifier, images, labels)
+    deltas = {attack: stored_images(source_run, attack, dataset, n) - images for attack in attacks}
+    own = _craft(classifier, images, labels, threat, attacks[-1]) - images
+    return {
+        "n": n,
+        "l2": {attack: float(delta.flatten(1).norm(dim=1).mean()) for attack, delta in deltas.items()},
+        "sign agreement": {attack: _agreement(delta, gradient) for attack, delta in deltas.items()},
+        "transfer": _losses(classifier, images, labels, deltas[attacks[-1]]),
+        "white-box": _losses(classifier, images, labels, own),
+    }
+
+
+def _craft(classifier: Classifier, images: Images, labels: Labels, threat: ThreatModel, name: str) -> Images:
+    """An attack on every image, also on those that the model gets wrong."""
+    ((attack,),) = (suite.members for suite in parse_suites(name, threat, classifier.n_classes))
+    parts = []
+    for chunk in split(len(images), BATCH):
+        part, seed = slice(chunk.start, chunk.stop), chunk_seed(0, attack.family, chunk)
+        batch, own = images[part].to(classifier.device), labels[part].to(classifier.device)
+        with seeded(seed, batch.device):
+            parts.append(attack.fn(classifier, batch, own, threat, seed).detach().cpu())
+    return torch.cat(parts)
+
+
+def _gradient(classifier: Classifier, images: Images, labels: Labels) -> Tensor:
+    parts = []
+    for batch, own in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+        batch = batch.to(classifier.device).requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(classifier(batch), own.to(batch.device), reduction="sum"), batch)
+        parts.append(gradient.cpu())
+    return torch.cat(parts)
+
+
+def _agreement(delta: Tensor, gradient: Tensor) -> float:
+    """Share of the pixels that were moved, and have a gradient, in which both have the same sign."""
+    counted = (delta != 0) & (gradient != 0)
+    return float(((delta > 0) == (gradient > 0))[counted].double().mean())
+
+
+@torch.no_grad()
+def _losses(classifier: Classifier, images: Images, labels: Labels, delta: Tensor) -> list[float]:
+    losses = []
+    for share in torch.linspace(0, 1, STEPS).tolist():
+        total = 0.0
+        for chunk in split(len(images), BATCH):
+            part = slice(chunk.start, chunk.stop)
+            moved = (images[part] + share * delta[part]).to(classifier.device)
+            total += float(F.cross_entropy(classifier(moved), labels[part].to(moved.device), reduction="sum"))
+        losses.append(total / len(images))
+    return losses

@@ -1,0 +1,203 @@
+"""The report of the reproduction: tables and pictures from the stored verdicts alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robench.files import write_atomically
+from robench.report.markdown import table
+from robench.report.tables import UNION, percent, title
+from robench.reproduce.claims import claims
+from robench.reproduce.measured import Measured, recall
+from robench.reproduce.pictures import draw_protocols, draw_why
+from robench.reproduce.plan import ATTACKS, AUTOATTACK, PUBLISHED, Trained
+from robench.types import RobenchError
+
+INTRODUCTION = (
+    "Wang & Wang 2021 report that a ResNet-18 with a second, self-supervised head withstands PGD without adversarial training. Their code "
+    "crafted the adversarial images on the single-task model, stored them, and evaluated the other models on the files. Per model, three rows: "
+    "what they published; ours under **their protocol** (every test image is attacked on the single-task model of seed 0, the evaluated "
+    "model never is); ours **white-box** (the same attacks on the evaluated model itself), with AutoAttack. Percent of all test samples; in "
+    "brackets 95 % intervals over test samples."
+)
+FIGURES = {
+    "protocols": "One model, three questions: PGD-20 images that were stored for the single-task model, PGD-20 on the model itself, AutoAttack. "
+    "Grey bars: natural accuracy.",
+    "why": "Left: accuracy on the stored images against their size; if the size decided, FGSM's (the weakest attack, the largest images) would "
+    "break most. Middle: how often the stored perturbation has the sign of the evaluated model's own gradient. Right: the loss along the stored "
+    "perturbation, and along the model's own.",
+}
+
+
+def write_page(out: Path, plan: list[Trained], commands: Mapping[str, str]) -> Path:
+    """Writes report.md, summary.csv and figures/ about every model of the plan that is finished, and says which are not.
+
+    Args:
+        out: where the verdicts lie.
+        plan: the models.
+        commands: for each data set what completes it.
+
+    Raises:
+        RobenchError: verdicts do not belong together.
+    """
+    import pandas as pd
+
+    measured = [found for model in plan if (found := recall(out, model)) is not None]
+    sections = ["# The paper's experiment, done again", INTRODUCTION]
+    for dataset in dict.fromkeys(model.dataset for model in plan):
+        there = [found for found in measured if found.model.dataset == dataset]
+        if there:
+            _refuse_other_sources(dataset, there)
+            sections += _of_dataset(out, dataset, there)
+    missing = [model for model in plan if model.name not in {found.model.name for found in measured}]
+    if missing:
+        sections.append("## Not finished\n\n" + _missing(missing, commands))
+    sections.append("## How it was obtained\n\n" + _provenance(measured))
+    rows = pd.DataFrame([row for found in measured for row in _rows(found)])
+    write_atomically(out / "summary.csv", rows.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode())
+    write_atomically(out / "report.md", ("\n\n".join(sections) + "\n").encode())
+    return out / "report.md"
+
+
+def _missing(missing: list[Trained], commands: Mapping[str, str]) -> str:
+    lines = []
+    for dataset in dict.fromkeys(model.dataset for model in missing):
+        names = ", ".join(model.name for model in missing if model.dataset == dataset)
+        lines.append(f"- {names}: `{commands[dataset]}` goes on with them.")
+    return "\n".join(lines)
+
+
+def _refuse_other_sources(dataset: str, there: list[Measured]) -> None:
+    """The images of one table are stored for one model."""
+    if len({found.about["source digest"] for found in there}) > 1:
+        names = ", ".join(f"{found.model.name} {found.about['source digest'][:12]}" for found in there)
+        raise RobenchError(
+            f"{dataset}: the stored images are of different weights of the single-task model ({names}); delete the verdicts of one kind and run "
+            "the same command again"
+        )
+
+
+def _of_dataset(out: Path, dataset: str, there: list[Measured]) -> Iterator[str]:
+    yield f"## {dataset}"
+    yield _table(dataset, there)
+    stated = list(claims(dataset, there))
+    if stated:
+        yield "### What the paper claims, and what holds\n\n" + "\n".join(f"- {claim}" for claim in stated)
+    others = [found for found in there if found.about["mechanism"] and found.model.seed == 0 and found.model.adversarial == "none"]
+    for name, figure in {"protocols": draw_protocols(there), **({"why": draw_why(others)} if others else {})}.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=130)
+        write_atomically(out / "figures" / f"{dataset}-{name}.png", buffer.getvalue())
+        yield f"![{FIGURES[name]}](figures/{dataset}-{name}.png)\n\n{FIGURES[name]}"
+    if others:
+        yield "### Why\n\n" + _why(others)
+    spread = _spread(there)
+    if spread:
+        yield "### Spread over training seeds\n\n" + spread
+
+
+def _table(dataset: str, there: list[Measured]) -> str:
+    """Three rows a model: published, the paper's protocol, white-box."""
+    lines = []
+    for found in there:
+        published = PUBLISHED.get(dataset, {}).get(found.model.arch) if found.model.role == "paper" else None
+        if published:
+            lines.append([f"**{found.model.title}**", "published", *(f"{value:.2f}" for value in published), "", ""])
+        name = "" if published else f"**{found.model.title}**"
+        if not found.model.is_source:
+            cells = [_cell(found, attack, stored=True) for attack in ATTACKS]
+            lines.append([name, "their protocol, ours", _cell(found, "clean"), *cells, "", f"{found.n:,}"])
+            name = ""
+        cells = [_cell(found, attack) for attack in (*ATTACKS, AUTOATTACK)]
+        lines.append([name, "white-box, ours", _cell(found, "clean"), *cells, f"{found.n:,}"])
+    header = ["model", "protocol", "natural", *(title(attack) for attack in (*ATTACKS, AUTOATTACK)), "n"]
+    return (
+        table(header, lines)
+        + "\n\nThe stored images are the single-task model's (seed 0), whose own row is white-box in the paper too."
+    )
+
+
+def _cell(found: Measured, attack: str, *, stored: bool = False) -> str:
+    low, high = found.bounds(attack, stored=stored)
+    return f"{percent(found.accuracy(attack, stored=stored))} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _why(others: list[Measured]) -> str:
+    lines = []
+    for found in others:
+        mechanism = found.about["mechanism"]
+        for attack in sorted(ATTACKS, key=mechanism["l2"].get):
+            lines.append(
+                [
+                    found.model.title, title(attack), f"{mechanism['l2'][attack]:.3f}",
+                    f"{mechanism['sign agreement'][attack]:.3f}", percent(found.accuracy(attack, stored=True)),
+                ]
+            )  # fmt: skip
+        lines[-len(ATTACKS)][0] = f"**{found.model.title}**"
+    header = ["model", "stored attack", "mean L2 size", "sign agreement (chance 0.5)", "accuracy on stored images, %"]
+    n = others[0].about["mechanism"]["n"]
+    return table(header, lines) + f"\n\nSize and sign agreement on the first {n} test images, smallest perturbation first."
+
+
+def _spread(there: list[Measured]) -> str:
+    """Mean and range over seeds, of models that were trained with several."""
+    lines = []
+    for arch in dict.fromkeys(found.model.arch for found in there):
+        of_arch = [each for each in there if each.model.arch == arch and each.model.role in ("paper", "second seed")]
+        if len(of_arch) > 1:
+            columns = [
+                [100 * found.accuracy("clean") for found in of_arch],
+                [100 * found.accuracy("pgd20", stored=True) for found in of_arch if not found.model.is_source],
+                [100 * found.accuracy(UNION) for found in of_arch],
+            ]
+            cells = [f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f}), {len(values)}" for values in columns]
+            lines.append([arch, *cells])
+    header = ["mean (range), trainings", "natural", "stored PGD-20", "white-box union"]
+    return table(header, lines) if lines else ""
+
+
+def _rows(found: Measured) -> Iterator[dict[str, Any]]:
+    """summary.csv: one row per model, protocol and attack."""
+    cells = [("none", "clean", False)]
+    cells += [] if found.model.is_source else [("paper", attack, True) for attack in ATTACKS]
+    cells += [("white-box", attack, False) for attack in (*ATTACKS, AUTOATTACK, UNION)]
+    for protocol, attack, stored in cells:
+        low, high = found.bounds(attack, stored=stored)
+        yield {
+            "dataset": found.model.dataset, "model": found.model.name, "role": found.model.role, "seed": found.model.seed,
+            "protocol": protocol, "attack": attack, "n": found.n, "accuracy": found.accuracy(attack, stored=stored),
+            "ci_low": low, "ci_high": high,
+        }  # fmt: skip
+
+
+def _provenance(measured: list[Measured]) -> str:
+    lines = []
+    for found in measured:
+        origin, environment = found.about["model"]["origin"], found.about["environment"]
+        recipe, versions = origin["recipe"], origin["versions"]
+        lines.append(
+            [
+                f"`{found.model.name}`", str(recipe["epochs"]), str(recipe["seed"]), f"{origin['training seconds'] / 60:.0f}",
+                recipe["recipe"], f"torch {versions['torch']}", f"`{origin['weights'][:12]}`", f"{found.about['seconds'] / 60:.0f}",
+                f"{found.about['forwards']:,}", f"{found.about['backwards']:,}", "; ".join(found.about["machine"]),
+                str(environment["processor"]),
+            ]
+        )  # fmt: skip
+    header = [
+        "model", "epochs", "seed", "training, min", "recipe", "trained with", "weights", "attacks, min", "forwards", "backwards", "attacked with",
+        "processor",
+    ]  # fmt: skip
+    threats = sorted({f"{found.about['threat']['norm']} {found.about['threat']['eps_text']}" for found in measured})
+    notes = (
+        f"Threat model {', '.join(threats)}; PGD steps of eps/4 from a random start; attack seed 0, chunks of "
+        f"{', '.join(sorted({str(found.about['chunk']) for found in measured}))}. A row per test sample lies in `verdicts/MODEL.csv`, with "
+        "everything about its model beside it, and the tables here are made of those files alone. Weights are rounded to float16 before they are "
+        "evaluated; where a model's file is there, `robench attack --ckpt MODEL.safetensors --suite paper,autoattack -n N` repeats its white-box row."
+    )
+    commands = "\n".join(dict.fromkeys(found.about["command"] for found in measured))
+    return notes + (f"\n\n{table(header, lines)}\n\n```\n{commands}\n```" if lines else "")

@@ -1,0 +1,203 @@
+"""The paper's experiment, end to end on digits, and its words on verdicts known by hand."""
+
+import shutil
+from dataclasses import asdict, replace
+
+import pandas as pd
+import pytest
+import torch
+from cases import BrightnessClassifier, brightness_data
+from click.testing import CliRunner
+
+from robench.checkpoint import load_checkpoint
+from robench.cli import main
+from robench.evaluation.adv_images import read_packed
+from robench.models.classifier import Classifier
+from robench.models.multihead import MultiHead, rebuild
+from robench.reproduce import QUICK, Settings, _Bench, compact
+from robench.reproduce.claims import claims, verdict
+from robench.reproduce.measured import Measured, recall, store
+from robench.reproduce.mechanism import explain
+from robench.reproduce.page import write_page
+from robench.reproduce.plan import ATTACKS, PUBLISHED, Trained, models
+from robench.training import TrainSpec, train
+from robench.types import Dataset, RobenchError, ThreatModel
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def measured(arch, *, clean, stored, white_box, n=100, **more):
+    """A model of which the first ``clean`` samples are right, the first ``stored`` on stored images, ``white_box`` under attack."""
+    model = Trained("cifar10", arch, more.pop("role", "paper"), **more)
+    rows = pd.DataFrame({"index": range(n), "label": 1})
+    rows["clean"] = (rows["index"] < clean).astype(int)
+    for attack in ATTACKS:
+        rows[f"stored {attack}"] = (rows["index"] < stored).astype(int)
+    for attack in (*ATTACKS, "autoattack"):
+        rows[attack] = ["r" if place < white_box else "b" if place < clean else "c" for place in range(n)]
+    return Measured(model, rows, {"mechanism": {}})
+
+
+def test_the_numbers_are_those_known_by_hand():
+    found = measured("contrastive", clean=70, stored=60, white_box=10)
+    assert (found.accuracy("clean"), found.accuracy("pgd20", stored=True), found.accuracy("union")) == (0.7, 0.6, 0.1)
+    found.verdicts.loc[3, "fgsm"] = "q"  # returned as robust; one of its queries was not
+    assert (found.accuracy("fgsm"), found.accuracy("union")) == (0.1, 0.09)
+    source = measured("single", clean=80, stored=99, white_box=2)
+    assert source.accuracy("pgd7", stored=True) == 0.02  # its stored images are its own
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.0, 0.01, "refuted"), (0.5, 0.58, "weakened"), (0.55, 0.62, "supported"), (0.61, 0.7, "exceeded")],
+)
+def test_a_claim_of_sixty_percent_is_judged_by_the_interval(low, high, expected):
+    assert verdict(0.6, low, high) == expected
+
+
+def test_the_papers_claims_are_refuted_by_verdicts_that_refute_them_and_not_by_others():
+    single = measured("single", clean=82, stored=0, white_box=0)
+    said = "\n".join(claims("cifar10", [single, measured("contrastive", clean=73, stored=60, white_box=0)]))
+    assert (
+        "As a white-box number: **refuted**" in said
+        and "transfer from the single-task model: **supported**, ours is 60.00 %" in said
+    )
+    assert (
+        "+60.6 points over the single-task model (PGD-7).** With both attacked alike: **refuted**, +0.00 points [-3.62, 3.62]"
+        in said
+    )
+    assert "changes by -9.3 points.** The direction **holds**" in said
+    assert "**Does not hold**: 0.00 % survive (at most 3.62 %" in said
+    said = "\n".join(claims("cifar10", [single, measured("contrastive", clean=83, stored=60, white_box=60)]))
+    assert "As a white-box number: **supported**" in said and "**State of the art.** **Holds**" in said
+    assert "changes by -9.3 points.** The direction **does not hold**" in said
+    masked = measured("contrastive", clean=73, stored=60, white_box=60)
+    masked.verdicts["autoattack"] = "b"
+    said = "\n".join(claims("cifar10", [single, masked]))
+    assert (
+        "As a white-box number: **supported**, 60.00 % [50.20, 69.06] of all" in said
+        and "0.00 % [0.00, 3.62] survive every attack" in said
+    )
+
+
+@pytest.mark.parametrize(
+    ("control", "expected"), [(40, "**Does not hold**: 0.00 %"), (1, "**Cannot be told: the control itself is not robust**")]
+)
+def test_robustness_without_adversarial_training_is_judged_by_a_control_that_is_robust(control, expected):
+    plain = [measured(arch, clean=80, stored=60, white_box=0) for arch in ("single", "contrastive")]
+    trained = measured("single", clean=70, stored=70, white_box=control, role="adversarial", adversarial="nfgsm", n=80)
+    assert f"**Robust without adversarial training.** {expected}" in "\n".join(claims("cifar10", [*plain, trained]))
+
+
+@pytest.mark.parametrize(("contrastive", "expected"), [(0, "does not hold"), (1, "does not hold"), (30, "holds")])
+def test_contrastive_beats_supervised_only_by_more_than_a_point_that_chance_does_not_explain(contrastive, expected):
+    there = [
+        measured("single", clean=80, stored=0, white_box=0),
+        measured("supervised", clean=80, stored=20, white_box=0),
+        measured("contrastive", clean=80, stored=30, white_box=contrastive),
+    ]
+    assert f"White-box, all attacks together: **{expected}**, {contrastive}.00 against 0.00 %" in "\n".join(
+        claims("cifar100", there)
+    )
+
+
+def test_the_mechanism_of_a_classifier_known_by_hand(monkeypatch, tmp_path):
+    """Darkening is what raises its loss on bright images; the stored images darken all but a quarter of the pixels, which they brighten."""
+    images, labels = brightness_data([0.05] * 10)
+    moved = torch.full_like(images, -0.02)
+    moved[:, :, 0] = 0.02
+    monkeypatch.setattr("robench.reproduce.mechanism.stored_images", lambda run, attack, dataset, n: (images + moved)[:n])
+    data = Dataset("gray", "test", images, labels, ("dark", "bright"))
+    monkeypatch.setattr("robench.reproduce.mechanism.to_unit", lambda pixels: pixels)
+    found = explain(Classifier(BrightnessClassifier(), 2), data, ThreatModel("Linf", 0.02), tmp_path, ("fgsm", "pgd20"), 10)
+    assert found["sign agreement"] == {"fgsm": 0.75, "pgd20": 0.75}
+    assert found["l2"]["fgsm"] == pytest.approx(0.02 * 48**0.5, rel=1e-4)
+    assert found["transfer"][0] == pytest.approx(found["white-box"][0]) and found["transfer"][-1] > found["transfer"][0]
+    assert found["white-box"][-1] > found["transfer"][-1]  # its own images darken every pixel
+
+
+def test_the_plan_has_every_model_of_the_paper_and_its_controls_in_order_of_rank():
+    names = [model.name for model in models("cifar100", 3)]
+    assert names[:3] == ["cifar100-single-0", "cifar100-supervised-0", "cifar100-contrastive-0"]
+    assert {"cifar100-single-simclr-0", "cifar100-single-1", "cifar100-single-nfgsm-0", "cifar100-contrastive-nfgsm-0"} <= set(
+        names
+    )
+    assert len(names) == len(set(names)) == 3 + 2 + 2 + 5  # seeds 1 and 2 of three models, of which one is the second-seed control
+    assert [model.name for model in models("cifar10", 1) if model.is_source] == ["cifar10-single-0"]
+    assert all(len(row) == 1 + len(ATTACKS) for table in PUBLISHED.values() for row in table.values())
+
+
+def test_weights_are_compacted_without_touching_what_the_backbone_uses(few, tmp_path):
+    spec = TrainSpec.of("single", few, backbone="small", epochs=1, batch_size=32)
+    checkpoint = load_checkpoint(train(spec, few, few, out=tmp_path / "model.safetensors", show_progress=False))
+    torch.manual_seed(0)
+    weights = MultiHead("resnet18", checkpoint.heads).state_dict()
+    full = replace(checkpoint, backbone="resnet18", weights=weights)
+    small = compact(full)
+    images = few.images[:4] / 255
+    kept = [tensor for tensor in small.weights.values() if tensor.dtype == torch.float16]
+    zeros = sum(int((tensor == 0).sum()) for tensor in kept) / sum(tensor.numel() for tensor in kept)
+    assert 0.6 < zeros < 0.65  # the taps that only ever meet padding
+    halved = replace(full, weights={n: t.half() if small.weights[n].dtype == torch.float16 else t for n, t in weights.items()})
+    logits = [rebuild(each)(images)["main"] for each in (small, halved, full)]
+    assert torch.equal(logits[0], logits[1])  # zeroing changes nothing, rounding a little
+    assert (logits[0] - logits[2]).abs().max() < 0.05
+
+
+def test_quick_runs_the_whole_pipeline_and_again_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call("reproduce", "--quick", "--threads", 1)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "reports/quick/report.md"
+    out = tmp_path / "reports/quick"
+    names = ["single-0", "supervised-0", "contrastive-0", "single-simclr-0", "single-1", "single-nfgsm-0", "contrastive-nfgsm-0"]
+    summary = pd.read_csv(out / "summary.csv").set_index(["model", "protocol", "attack"])["accuracy"]
+    assert list(dict.fromkeys(model for model, *_ in summary.index)) == [f"digits-{name}" for name in names]
+    contrastive = summary["digits-contrastive-0"]
+    # What the paper's protocol does: the stored images harm, but far less than the model's own.
+    assert contrastive["white-box", "union"] < 0.1 < contrastive["paper", "pgd20"] < contrastive["none", "clean"]
+    assert summary["digits-single-nfgsm-0", "white-box", "autoattack"] > contrastive["white-box", "autoattack"]
+    kept = [read_packed(path).index.tolist() for path in (out / "runs/digits-single-0/adv").glob("pgd20-*/*.npz")]
+    assert kept == [list(range(60))]  # crafted on every image, also on those that the model gets wrong
+    before = {
+        path: path.read_bytes() for path in out.rglob("*") if path.is_file() and not {"runs", "checkpoints"} & set(path.parts)
+    }
+    assert {"report.md", "summary.csv", "digits-why.png", "digits-contrastive-0.csv"} <= {path.name for path in before}
+    assert "Not finished" not in (out / "report.md").read_text()
+    for folder in ("runs", "checkpoints"):  # what is not committed is not needed
+        shutil.rmtree(out / folder)
+    assert call("reproduce", "--quick", "--threads", 1).exit_code == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert not (out / "runs").exists()
+
+
+def test_quick_takes_no_settings():
+    result = call("reproduce", "--quick", "--epochs", 3)
+    assert result.exit_code == 2 and "--quick has settings of its own; leave --epochs out" in result.stderr
+
+
+def test_verdicts_of_other_settings_or_another_source_are_refused(few, tmp_path):
+    bench = _Bench(QUICK, tmp_path, tmp_path, {"data_dir": None})
+    model = QUICK.plan()[0]
+    recipe = asdict(QUICK.spec(model, few))
+    bench.refuse_difference(model, recipe, tmp_path)
+    with pytest.raises(RobenchError, match="digits-single-0 was trained with other settings: epochs 9 there and 8 here"):
+        bench.refuse_difference(model, recipe | {"epochs": 9}, tmp_path)
+    for arch, digest in (("single", "a"), ("contrastive", "b")):
+        found = measured(arch, clean=70, stored=60, white_box=10)
+        store(tmp_path, Measured(found.model, found.verdicts, {"n": 100, "mechanism": {}, "source digest": digest}))
+    with pytest.raises(RobenchError, match="cifar10: the stored images are of different weights"):
+        write_page(tmp_path, Settings().plan(), {})
+
+
+def test_a_damaged_table_is_refused(tmp_path):
+    found = measured("contrastive", clean=70, stored=60, white_box=10)
+    store(tmp_path, Measured(found.model, found.verdicts, {"n": 100, "mechanism": {}}))
+    again = recall(tmp_path, found.model)
+    assert again.accuracy("pgd20", stored=True) == 0.6 and recall(tmp_path, Trained("cifar10", "single", "paper")) is None
+    table = tmp_path / "verdicts" / "cifar10-contrastive-0.csv"
+    table.write_text("\n".join(table.read_text().splitlines()[:50]))
+    with pytest.raises(RobenchError, match="is damaged .*49 rows, 100 expected"):
+        recall(tmp_path, found.model)
