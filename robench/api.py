@@ -235,7 +235,7 @@ def _suites(
     suites = crafted + [stored_suite(where, data, n) for where in request.adv]
     for name in (names := [suite.name for suite in suites]):
         if names.count(name) > 1:
-            raise RobenchError(f"two columns would be called {name!r}; rename one of the files, or leave one out")
+            raise RobenchError(f"two columns would be called {name!r}; leave one out, or rename one of the files or folders")
     return suites
 
 

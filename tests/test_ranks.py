@@ -49,6 +49,10 @@ from robench.training import joined
 few = first_digits(load_dataset("digits", "train"))
 with joined(Processes.here(), "cpu") as ranks:
     made = [one_step(few, *variant, ranks) for variant in VARIANTS]
+    norm = torch.nn.BatchNorm1d(2)
+    norm.running_mean.fill_(ranks.rank)
+    ranks.average_statistics(norm)
+    made.append(norm.running_mean)
     torch.save(made, f"{out}/{{ranks.rank}}.pt")
 """
 
@@ -60,6 +64,7 @@ def test_gradients_of_several_processes_are_those_of_one(few, processes, tmp_pat
     done = subprocess.run(launch(processes, str(script)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     of_ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+    assert all(made[-1].tolist() == [(processes - 1) / 2] * 2 for made in of_ranks)  # the mean over the ranks
     for place, variant in enumerate(VARIANTS):
         losses, gradients = one_step(few, *variant, Ranks())
         for made in of_ranks:

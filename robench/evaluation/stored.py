@@ -37,7 +37,7 @@ def stored_suite(where: str, dataset: Dataset, n: int) -> Suite:
         name, images, params = _of_run(Path(run), attack, dataset, n)
     elif (Path(where) / "run.json").is_file():
         raise RobenchError(
-            f"--adv {where} is a run folder; name the attack too: {where}:ATTACK, one of {_kept(read_run(Path(where)))}"
+            f"--adv {where} is a run folder; name the attack too: {where}:ATTACK, one of {_kept(Path(where), read_run(Path(where)))}"
         )
     else:
         name, images, params = _of_file(Path(where), dataset, n)
@@ -56,7 +56,7 @@ def _of_file(path: Path, dataset: Dataset, n: int) -> tuple[str, Tensor, dict[st
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = str(error).strip().splitlines()[0] if " " in str(error).strip() else f"{type(error).__name__} {error}".strip()
         raise RobenchError(
             f"--adv {path} cannot be read as plain tensors ({first[:120]}); robench runs no code from such files: save a tensor, or a "
             "dictionary of tensors, with torch.save"
@@ -64,7 +64,7 @@ def _of_file(path: Path, dataset: Dataset, n: int) -> tuple[str, Tensor, dict[st
     images, labels = _images_and_labels(content, path)
     images = to_unit(images) if images.dtype == torch.uint8 else images.float()
     if len(images) < n:
-        raise RobenchError(f"--adv {path} has {len(images)} images for {n} samples; use --n {len(images)}")
+        raise RobenchError(f"--adv {path} has {len(images)} images for {n} samples; use -n {len(images)}")
     if labels is not None:
         if labels.shape != images.shape[:1]:
             raise RobenchError(
@@ -104,7 +104,7 @@ def _of_run(run: Path, attack: str, dataset: Dataset, n: int) -> tuple[str, Tens
         raise RobenchError(f"--adv {run}: that run is about {description['data']['name']} with other images; its order is not ours")
     column = next((column for column in description["suites"] if column["name"] == attack), None)
     if column is None:
-        raise RobenchError(f"--adv {run}:{attack}: that run has no attack {attack!r}; with images: {_kept(description)}")
+        raise RobenchError(f"--adv {run}:{attack}: that run has no attack {attack!r}; with images: {_kept(run, description)}")
     images = to_unit(dataset.images[:n]) if dataset.images.dtype == torch.uint8 else dataset.images[:n].float()
     covered = torch.zeros(n, dtype=torch.bool)
     for chunk in split(description["n"], description["spec"]["chunk"]):
@@ -121,7 +121,7 @@ def _of_run(run: Path, attack: str, dataset: Dataset, n: int) -> tuple[str, Tens
                 covered[chunk.start : chunk.stop] = False
     if not covered.all():
         raise RobenchError(
-            f"--adv {run}:{attack} has images for {int(covered.sum())} of {n} samples; run that attack again with --save-adv and --n {n}"
+            f"--adv {run}:{attack} has images for {int(covered.sum())} of {n} samples; run that attack again with --save-adv and -n {n}"
         )
     source = description["model"]["name"]
     kept = [member["folder"] for member in column["members"]]
@@ -141,8 +141,12 @@ def stored_images(run: Path, attack: str, dataset: Dataset, n: int) -> Tensor:
     return _of_run(run, attack, dataset, n)[1]
 
 
-def _kept(description: dict) -> str:
-    return ", ".join(column["name"] for column in description["suites"]) or "none yet"
+def _kept(run: Path, description: dict) -> str:
+    """The columns of a run that have images."""
+    columns = (
+        column for column in description["suites"] if any((run / "adv" / each["folder"]).is_dir() for each in column["members"])
+    )
+    return ", ".join(column["name"] for column in columns) or "none; make them with --save-adv"
 
 
 def _never(*_: Any) -> Tensor:

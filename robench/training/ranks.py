@@ -36,14 +36,23 @@ class Ranks:
     def replica(self, model: nn.Module, device: str) -> nn.Module:
         """What to call in the model's place, so that gradients are averaged over the ranks.
 
-        On CUDA, BatchNorm then normalises by the global batch; on the CPU by each rank's part of it, and rank 0's running
-        statistics are the model's (torch has no synchronised BatchNorm there).
+        On CUDA, BatchNorm then normalises by the global batch; on the CPU by each rank's part of it (torch has no synchronised
+        BatchNorm there), see ``average_statistics``.
         """
         if self.world_size == 1:
             return model
         if device.startswith("cuda"):
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return nn.parallel.DistributedDataParallel(model, device_ids=[torch.device(device)] if device.startswith("cuda") else None)
+        devices = [torch.device(device)] if device.startswith("cuda") else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+    def average_statistics(self, model: nn.Module) -> None:
+        """Gives every rank the mean of all ranks' running statistics, which each has collected on its own parts of the batches."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    dist.all_reduce(buffer)
+                    buffer /= self.world_size
 
     def part(self, batch: Tensor, n_views: int) -> Tensor:
         """This rank's rows of a global batch of concatenated views: the same samples of each view.

@@ -149,6 +149,7 @@ class Loop:
         means = {name: float(total) / self.steps for name, total in totals.items()}
         if not all(map(_finite, means.values())):
             raise RobenchError(f"the loss of epoch {epoch + 1} is not finite ({means}); lower --lr, or use --precision fp32")
+        self.ranks.average_statistics(self.model)
         seconds = time.perf_counter() - started
         speed = self.steps * self.spec.batch_size / seconds
         return means | {"images_per_second": speed, "seconds": seconds, "processes": self.ranks.world_size}
