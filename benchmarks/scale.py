@@ -1,6 +1,6 @@
 """What an evaluation costs on 1 to 1,000 devices, simulated from the chunk costs of a real run, and checked against real workers.
 
-    python benchmarks/scale.py RUN ... [--check CKPT] [--check-suite NAMES] [--data-dir DIR]
+    python benchmarks/scale.py RUN ... | --rates BROKEN SURVIVOR SHARE [--check CKPT] [--check-suite NAMES] [--data-dir DIR]
 
 A chunk costs what its samples cost: those that break early, and those that survive and go through every stage to the end. Both rates
 are fitted to the run's chunks. A data set of any size is then drawn sample by sample with the run's robust accuracy, cut into chunks,
@@ -21,7 +21,7 @@ import click
 import numpy as np
 
 from robench.evaluation.results import read_results
-from robench.evaluation.store import CLEAN, split
+from robench.evaluation.store import CLEAN, read_chunk, read_run, split
 from robench.types import Outcome
 
 DEVICES = (1, 2, 8, 64, 256, 1000)
@@ -44,21 +44,27 @@ class Rates:
         return survivors * self.survivor + (sizes - survivors) * self.broken
 
 
-def fit(runs: list[Path]) -> Rates:
-    """Rates of finished runs by non-negative least squares over their chunks."""
+def fit(runs: list[Path], column: str) -> Rates:
+    """Rates of the finished chunks of runs, by non-negative least squares.
+
+    Args:
+        runs: run folders.
+        column: the suite whose chunks are looked at, or what its name begins with.
+    """
     from scipy.optimize import nnls
 
     rows, seconds, survivors, samples = [], [], 0, 0
     for run in runs:
-        results = read_results(run)
-        ledger = results.ledger[results.ledger["attack"] != CLEAN].groupby("chunk")["seconds"].sum()
-        columns = results.verdicts[results.verdicts["attack"].isin(results.columns)]
-        robust = columns.groupby("index")["outcome"].agg(lambda outcomes: (outcomes == Outcome.ROBUST).all())
-        for chunk in split(results.description["n"], results.description["spec"]["chunk"]):
-            left, size = int(robust.loc[chunk.start : chunk.stop - 1].sum()), chunk.stop - chunk.start
-            rows.append([size - left, left])
-            seconds.append(ledger[chunk.name])
-            survivors, samples = survivors + left, samples + size
+        described = read_run(run)
+        (suite,) = (suite for suite in described["suites"] if suite["name"].startswith(column))
+        for chunk in split(described["n"], described["spec"]["chunk"]):
+            files = [run / "chunks" / member["folder"] / f"{chunk.name}.npz" for member in suite["members"]]
+            if all(file.exists() for file in files):
+                stages = [read_chunk(file) for file in files]
+                left = int((stages[-1].outcome == Outcome.ROBUST).sum())
+                rows.append([len(stages[-1].outcome) - left, left])
+                seconds.append(sum(stage.seconds for stage in stages))
+                survivors, samples = survivors + left, samples + sum(rows[-1])
     (broken, survivor), _ = nnls(np.array(rows, float), np.array(seconds))
     return Rates(broken, survivor, survivors / samples)
 
@@ -156,15 +162,19 @@ def span_of(out: Path) -> float:
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--column", default="autoattack", show_default=True, help="The suite whose chunks are looked at.")
+@click.option(
+    "--rates", type=(float, float, float), help="Seconds per broken sample, per survivor, share of survivors; in place of runs."
+)
 @click.option("--check", "ckpt", type=click.Path(path_type=Path), help="A checkpoint to run with 1, 2 and 3 real workers.")
 @click.option("--check-n", default=200)
 @click.option("--check-suite", default="pgd20,autoattack-screened")
 @click.option("--data-dir", type=click.Path(path_type=Path))
-def main(runs, ckpt, check_n, check_suite, data_dir):
-    rates = fit(list(runs))
+def main(runs, column, rates, ckpt, check_n, check_suite, data_dir):
+    rates = Rates(*rates) if rates else fit(list(runs), column)
     click.echo(
-        f"From {', '.join(run.name for run in runs)}: {1000 * rates.broken:.1f} ms per sample that breaks, {1000 * rates.survivor:.0f} ms per "
+        f"From {', '.join(run.name for run in runs) or 'given rates'}: {1000 * rates.broken:.1f} ms per sample that breaks, {1000 * rates.survivor:.0f} ms per "
         f"survivor, {100 * rates.share:.1f} % survive; device speeds spread by {100 * SPREAD:.0f} %.\n"
     )
     simulate(rates)

@@ -197,7 +197,8 @@ def _provenance(measured: list[Measured]) -> str:
         f"Threat model {', '.join(threats)}; PGD steps of eps/4 from a random start; attack seed 0, chunks of "
         f"{', '.join(sorted({str(found.about['chunk']) for found in measured}))}. A row per test sample lies in `verdicts/MODEL.csv`, with "
         "everything about its model beside it, and the tables here are made of those files alone. Weights are rounded to float16 before they are "
-        "evaluated; where a model's file is there, `robench attack --ckpt MODEL.safetensors --suite paper,autoattack -n N` repeats its white-box row."
+        "evaluated; where a model's file is there, `robench attack --ckpt MODEL.safetensors --suite paper,autoattack -n N` repeats its white-box row. "
+        "Minutes are by the wall clock, whatever else the machine did."
     )
     commands = "\n".join(dict.fromkeys(found.about["command"] for found in measured))
     return notes + (f"\n\n{table(header, lines)}\n\n```\n{commands}\n```" if lines else "")
