@@ -529,7 +529,7 @@ def test_a_long_run_is_forecast_from_its_first_chunk(tmp_path, capsys, monkeypat
     evaluate_suites(Classifier(BrightnessClassifier(), 2), images, labels, [column("slow", slow)], threat=THREAT, folder=folder)
     said = [line for line in capsys.readouterr().err.splitlines() if "to go (slow" in line]
     (seconds,) = (int(re.search(r"about (\d+) s to go", line)[1]) for line in said)
-    assert 1 <= seconds <= 10  # nineteen chunks of a twentieth of a second, and more where the machine is busy
+    assert 1 <= seconds <= 60  # nineteen chunks of a twentieth of a second, and more where the machine is busy
 
 
 def test_peak_memory_is_of_the_process(tmp_path):
