@@ -39,7 +39,7 @@ def draw_protocols(there: list[Measured]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("test images classified correctly, %")
-    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.4, 1.0 + 0.5 / len(there)), ncols=4)
+    figure.legend(fontsize=8, frameon=False, loc="outside upper left", ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
