@@ -27,7 +27,7 @@ INTRODUCTION = (
 )
 FIGURES = {
     "protocols": "One model, three questions: PGD-20 images that were stored for the single-task model, PGD-20 on the model itself, AutoAttack. "
-    "Grey bars: natural accuracy.",
+    "Grey marks: natural accuracy.",
     "why": "Left: accuracy on the stored images against their size; if the size decided, FGSM's (the weakest attack, the largest images) would "
     "break most. Middle: how often the stored perturbation has the sign of the evaluated model's own gradient. Right: the loss along the stored "
     "perturbation, and along the model's own.",
