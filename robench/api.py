@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,10 +23,9 @@ from robench.data.augment import to_unit
 from robench.evaluation.cluster import connect, evaluate_on_ray
 from robench.evaluation.device import own_device, own_threads, use_device
 from robench.evaluation.engine import evaluate_suites
-from robench.evaluation.environment import describe_environment
 from robench.evaluation.replay import Replay, replay_run
-from robench.evaluation.results import Results, failures, is_complete, read_results
-from robench.evaluation.store import RunFolder, attack_folder, read_run
+from robench.evaluation.results import failures
+from robench.evaluation.store import read_run
 from robench.evaluation.stored import stored_suite
 from robench.evaluation.verify import check_images
 from robench.models.loading import Subject, classifier_of_checkpoint, classifier_of_factory, classifier_of_module, of_head
@@ -36,7 +34,8 @@ from robench.processes import Processes
 from robench.report import write_report
 from robench.report.markdown import terminal_table
 from robench.report.tables import summarise, verdict_rows
-from robench.types import Dataset, RobenchError, RunSpec, Suite, ThreatModel, format_eps, parse_eps
+from robench.runs import DEFAULT_CHUNK, Place, Run, run_suites
+from robench.types import Dataset, RobenchError, Suite, ThreatModel, format_eps, parse_eps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 
     from robench.types import Images, Labels
 
-DEFAULT_CHUNK = 250
 DEFAULT_SUITE = "pgd20,autoattack"
 
 
@@ -181,20 +179,20 @@ def attack(
         if ray is not None:
             cluster = stack.enter_context(connect(ray, device, threads))
             chosen = stack.enter_context(use_device("cpu", 1))
-            evaluate, device_type = partial(evaluate_on_ray, cluster=cluster), cluster.device
+            place = Place(chosen, cluster.device, here, partial(evaluate_on_ray, cluster=cluster))
         else:
             chosen = stack.enter_context(use_device(own_device(device, here), threads or own_threads(here)))
-            evaluate, device_type = partial(evaluate_suites, processes=here), chosen.split(":")[0]
+            place = Place(chosen, chosen.split(":")[0], here, partial(evaluate_suites, processes=here))
         subject = _subject(ckpt, model, data, chosen, request.head)
         sources = {
             path: classifier_of_checkpoint(Path(path), data, chosen, request.head) for path in source_paths(request.names or "")
         }
         suites = _suites(request, subject, whole, data, threat, n, sources)
         folder = out or Path("reports") / request.folder_name(subject.name, threat, data, trained_on)
-        results = _run(
-            subject, data, n, suites, threat, request, folder, chosen, here, evaluate, device_type, command=_command(),
-            show_progress=here.rank == 0,
+        run = Run(
+            subject, data, n, suites, threat, folder, seed=request.seed, chunk=request.chunk, save=request.save_adv, share=request.share
         )  # fmt: skip
+        results = run_suites(run, place, command=command(), show_progress=here.rank == 0)
     if results is None:
         return None
     write_report(folder)
@@ -321,10 +319,8 @@ def evaluate(
         sources = {path: classifier_of_checkpoint(Path(path), None, chosen) for path in source_paths(suite)}
         suites = parse_suites(suite, threat, len(classes), sources=sources)
         folder = Path(out) if out else Path(scratch) / "run"
-        results = _run(
-            subject, data, len(data), suites, threat, request, folder, chosen, Processes(), evaluate_suites, chosen.split(":")[0],
-            command="", show_progress=show_progress,
-        )  # fmt: skip
+        run = Run(subject, data, len(data), suites, threat, folder, seed=seed, chunk=batch_size)
+        results = run_suites(run, Place(chosen, chosen.split(":")[0]), show_progress=show_progress)
         assert results is not None  # one process computes all
         if out:
             write_report(folder)
@@ -363,100 +359,6 @@ def _count_outputs(model: nn.Module, images: Images, device: str) -> int:
     return outputs.shape[1]
 
 
-def _run(
-    subject: Subject, data: Dataset, n: int, suites: list[Suite], threat: ThreatModel, request: AttackRequest, path: Path,
-    device: str, here: Processes, evaluate: Callable[..., None], device_type: str, *, command: str, show_progress: bool,
-) -> Results | None:  # fmt: skip
-    """Describes the run, computes what is missing, and reads it all back; None where other processes still have work."""
-    spec = RunSpec(
-        model=subject.digest, data=data.digest, norm=threat.norm, eps=threat.eps, seed=request.seed, chunk=request.chunk,
-        device_type=device_type,
-    )  # fmt: skip
-    folder = RunFolder(path, spec)
-    finished = read_run(path)["n"] if (path / "run.json").exists() else n
-    if n < finished:
-        raise RobenchError(f"{path} is a run on {finished} samples; fewer ({n}) would take its tables away: choose another --out")
-    environment = describe_environment(device, torch.get_num_threads())
-
-    def describe(n: int, **more: Any) -> None:
-        # Read again at the end: another process may have added columns meanwhile.
-        earlier = read_run(path) if (path / "run.json").exists() else {"suites": [], "commands": []}
-        folder.describe(
-            {
-                "model": {"name": subject.name, "origin": subject.origin},
-                "data": {"name": data.name, "split": data.split, "n": len(data), "classes": list(data.classes)},
-                "threat": {"norm": threat.norm, "eps": threat.eps, "eps_text": threat.eps_text},
-                "n": n,
-                "suites": _columns_with_earlier(suites, earlier["suites"]),
-                "commands": list(dict.fromkeys([*earlier["commands"], *([command] if command else [])])),
-                "environment": environment,
-                **more,
-            }
-        )
-
-    existed = path.exists()
-    describe(finished)  # a run that is extended keeps its tables until the new ones are complete
-    images, labels = data.images[:n], data.labels[:n]
-    try:
-        evaluate(
-            subject.classifier, images, labels, suites, threat=threat, folder=folder, save=request.save_adv, share=request.share,
-            show_progress=show_progress,
-        )  # fmt: skip
-    except RobenchError:
-        if (
-            not existed and here.world_size == 1 and not (path / "chunks").exists()
-        ):  # a model that was refused leaves no empty run behind
-            shutil.rmtree(path)
-        raise
-    if here.world_size > 1 and not is_complete(folder, suites, n):
-        return None
-    describe(n)
-    results = read_results(path)
-    describe(n, results=_plain(summarise(results)))
-    return results
-
-
-def _columns_with_earlier(suites: list[Suite], earlier: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The columns of this call, and those that the folder has from earlier ones: an attack once measured is not forgotten."""
-    asked = [
-        {
-            "name": suite.name,
-            "cascade": suite.cascade,
-            "members": [
-                {
-                    "name": member.name,
-                    "folder": attack_folder(suite, member),
-                    "params": dict(member.params),
-                    "library": member.library,
-                    "source": member.source,
-                }
-                for member in suite.members
-            ],
-        }
-        for suite in suites
-    ]
-    for column in asked:
-        for old in earlier:
-            if old["name"] == column["name"]:
-                _refuse_other_images(column, old)
-    names = {column["name"] for column in asked}
-    return asked + [column for column in earlier if column["name"] not in names]
-
-
-def _refuse_other_images(column: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """A column of the same name may be computed again by a newer library, but not be about other images."""
-    for what, named in (("transfer from", "weights"), ("images", "images")):
-        there, here = ([member["params"].get(what) for member in each["members"]] for each in (earlier, column))
-        if there != here:
-            raise RobenchError(
-                f"the run has a column {column['name']!r} already, of other {named}; choose another --out, or rename the file"
-            )
-
-
-def _plain(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{key: value if value == value else None for key, value in row.items()} for row in summary.to_dict("records")]
-
-
 def _first(n: int | None, total: int) -> int:
     if n is None:
         return total
@@ -465,5 +367,6 @@ def _first(n: int | None, total: int) -> int:
     return n
 
 
-def _command() -> str:
+def command() -> str:
+    """The command line of this process, as it is recorded."""
     return shlex.join(["robench", *sys.argv[1:]])

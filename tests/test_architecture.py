@@ -18,8 +18,9 @@ LAYERS = [  # a module may import from its own layer and from those below it
     {"training", "attacks"},
     {"evaluation"},
     {"report"},
+    {"runs"},
     {"api"},
-    {"reproduce"},
+    {"reproduce", "audit"},
     {"cli", "__main__", "__init__"},
 ]
 FLOOR = {name: level for level, names in enumerate(LAYERS) for name in names}

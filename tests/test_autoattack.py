@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from robench.attacks import parse_suites
-from robench.evaluation.chunk import seeded
 from robench.evaluation.engine import evaluate_suites
 from robench.evaluation.results import read_results
 from robench.evaluation.store import Chunk, RunFolder, chunk_seed
 from robench.models.classifier import Classifier
+from robench.models.seeded import seeded
 from robench.types import Outcome, RunSpec, ThreatModel
 
 # At this radius the network below keeps about half of its samples.

@@ -9,9 +9,9 @@ from test_engine import SPEC, outcomes, run
 from torch import nn
 
 from robench.attacks import AttackOptions, parse_suites
-from robench.evaluation.chunk import seeded
 from robench.evaluation.referee import AllDecided, Referee
 from robench.models.classifier import Classifier
+from robench.models.seeded import seeded
 from robench.report.tables import summarise
 from robench.types import Keeps, Outcome, Suite, ThreatModel
 

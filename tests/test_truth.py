@@ -5,9 +5,9 @@ import torch
 from truth import BROKEN, EPS, ROBUST, UNKNOWN, WRONG, load_truth, prove, to_images
 
 from robench.attacks import ATTACKS, SUITES, parse_suites
-from robench.evaluation.chunk import seeded
 from robench.evaluation.verify import judge
 from robench.models.classifier import Classifier
+from robench.models.seeded import seeded
 from robench.types import Outcome, ThreatModel
 
 THREAT = ThreatModel("Linf", EPS)

@@ -43,3 +43,14 @@ def stage(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel,
     attacks = dict(zip(STAGES, (standard.apgd, standard.apgd_targeted, standard.fab, standard.square), strict=True))
     with torch.no_grad():
         return attacks[name].perturb(images.clone(), labels.clone())
+
+
+def square(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, queries: int) -> Images:
+    """AutoAttack's Square with another number of queries, on all images in one batch."""
+    import torch
+    from pyautoattack import AutoAttack
+
+    standard = AutoAttack(model, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=images.device)
+    standard.square.n_queries = queries
+    with torch.no_grad():
+        return standard.square.perturb(images.clone(), labels.clone())

@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from robench import __version__
 from robench.adapters import autoattack, torchattacks
+from robench.attacks.descent import descend
+from robench.attacks.noise import DRAWS, noise
 from robench.attacks.restarts import with_restarts
 from robench.data import did_you_mean
 from robench.types import Attack, Keeps, RobenchError, Suite, ThreatModel, format_eps
@@ -102,17 +105,84 @@ def _autoattack_stage(name: str, match: re.Match, context: Context) -> Attack:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Variant:
+    """What a variant of our PGD changes; see ``descend``."""
+
+    about: str
+    source: str
+    settings: Mapping[str, Any]
+
+
+_CW, _AA = "Carlini & Wagner 2017, https://arxiv.org/abs/1608.04644", "Croce & Hein 2020, https://arxiv.org/abs/2003.01690"
+_ATHALYE = "Athalye et al. 2018, https://arxiv.org/abs/1802.00420"
+VARIANTS: dict[str, Variant] = {
+    "ce": Variant("cross-entropy, as pgdN", "Madry et al. 2018, https://arxiv.org/abs/1706.06083", {"loss": "ce"}),
+    "margin": Variant("the difference of logits", _CW, {"loss": "margin"}),
+    "dlr": Variant("the difference of logits ratio", _AA, {"loss": "dlr"}),
+    "rescaled": Variant(
+        "logits divided by the clean margin", "Carlini & Wagner 2016, https://arxiv.org/abs/1607.04311", {"loss": "rescaled"}
+    ),
+    "log": Variant("outputs taken for probabilities", _ATHALYE, {"loss": "log"}),
+    "float64": Variant("cross-entropy in float64", _AA, {"loss": "ce", "double": True}),
+    "eot": Variant("gradients over 20 draws of a random model", _ATHALYE, {"loss": "margin", "draws": 20}),
+    "bpda": Variant("rounding and detaching pass gradients", _ATHALYE, {"loss": "margin", "through": True}),
+    "spsa": Variant(
+        "gradients estimated from 64 pairs", "Uesato et al. 2018, https://arxiv.org/abs/1802.05666", {"loss": "margin", "pairs": 64}
+    ),
+}
+
+
+def _descent(name: str, match: re.Match, context: Context) -> Attack:
+    steps, variant, options = int(match[1]), VARIANTS[match[2]], context.options
+    if steps < 1:
+        raise RobenchError(f"attack {name!r} has no steps; pgd20-{match[2]} takes 20")
+    if match[2] == "dlr" and context.n_classes < 3:
+        raise RobenchError(f"{name}: the difference of logits ratio needs 3 classes or more, the model has {context.n_classes}")
+    step_size = context.threat.eps / 4 if options.step_size is None else options.step_size
+    once = partial(descend, steps=steps, step_size=step_size, **variant.settings)
+    return Attack(
+        name=name, fn=with_restarts(once, options.restarts) if options.restarts > 1 else once, norms=("Linf", "L2"),
+        gradients="pairs" not in variant.settings, library=f"robench {__version__}", source=variant.source, family="pgd", keeps=Keeps.ANY,
+        params={"steps": steps, "step_size": step_size, "restarts": options.restarts, **variant.settings},
+    )  # fmt: skip
+
+
+def _noise(name: str, match: re.Match, context: Context) -> Attack:
+    return Attack(
+        name=name, fn=noise, norms=("Linf", "L2"), gradients=False, params={"draws": DRAWS}, library=f"robench {__version__}",
+        source="Carlini et al. 2019, https://arxiv.org/abs/1902.06705, section 5", family="noise", keeps=Keeps.ANY,
+    )  # fmt: skip
+
+
+def _long_square(name: str, match: re.Match, context: Context) -> Attack:
+    queries = int(match[1])
+    return Attack(
+        name=name, fn=partial(autoattack.square, queries=queries), norms=("Linf", "L2"), gradients=False, params={"queries": queries},
+        library=autoattack.library(), source="Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049", family="square",
+        keeps=Keeps.ANY,
+    )  # fmt: skip
+
+
 ATTACKS: dict[str, AttackEntry] = {
     "fgsm": AttackEntry(r"fgsm", _fgsm, ("fgsm",), "one signed gradient step of eps (Linf)"),
     "pgd": AttackEntry(
         r"pgd(\d{1,6})", _pgd, ("pgd7", "pgd20", "pgd50"), "pgdN: N gradient steps of eps/4 from a random start, any N (Linf, L2)"
     ),
+    **{
+        f"pgd-{name}": AttackEntry(
+            rf"pgd(\d{{1,6}})-({name})", _descent, (f"pgd50-{name}",), f"pgdN of ours, best iterate: {variant.about}"
+        )
+        for name, variant in VARIANTS.items()
+    },
+    "noise": AttackEntry(r"noise", _noise, ("noise",), f"uniform and sign noise, the worst of {2 * DRAWS} draws (Linf, L2)"),
     "apgd-ce": AttackEntry(
         r"apgd-ce", _autoattack_stage, ("apgd-ce",), "AutoAttack's first stage alone: APGD on cross-entropy, 100 steps"
     ),
     "apgd-t": AttackEntry(r"apgd-t", _autoattack_stage, ("apgd-t",), "its second: APGD on targeted DLR, 9 targets of 100 steps"),
     "fab-t": AttackEntry(r"fab-t", _autoattack_stage, ("fab-t",), "its third: targeted FAB, 9 targets of 100 steps"),
     "square": AttackEntry(r"square", _autoattack_stage, ("square",), "its fourth: Square, 5000 queries without gradients"),
+    "long-square": AttackEntry(r"square(\d{1,7})", _long_square, ("square20000",), "squareN: Square with any number of queries"),
 }
 
 

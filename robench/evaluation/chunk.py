@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,8 +17,9 @@ from robench.evaluation.guard import Guard
 from robench.evaluation.memory import backing_off, is_out_of_memory, peak_bytes
 from robench.evaluation.referee import AllDecided, Referee, Snapshot
 from robench.evaluation.store import Chunk, ChunkVerdicts
-from robench.evaluation.verify import judge, margins
+from robench.evaluation.verify import judge, margins, verdict_logits
 from robench.models.classifier import Classifier
+from robench.models.seeded import seeded
 from robench.types import Attack, Keeps, Outcome, RobenchError, ThreatModel
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 SHOWN = 6  # samples of the first chunk whose images are kept for the report
 DECIDED = (Outcome.MISCLASSIFIED, Outcome.BROKEN, Outcome.SKIPPED)
 CUT: Any = object()
-ASKED_TWICE = 32  # images, to see whether a model is random
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +196,7 @@ def _judge_crafted(classifier: Classifier, images: Images, labels: Labels, craft
         where = torch.from_numpy(rows).to(images.device)
         seen = judge(classifier, images[where], labels[where], crafted.best[where], conditions.threat)
         held = np.array(seen.outcomes) == Outcome.BROKEN
-        rows, ties = rows[held], ties + int((~held).sum())
+        rows, ties = rows[held], ties + (int((~held).sum()) if classifier.draws == 1 else 0)
         best[rows] = Outcome.BROKEN
         if conditions.counts_best:
             outcome[rows], adv_pred[rows] = Outcome.BROKEN, seen.adv_pred.numpy()[held]
@@ -244,6 +241,8 @@ def _craft(
         victim, victim_labels = attack.elsewhere.prepare(data.images, data.labels, torch.from_numpy(data.clean.index))
         labels, own_guard = victim_labels[chosen], Guard(victim)
     cut = Keeps.ANY if conditions.counts_best else attack.keeps
+    if classifier.draws > 1:  # one draw decides nothing
+        cut = Keeps.LAST
     taps = [prefix.params["steps"] for prefix in prefixes]
 
     def attempt() -> tuple[Crafted, Referee, Cost]:
@@ -340,14 +339,12 @@ def classify_chunk(classifier: Classifier, images: Images, labels: Labels, chunk
     """A chunk without attack.
 
     Raises:
-        RobenchError: the model cannot classify it, is random, or returns what is not finite.
+        RobenchError: the model cannot classify it, or returns what is not finite.
     """
     started = time.perf_counter()
     try:
         with classifier.counting() as passes:
             logits = backing_off(classifier, len(images), lambda: classifier(images))
-        # A random model shows on the first chunk.
-        first, again = (classifier(images[:ASKED_TWICE]) if chunk.start == 0 else logits for _ in range(2))
     except RobenchError:
         raise
     except Exception as error:  # somebody else's model may raise anything
@@ -357,11 +354,8 @@ def classify_chunk(classifier: Classifier, images: Images, labels: Labels, chunk
         raise RobenchError(
             f"the model's logits are not finite on clean images {chunk.start} to {chunk.stop - 1}; nothing can be said about it"
         )
-    if not torch.allclose(first, again, rtol=1e-4, atol=1e-4):
-        raise RobenchError(
-            f"the model is random: two forward passes on the same images differ by {float((first - again).abs().max()):.3g} in the logits. "
-            "One draw cannot judge it, and robench has no vote over draws yet; fix its seed inside the model to evaluate one draw of it"
-        )
+    if classifier.draws > 1:
+        logits = verdict_logits(classifier, images, labels)
     predicted = logits.argmax(1).cpu().numpy()
     truth = labels.cpu().numpy()
     outcome = np.where(predicted == truth, Outcome.ROBUST, Outcome.MISCLASSIFIED).astype("U13")
@@ -370,21 +364,6 @@ def classify_chunk(classifier: Classifier, images: Images, labels: Labels, chunk
         margins(logits, labels).cpu().numpy(), passes.forwards, passes.backwards, time.perf_counter() - started,
         describe_machine(classifier), peak_bytes=peak_bytes(classifier.device),
     )  # fmt: skip
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds every global random generator inside the block, and puts them back after it."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
 
 
 def describe_machine(classifier: Classifier) -> str:

@@ -50,7 +50,7 @@ def judge(classifier: Classifier, images: Images, labels: Labels, adv_images: Im
     boxed = in_box(adv_images)
     near = threat.contains(images, adv_images)
     valid = finite & boxed & near
-    logits = classifier(adv_images)
+    logits = verdict_logits(classifier, adv_images, labels)
     valid &= logits.isfinite().all(1)
     predicted = logits.argmax(1)
     outcomes = [
@@ -64,6 +64,19 @@ def judge(classifier: Classifier, images: Images, labels: Labels, adv_images: Im
         margins(logits, labels).cpu(),
         _complaint(finite, boxed, near, valid, float(distance.nan_to_num().max()) if len(distance) else 0.0, threat),
     )
+
+
+def verdict_logits(classifier: Classifier, images: Images, labels: Labels) -> Logits:
+    """The logits that a verdict is read from: the model's own, or, of a random model, the shares of its votes.
+
+    A random model errs on an image when the majority of its draws does: the true class's share counts as the largest from a half on, and
+    as the smallest below it.
+    """
+    if classifier.draws == 1:
+        return classifier(images)
+    shares = classifier.votes(images)
+    true = shares.gather(1, labels[:, None])
+    return shares.scatter(1, labels[:, None], torch.where(true >= 0.5, true + 1e-6, true - 1))
 
 
 def in_box(images: Images) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +15,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from robench.digest import digest_tensors
+from robench.models.seeded import seeded
 from robench.types import RobenchError
 
 if TYPE_CHECKING:
     from robench.types import Images, Logits
+
+VOTES = 100  # draws by which a random model is judged
+VOTE_SEED = 0x766F7465
 
 
 @dataclass
@@ -33,7 +38,8 @@ class Classifier(nn.Module):
 
     Eval mode for good, parameters frozen, normalisation inside, float32 in and out, a fresh tensor of logits at every call
     (AutoAttack's Square writes into the one that it gets). Counts its passes. ``largest_pass``, where set, bounds the samples
-    that go through the module at once, for machines whose memory is too small for a chunk.
+    that go through the module at once, for machines whose memory is too small for a chunk. ``draws`` is 1, or, of a random model,
+    the number of forward passes that a verdict is voted by.
 
     Args:
         module: takes float images (N, C, H, W) in [0, 1], returns logits (N, n_classes).
@@ -52,6 +58,7 @@ class Classifier(nn.Module):
         self._passes = Passes()
         self._watcher: Callable[[Images, Logits], None] | None = None
         self.largest_pass: int | None = None
+        self.draws = 1
         self.requires_grad_(False).eval()
 
     def forward(self, images: Images) -> Logits:
@@ -109,6 +116,48 @@ class Classifier(nn.Module):
             yield
         finally:
             self._watcher = outer
+
+    def twin(self, module: nn.Module, *, double: bool = False) -> Classifier:
+        """The same classifier around another module, or in float64; its passes are counted and watched here.
+
+        Args:
+            module: in place of the own one; copied where ``double``.
+            double: compute in float64.
+        """
+        other = Classifier(copy.deepcopy(module) if double else module, self.n_classes)
+        other.mean, other.std = (nn.Parameter(each.detach().clone(), requires_grad=False) for each in (self.mean, self.std))
+        other._normalises, other._passes, other._watcher = self._normalises, self._passes, self._watcher
+        other.largest_pass, other.draws = self.largest_pass, self.draws
+        return other.double() if double else other
+
+    @torch.no_grad()
+    def votes(self, images: Images) -> Tensor:
+        """The share of ``draws`` fresh forward passes that says each class, float32 (N, n_classes); the same at every call.
+
+        The generators are seeded with a constant of its own for it, which no attack knows, and put back.
+        """
+        shares = torch.zeros(len(images), self.n_classes, device=images.device)
+        with seeded(VOTE_SEED, images.device), self.counting(), self.watched_by(None):
+            for _ in range(self.draws):
+                said = self(images).argmax(1, keepdim=True)
+                shares.scatter_add_(1, said, torch.full_like(said, 1 / self.draws, dtype=shares.dtype))
+        return shares
+
+    def settle_draws(self, images: Images) -> None:
+        """Asks twice about some images; where the answers differ, the model is random and is judged by ``VOTES`` draws from now on.
+
+        Raises:
+            RobenchError: the model cannot classify them.
+        """
+        try:
+            with torch.no_grad(), self.counting():
+                first, again = (self(images) for _ in range(2))
+        except RobenchError:
+            raise
+        except Exception as error:  # somebody else's model may raise anything
+            shape = tuple(images.shape)
+            raise RobenchError(f"the model cannot classify images of shape {shape}: {type(error).__name__}: {error}") from error
+        self.draws = 1 if torch.allclose(first, again, rtol=1e-4, atol=1e-4, equal_nan=True) else VOTES
 
     @property
     def device(self) -> torch.device:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from robench.attacks import parse_suites
 from robench.data.augment import to_unit
-from robench.evaluation.chunk import seeded
 from robench.evaluation.store import chunk_seed, split
 from robench.evaluation.stored import stored_images
 from robench.models.classifier import Classifier
+from robench.models.seeded import seeded
 from robench.types import ThreatModel
 
 if TYPE_CHECKING:

@@ -1,0 +1,34 @@
+"""Noise instead of an attack: what it breaks, a gradient ought to have found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from robench.attacks.descent import direction, project, random_start
+from robench.models.classifier import Classifier
+from robench.types import ThreatModel
+
+if TYPE_CHECKING:
+    from robench.types import Images, Labels
+
+DRAWS = 25  # of each kind
+
+
+def noise(model: Classifier, images: Images, labels: Labels, threat: ThreatModel, seed: int) -> Images:
+    """The worst of 25 uniform draws from the ball and 25 from its corners (in L2: its surface).
+
+    Source: Carlini et al. 2019, https://arxiv.org/abs/1902.06705, section 5 (random noise as a sanity check).
+    """
+    best, lowest = images.clone(), torch.full((len(images),), float("inf"), device=images.device)
+    with torch.no_grad():
+        for draw in range(2 * DRAWS):
+            far = direction(torch.randn_like(images), threat) * threat.eps
+            points = project(images + (random_start(images, threat) if draw % 2 else far), images, threat)
+            logits = model(points)
+            true = logits.gather(1, labels[:, None]).flatten()
+            margin = true - logits.scatter(1, labels[:, None], float("-inf")).amax(1)
+            better = margin < lowest
+            best[better], lowest[better] = points[better], margin[better]
+    return best

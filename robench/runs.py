@@ -1,0 +1,172 @@
+"""A run folder from beginning to end: described, computed, read back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from robench.data.augment import to_unit
+from robench.evaluation.engine import evaluate_suites
+from robench.evaluation.environment import describe_environment
+from robench.evaluation.results import Results, is_complete, read_results
+from robench.evaluation.store import RunFolder, attack_folder, read_run
+from robench.models.loading import Subject
+from robench.processes import Processes
+from robench.report.tables import summarise
+from robench.types import Dataset, RobenchError, RunSpec, Suite, ThreatModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_CHUNK = 250
+ASKED_TWICE = 32  # images, to see whether a model is random
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What is to be measured.
+
+    Attributes:
+        subject: the model.
+        data: the split.
+        n: its first samples.
+        suites: the columns.
+        threat: the threat model.
+        path: the run folder.
+        seed: of the attacks.
+        chunk: samples a chunk.
+        save: keep adversarial images.
+        share: let one trajectory serve several columns.
+    """
+
+    subject: Subject
+    data: Dataset
+    n: int
+    suites: list[Suite]
+    threat: ThreatModel
+    path: Path
+    seed: int = 0
+    chunk: int = DEFAULT_CHUNK
+    save: bool = False
+    share: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where it is measured.
+
+    Attributes:
+        device: of this process.
+        device_type: of whoever computes chunks.
+        processes: this one among those that share the run.
+        evaluate: hands out chunks, see ``evaluate_suites``.
+    """
+
+    device: str
+    device_type: str
+    processes: Processes = field(default_factory=Processes)
+    evaluate: Callable[..., None] = evaluate_suites
+
+
+def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool = True) -> Results | None:
+    """Describes the run, computes what is missing, and reads it all back; None where other processes still have work.
+
+    Raises:
+        RobenchError: the folder holds another run or a longer one, or the model cannot classify the images.
+    """
+    subject, data, threat, path, n, here = run.subject, run.data, run.threat, run.path, run.n, place.processes
+    images, labels = data.images[:n], data.labels[:n]
+    spec = RunSpec(
+        model=subject.digest, data=data.digest, norm=threat.norm, eps=threat.eps, seed=run.seed, chunk=run.chunk,
+        device_type=place.device_type,
+    )  # fmt: skip
+    folder = RunFolder(path, spec)
+    finished = read_run(path)["n"] if (path / "run.json").exists() else n
+    if n < finished:
+        raise RobenchError(f"{path} is a run on {finished} samples; fewer ({n}) would take its tables away: choose another --out")
+    few = images[:ASKED_TWICE].to(subject.classifier.device)
+    subject.classifier.settle_draws(to_unit(few) if few.dtype == torch.uint8 else few.float())
+    votes = {"votes": subject.classifier.draws} if subject.classifier.draws > 1 else {}
+    environment = describe_environment(place.device, torch.get_num_threads())
+
+    def describe(n: int, **more: Any) -> None:
+        # Read again at the end: another process may have added columns meanwhile.
+        earlier = read_run(path) if (path / "run.json").exists() else {"suites": [], "commands": []}
+        folder.describe(
+            {
+                "model": {"name": subject.name, "origin": subject.origin} | votes,
+                "data": {"name": data.name, "split": data.split, "n": len(data), "classes": list(data.classes)},
+                "threat": {"norm": threat.norm, "eps": threat.eps, "eps_text": threat.eps_text},
+                "n": n,
+                "suites": _columns_with_earlier(run.suites, earlier["suites"]),
+                "commands": list(dict.fromkeys([*earlier["commands"], *([command] if command else [])])),
+                "environment": environment,
+                **more,
+            }
+        )
+
+    existed = path.exists()
+    describe(finished)  # a run that is extended keeps its tables until the new ones are complete
+    try:
+        place.evaluate(
+            subject.classifier, images, labels, run.suites, threat=threat, folder=folder, save=run.save, share=run.share,
+            show_progress=show_progress,
+        )  # fmt: skip
+    except RobenchError:
+        if (
+            not existed and here.world_size == 1 and not (path / "chunks").exists()
+        ):  # a model that was refused leaves no empty run behind
+            shutil.rmtree(path)
+        raise
+    if here.world_size > 1 and not is_complete(folder, run.suites, n):
+        return None
+    describe(n)
+    results = read_results(path)
+    describe(n, results=_plain(summarise(results)))
+    return results
+
+
+def _columns_with_earlier(suites: list[Suite], earlier: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The columns of this call, and those that the folder has from earlier ones: an attack once measured is not forgotten."""
+    asked = [
+        {
+            "name": suite.name,
+            "cascade": suite.cascade,
+            "members": [
+                {
+                    "name": member.name,
+                    "folder": attack_folder(suite, member),
+                    "params": dict(member.params),
+                    "library": member.library,
+                    "source": member.source,
+                }
+                for member in suite.members
+            ],
+        }
+        for suite in suites
+    ]
+    for column in asked:
+        for old in earlier:
+            if old["name"] == column["name"]:
+                _refuse_other_images(column, old)
+    names = {column["name"] for column in asked}
+    return asked + [column for column in earlier if column["name"] not in names]
+
+
+def _refuse_other_images(column: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """A column of the same name may be computed again by a newer library, but not be about other images."""
+    for what, named in (("transfer from", "weights"), ("images", "images")):
+        there, here = ([member["params"].get(what) for member in each["members"]] for each in (earlier, column))
+        if there != here:
+            raise RobenchError(
+                f"the run has a column {column['name']!r} already, of other {named}; choose another --out, or rename the file"
+            )
+
+
+def _plain(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{key: value if value == value else None for key, value in row.items()} for row in summary.to_dict("records")]
