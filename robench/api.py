@@ -183,7 +183,7 @@ def attack(
         else:
             chosen = stack.enter_context(use_device(own_device(device, here), threads or own_threads(here)))
             place = Place(chosen, chosen.split(":")[0], here, partial(evaluate_suites, processes=here))
-        subject = _subject(ckpt, model, data, chosen, request.head)
+        subject = subject_of(ckpt, model, data, chosen, request.head)
         sources = {
             path: classifier_of_checkpoint(Path(path), data, chosen, request.head) for path in source_paths(request.names or "")
         }
@@ -199,7 +199,12 @@ def attack(
     return folder
 
 
-def _subject(ckpt: Path | None, model: str | None, data: Dataset, device: str, head: str) -> Subject:
+def subject_of(ckpt: Path | None, model: str | None, data: Dataset, device: str, head: str) -> Subject:
+    """The model that ``--ckpt`` or ``--model`` names, as a classifier of the data.
+
+    Raises:
+        RobenchError: see ``classifier_of_checkpoint`` and ``classifier_of_factory``.
+    """
     if ckpt is not None:
         return classifier_of_checkpoint(ckpt, data, device, head)
     if head != MAIN:
@@ -263,7 +268,7 @@ def verify(
             raise RobenchError(f"{run} does not say where its model lies; name it with --ckpt or --model")
     data = of_head(load_dataset(dataset or described["data"]["name"], "test", data_dir), head)
     with use_device(device, threads) as chosen:
-        subject = _subject(ckpt, model, data, chosen, head)
+        subject = subject_of(ckpt, model, data, chosen, head)
         replays = replay_run(run, subject.classifier, data)
     attacked = described["spec"]["model"]
     changed = "" if subject.digest == attacked else f"its digest is {subject.digest[:12]}, the run attacked {attacked[:12]}"

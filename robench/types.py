@@ -181,6 +181,7 @@ class Suite:
         cascade: whether each member sees only what the earlier ones left, which makes the suite one column.
         about: one line for ``robench list``.
         counts_best: a member's outcome is what its best query shows, not what it returned.
+        skip: of a cascade, places in the data set of samples that are left out because something else decided them.
     """
 
     name: str
@@ -188,6 +189,7 @@ class Suite:
     cascade: bool
     about: str = ""
     counts_best: bool = False
+    skip: frozenset[int] = frozenset()
 
 
 class Outcome:
@@ -288,6 +290,46 @@ class Checkpoint:
     def digest(self) -> str:
         """sha256 over the weights: names, dtypes, shapes and bytes."""
         return digest_tensors(self.weights)
+
+
+class Level:
+    """What a check says. UNKNOWN is a check whose experiment is missing; it never passes."""
+
+    PASS = "pass"
+    WARN = "warn"
+    FAIL = "fail"
+    UNKNOWN = "unknown"
+
+    ALL = (FAIL, WARN, UNKNOWN, PASS)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check of an audit found.
+
+    Attributes:
+        check: its name in ``CHECKS``.
+        level: see ``Level``.
+        says: what that means, in a sentence.
+        evidence: the numbers that it was read from.
+        source: who proposed the check, and the threshold.
+        statistic: what was compared with the threshold, None where nothing was measured.
+        threshold: above it the check trips.
+        p: of the exact paired test, where two accuracies were compared on the same samples.
+        p_corrected: after Holm's correction over all findings of the audit that have a p.
+        calls_for: the attacks that the finding leads to.
+    """
+
+    check: str
+    level: str
+    says: str
+    evidence: str
+    source: str
+    statistic: float | None = None
+    threshold: float | None = None
+    p: float | None = None
+    p_corrected: float | None = None
+    calls_for: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ returns the same images, without the driver's sys.settrace, its module-global co
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from robench.types import Images, Labels
+
+# It warns on stderr, once a call, of what the audit measures and reports (pyautoattack 0.2.0).
+logging.getLogger("auto-attack").addHandler(logging.NullHandler())
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 MOST_TARGETS = 9

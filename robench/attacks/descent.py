@@ -16,6 +16,8 @@ from robench.types import ThreatModel
 if TYPE_CHECKING:
     from robench.types import Images, Labels, Logits
 
+LARGEST_MARGIN = 10.0  # at which cross-entropy, 5e-5, is far from the float32 resolution of probabilities near 1
+
 Loss = Callable[["Logits", "Labels", "Logits"], Tensor]  # of logits, labels and the clean image's logits; (N,), to be raised
 
 
@@ -37,9 +39,10 @@ def dlr(logits: Logits, labels: Labels, clean: Logits) -> Tensor:
 
 
 def rescaled(logits: Logits, labels: Labels, clean: Logits) -> Tensor:
-    """Cross-entropy of logits divided by the clean image's margin: it does not underflow, however confident the model is
-    (Carlini & Wagner 2016, https://arxiv.org/abs/1607.04311, divide by a temperature)."""
-    return cross_entropy(logits / margin(clean, labels, clean).abs().clamp(min=1e-12)[:, None], labels, clean)
+    """Cross-entropy of logits that are divided until the clean image's margin is 10: it does not underflow, however confident the model
+    is, and is cross-entropy itself where that is no more (Carlini & Wagner 2016, https://arxiv.org/abs/1607.04311, divide by a constant)."""
+    scale = (-margin(clean, labels, clean) / LARGEST_MARGIN).clamp(min=1)
+    return cross_entropy(logits / scale[:, None], labels, clean)
 
 
 def log_margin(logits: Logits, labels: Labels, clean: Logits) -> Tensor:
@@ -116,11 +119,11 @@ def _estimate(victim: Classifier, here: Images, labels: Labels, clean: Logits, l
 
 
 def random_start(images: Images, threat: ThreatModel) -> Tensor:
-    """A step to somewhere in the ball: uniform in Linf; in L2 along a random direction, uniform in length."""
+    """A step to somewhere in the ball: uniform in Linf; in L2 along a random direction, uniform in length. The same in every precision."""
     if threat.norm == "Linf":
-        return (2 * torch.rand_like(images) - 1) * threat.eps
-    along = direction(torch.randn_like(images), threat)
-    return along * threat.eps * torch.rand(len(images), 1, 1, 1, device=images.device, dtype=images.dtype)
+        return (2 * torch.rand(images.shape, device=images.device) - 1).to(images.dtype) * threat.eps
+    along = direction(torch.randn(images.shape, device=images.device), threat)
+    return (along * threat.eps * torch.rand(len(images), 1, 1, 1, device=images.device)).to(images.dtype)
 
 
 def direction(gradient: Tensor, threat: ThreatModel) -> Tensor:

@@ -115,9 +115,16 @@ class _Joint(nn.Module):
         return output[:, : self.widths[name]]
 
 
-def crafted_on(attack: Attack, source: Subject) -> Attack:
-    """The attack, crafted on another checkpoint: a transfer attack, whose name and parameters say so."""
-    return _elsewhere(attack, f"{attack.name}@{source.name}", Transfer(source.classifier), {"transfer from": source.digest})
+def crafted_on(attack: Attack, source: Subject, elsewhere: Transfer | None = None) -> Attack:
+    """The attack, crafted on another model: a transfer attack, whose name and parameters say so.
+
+    Args:
+        attack: to be crafted there.
+        source: the other model.
+        elsewhere: how; by default on whole chunks.
+    """
+    where = elsewhere or Transfer(source.classifier)
+    return _elsewhere(attack, f"{attack.name}@{source.name}", where, {"transfer from": source.digest})
 
 
 def _refuse_detectors(suites: list[Suite], heads: str) -> None:

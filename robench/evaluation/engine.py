@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from robench.evaluation.guard import Guard
 from robench.evaluation.store import CLEAN, Chunk, ChunkVerdicts, RunFolder, attack_folder, chunk_seed, keeps_images, split
 from robench.models.classifier import Classifier
 from robench.processes import Processes
-from robench.types import Suite, ThreatModel
+from robench.types import Outcome, Suite, ThreatModel
 
 if TYPE_CHECKING:
     from robench.evaluation.adv_images import PackedImages
@@ -112,6 +113,9 @@ def compute(
 def _cascade(job: Job, suite: Suite, data: ChunkData, known: Mapping[str, ChunkVerdicts]) -> Iterator[Made]:
     """Each member gets what the earlier ones left undecided or robust."""
     before = data.clean.outcome
+    if suite.skip:
+        decided = np.isin(data.clean.index, list(suite.skip)) & (before != Outcome.MISCLASSIFIED)
+        before = np.where(decided, Outcome.SKIPPED, before)
     for member in suite.members:
         folder = attack_folder(suite, member)
         verdicts = known.get(folder)

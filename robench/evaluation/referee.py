@@ -69,7 +69,7 @@ class Referee:
         for_gradient = logits.requires_grad
         with torch.no_grad():
             if queries.shape[1:] == self.images.shape[1:]:
-                self._note(queries.detach().float(), logits.detach(), for_gradient)
+                self._note(queries.detach().float(), logits.detach().float(), for_gradient)
                 if self._queries in self.taps and len(queries) == len(self.images):
                     self.snapshots[self._queries] = Snapshot(queries.detach().clone(), self.best.clone(), self.found.clone())
             self._queries += 1

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from robench.report.tables import UNION, interval, percent
+from robench.report.paired import paired
+from robench.report.tables import UNION, percent
 from robench.reproduce.measured import Measured
 from robench.reproduce.plan import ATTACKS, AUTOATTACK, PUBLISHED, ROBUSTBENCH
 
@@ -74,7 +75,7 @@ def _of_variant(dataset: str, found: Measured, single: Measured) -> Iterator[str
         said = f" by {claimed:+.1f} points.** The direction **{'holds' if holds else 'does not hold'}**: ours"
     yield (
         f"**Natural accuracy changes{said or '.** Ours'} is {100 * change:+.1f} points [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}] "
-        f"({found.model.title} against single-task; {_paired(found.correct('clean'), single.correct('clean'))})."
+        f"({found.model.title} against single-task; {paired(found.correct('clean'), single.correct('clean'))})."
     )
 
 
@@ -85,9 +86,9 @@ def _contrastive_or_supervised(contrastive: Measured, supervised: Measured) -> s
     one, two = (found.accuracy("pgd20", stored=True) for found in (contrastive, supervised))
     return (
         f"**Contrastive is more robust than supervised.** White-box, all attacks together: **{'holds' if holds else 'does not hold'}**, "
-        f"{percent(contrastive.accuracy(UNION))} against {percent(supervised.accuracy(UNION))} % ({_paired(first, second)}). Under the paper's "
+        f"{percent(contrastive.accuracy(UNION))} against {percent(supervised.accuracy(UNION))} % ({paired(first, second)}). Under the paper's "
         f"protocol: {percent(one)} against {percent(two)} % "
-        f"({_paired(contrastive.correct('pgd20', stored=True), supervised.correct('pgd20', stored=True))})."
+        f"({paired(contrastive.correct('pgd20', stored=True), supervised.correct('pgd20', stored=True))})."
     )
 
 
@@ -127,29 +128,6 @@ def _share(found: Measured, attack: str, *, stored: bool = False) -> str:
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """How much more often the first is correct on the same samples, with a 95 % interval of the paired difference.
-
-    Normal; where not one sample differs, exact (Clopper-Pearson's for none of n).
-    """
-    n = min(len(first), len(second))
-    difference = first[:n].astype(float) - second[:n].astype(float)
-    half = 1.96 * difference.std() / n**0.5 if difference.any() else interval(0, n)[1]
-    return float(difference.mean()), (float(difference.mean() - half), float(difference.mean() + half))
-
-
-def _mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
-    """Samples that only the first gets right, that only the second does, and the exact test's p."""
-    from scipy.stats import binomtest
-
-    n = min(len(first), len(second))  # the first n of the test split are the same in both
-    first, second = first[:n], second[:n]
-    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
-    discordant = only_first + only_second
-    return only_first, only_second, float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
-
-
-def _paired(first: np.ndarray, second: np.ndarray) -> str:
-    only_first, only_second, p = _mcnemar(first, second)
-    if only_first + only_second == 0:
-        return "not one sample differs"
-    return f"{only_first:,} samples right for the first alone, {only_second:,} for the second; exact McNemar p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    """How much more often the first is correct on the same samples, with a 95 % interval."""
+    found = paired(first, second)
+    return found.difference, (found.low, found.high)

@@ -1,0 +1,132 @@
+"""CHECKS: what gives a false robustness number away, each a function of the evidence and one line in the registry.
+
+Thresholds are those of the sources; where it says "calibrated", see reports/audit/README.md for the models and the margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from robench.audit import comparisons
+from robench.audit.evidence import Evidence
+from robench.audit.readings import GRADIENT_FREE, probed
+from robench.report.paired import holm, p_text
+from robench.types import Finding, Level
+
+CONFIDENCE = 0.05  # of the exact tests, after Holm's correction
+ATHALYE = "Athalye et al. 2018, section 3.1"
+CARLINI = "Carlini et al. 2019, section 5"
+AUTOATTACK = "Croce & Hein 2020; AutoAttack's own flag"
+PINTOR = "Pintor et al. 2022"
+OURS = "robench, calibrated on the controls"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One registered check.
+
+    Attributes:
+        judge: reads the evidence.
+        about: what an honest model shows.
+        source: who proposed it.
+    """
+
+    judge: Callable[[Evidence], Finding]
+    about: str
+    source: str
+
+
+def run_checks(evidence: Evidence) -> list[Finding]:
+    """Every check, with p-values corrected over the panel, the gravest first.
+
+    A failure that rests on a paired test which is not significant after the correction becomes a warning.
+    """
+    found = [replace(check.judge(evidence), check=name, source=check.source) for name, check in CHECKS.items()]
+    tested = [place for place, finding in enumerate(found) if finding.p is not None]
+    for place, p in zip(tested, holm([found[place].p or 0.0 for place in tested]), strict=True):
+        finding = found[place]
+        level = Level.WARN if finding.level == Level.FAIL and p > CONFIDENCE else finding.level
+        found[place] = replace(finding, level=level, p_corrected=p, evidence=f"{finding.evidence}; corrected {p_text(p)}")
+    return sorted(found, key=lambda finding: Level.ALL.index(finding.level))
+
+
+def _probe_check(probe: str, statistic: str, **judged) -> Callable[[Evidence], Finding]:
+    return partial(probed, probe=probe, statistic=statistic, **judged)
+
+
+CHECKS: dict[str, Check] = {
+    "provenance": Check(comparisons.provenance, "stored images were crafted on the judged weights", f"{PINTOR}, I5"),
+    "transfer-gap": Check(comparisons.transfer_gap, "stored images are as strong as fresh ones", OURS),
+    "one-step": Check(comparisons.one_step, "iterative attacks beat one step", ATHALYE),
+    "steps": Check(comparisons.steps_help, "accuracy falls with steps", CARLINI),
+    "eps": Check(comparisons.eps_helps, "accuracy falls with eps", CARLINI),
+    "large-eps": Check(comparisons.large_eps, "chance at eps 0.5", CARLINI),
+    "unbounded": Check(comparisons.unbounded, "zero without a bound", ATHALYE),
+    "black-box": Check(comparisons.black_box, "Square adds nothing to the white-box attacks", AUTOATTACK),
+    "noise": Check(comparisons.noise_breaks, "noise adds nothing to PGD", CARLINI),
+    "zero-gradients": Check(comparisons.zero_gradients, "gradients do not vanish", AUTOATTACK),
+    "saturation": Check(comparisons.ce_zero, "cross-entropy is not exactly zero", OURS),
+    "rescaling": Check(comparisons.rescaling, "dividing the logits changes nothing", OURS),
+    "float64": Check(comparisons.precision, "float64 changes nothing", OURS),
+    "loss-swap": Check(comparisons.loss_swap, "other losses break no more", OURS),
+    "more-steps": Check(comparisons.more_steps, "the attack has converged", CARLINI),
+    "restarts": Check(comparisons.restarts, "the start does not matter", CARLINI),
+    "silent-success": Check(comparisons.silent_success, "attacks return what they find", f"{PINTOR}, I3"),
+    "incomplete": Check(
+        _probe_check(
+            "trajectory", "still falling", warn=0.05, fail=0.2, what="mean fall of the normalised loss over the last 10 of 50 steps",
+            says="the attack was still making progress when it ended", fine="the attack had come to rest", calls_for=("pgd100-margin",),
+        ),
+        "the attack comes to rest", f"{PINTOR}, I4",
+    ),
+    "unstable": Check(
+        _probe_check(
+            "neighbourhood", "change", warn=0.1, fail=0.5, what="mean relative change of the margin within half of eps",
+            says="the loss jumps from point to point: gradients say little", fine="the loss is smooth", calls_for=GRADIENT_FREE,
+        ),
+        "the loss is smooth around images", f"{PINTOR}, I2",
+    ),
+    "randomness": Check(comparisons.randomness, "the same image gets the same answer, or attacks average", ATHALYE),
+    "train-mode": Check(
+        _probe_check(
+            "state", "changed", warn=0.0, fail=0.0, what="buffers that a forward pass changes",
+            says="a forward pass changes the model: part of it is in training mode", fine="a forward pass changes nothing",
+        ),
+        "forward passes leave the model alone", OURS,
+    ),
+    "batch-dependence": Check(
+        _probe_check(
+            "batch", "differs", warn=1e-3, fail=1e-2, what="largest change of a logit, relative, between a batch and one image",
+            says="an image's class depends on what else is in the batch", fine="images are classified by themselves",
+        ),
+        "an image is classified alone as in a batch", OURS,
+    ),
+    "softmax-outputs": Check(
+        _probe_check(
+            "outputs", "probabilities", warn=0.5, fail=0.99, what="share of outputs that are probabilities",
+            says="the model returns probabilities: attacks on cross-entropy take a second softmax of them", fine="outputs are logits",
+            calls_for=("pgd50-log", "pgd50-margin"),
+        ),
+        "outputs are logits", AUTOATTACK,
+    ),
+    "input-stage": Check(
+        _probe_check(
+            "input stage", "blind", warn=0.0, fail=0.2, what="share of images whose logits do not feel a step of 1e-4",
+            says="a stage in front of the model rounds its input away, and its gradient with it", fine="the model feels small steps",
+            calls_for=("pgd50-bpda", *GRADIENT_FREE),
+        ),
+        "small steps change the logits", OURS,
+    ),
+    "finite-differences": Check(
+        _probe_check(
+            "differences", "mismatch", warn=0.2, fail=0.5, what="1 - correlation of gradients with finite differences",
+            says="the gradient is not the slope of the loss", fine="gradients are the slope of the loss",
+            calls_for=("pgd50-bpda", *GRADIENT_FREE),
+        ),
+        "gradients agree with finite differences", OURS,
+    ),
+    "budget": Check(comparisons.budget, "attacks spend their steps and their radius", OURS),
+    "ceiling": Check(comparisons.ceiling, "nothing above the best published", "RobustBench; a prior, not a proof"),
+}  # fmt: skip

@@ -1,0 +1,305 @@
+"""CONTROLS: models built to cheat, each with the checks that must notice, and honest ones that no check may accuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robench.attacks import parse_suites
+from robench.data.augment import to_unit
+from robench.models.classifier import Classifier
+from robench.models.loading import Subject, classifier_of_module
+from robench.models.seeded import seeded
+from robench.training.spec import TrainSpec
+from robench.training.trainer import train
+from robench.types import Dataset, RobenchError
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Where controls come from: a data set, and models trained on it that the controls are wrapped around.
+
+    Attributes:
+        train_set, test_set: the data.
+        folder: of the trained models.
+        device: to train on.
+    """
+
+    train_set: Dataset
+    test_set: Dataset
+    folder: Path
+    device: str = "cpu"
+
+    def trained(self, arch: str = "single", adversarial: str = "none", seed: int = 0, epochs: int = 15) -> nn.Module:
+        """The main task of a model that robench trains, as a plain module of logits."""
+        from robench.models import load_classifier
+
+        name = f"{arch}-{adversarial}-{seed}"
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            spec = TrainSpec.of(
+                arch, self.train_set, backbone="small", adversarial=adversarial, seed=seed, epochs=epochs, batch_size=64, lr=5e-3
+            )
+            train(spec, self.train_set, self.test_set, out=path, device=self.device, show_progress=False)
+        return load_classifier(path, self.device).module
+
+    @cached_property
+    def undefended(self) -> nn.Module:
+        """Single task, no defence."""
+        return self.trained()
+
+    @cached_property
+    def defended(self) -> nn.Module:
+        """The same, adversarially trained with N-FGSM."""
+        return self.trained(adversarial="nfgsm", epochs=30)
+
+    def fitted(self, module: nn.Module, *, smoothing: float = 0.0, epochs: int = 15) -> nn.Module:
+        """A module of somebody's own, trained by plain cross-entropy."""
+        images, labels = to_unit(self.train_set.images), self.train_set.labels
+        optimiser = torch.optim.Adam(module.parameters(), lr=2e-3)
+        with seeded(0, torch.device("cpu")):
+            for _ in range(epochs):
+                for rows in torch.randperm(len(images)).split(64):
+                    optimiser.zero_grad()
+                    F.cross_entropy(module(images[rows]), labels[rows], label_smoothing=smoothing).backward()
+                    optimiser.step()
+        return module.to(self.device).eval()
+
+    def network(self, activation: Callable[[], nn.Module], depth: int, width: int) -> nn.Module:
+        """An untrained fully connected network."""
+        size, n_classes = self.train_set.images[0].numel(), len(self.train_set.classes)
+        with seeded(0, torch.device("cpu")):
+            layers: list[nn.Module] = [nn.Flatten()]
+            for _ in range(depth):
+                layers += [nn.Linear(size, width), activation()]
+                size = width
+            return nn.Sequential(*layers, nn.Linear(size, n_classes))
+
+
+class Outputs(nn.Module):
+    """A model whose outputs go through something."""
+
+    def __init__(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.module, self.change = module, change
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.change(self.module(images))
+
+
+class Inputs(nn.Module):
+    """A model behind a stage that its images go through, and that it declares."""
+
+    def __init__(self, stage: nn.Module, module: nn.Module) -> None:
+        super().__init__()
+        self.input_stage, self.module = stage, module
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.module(self.input_stage(images))
+
+
+class Quantise(nn.Module):
+    """Rounds to a few levels, whose gradient is zero (Buckman et al. 2018 encode them as thermometers)."""
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images * self.levels).round() / self.levels
+
+
+class Noise(nn.Module):
+    """Adds Gaussian noise, fresh at every call."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + self.size * torch.randn_like(images)
+
+
+class Crop(nn.Module):
+    """Shifts the batch by up to some pixels and rescales its brightness, anew at every call (Xie et al. 2018: random resizing, padding)."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, images: Tensor) -> Tensor:
+        padded = F.pad(images, [self.most] * 4)
+        top, left = (int(torch.randint(2 * self.most + 1, ())) for _ in range(2))
+        return padded[:, :, top : top + images.shape[2], left : left + images.shape[3]]
+
+
+class KWinners(nn.Module):
+    """Keeps the largest activations and zeroes the rest: discontinuous (Xiao et al. 2020)."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, features: Tensor) -> Tensor:
+        kept = features.topk(max(1, int(self.share * features.shape[1])), dim=1).values[:, -1:]
+        return features * (features >= kept)
+
+
+class Detached(nn.Module):
+    """Answers as the model does, and lets only a meaningless gradient through."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.module(images.detach()) + 0 * images.flatten(1).sum(1, keepdim=True)
+
+
+class NoGradient(nn.Module):
+    """Computes under ``torch.no_grad``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+
+class BatchStatistics(nn.Module):
+    """BatchNorm that uses the batch's own statistics for ever, as in training mode."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        for part in self.module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.running_mean = part.running_var = None
+                part.track_running_stats = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+
+@dataclass(frozen=True)
+class Control:
+    """One control.
+
+    Attributes:
+        make: builds the module.
+        honest: whether no check may fail on it.
+        must: checks of which at least one must fail (warn, for an honest random model).
+        about: how it cheats, or why it is honest.
+        crafted_on: what its number's stored images were crafted on, where there are any.
+    """
+
+    make: Callable[[Bench], nn.Module]
+    honest: bool
+    must: tuple[str, ...]
+    about: str
+    crafted_on: Callable[[Bench], nn.Module] | None = None
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    import copy
+
+    return copy.deepcopy(module)
+
+
+CONTROLS: dict[str, Control] = {
+    "undefended": Control(lambda bench: bench.undefended, True, (), "no defence"),
+    "adversarial-nfgsm": Control(lambda bench: bench.defended, True, (), "adversarially trained with N-FGSM"),
+    "adversarial-pgd": Control(lambda bench: bench.trained(adversarial="pgd", epochs=20), True, (), "adversarially trained with PGD"),
+    "linear": Control(lambda bench: bench.fitted(bench.network(nn.Identity, 0, 0)), True, (), "one linear layer"),
+    "honest-noise": Control(
+        lambda bench: Inputs(Noise(0.02), bench.defended), True, ("randomness",), "small noise in front of the N-FGSM model; said to be random"
+    ),
+    "label-smoothing": Control(
+        lambda bench: bench.fitted(bench.network(nn.ReLU, 2, 256), smoothing=0.9), False, (), "trained with label smoothing 0.9"
+    ),
+    "large-logits": Control(
+        lambda bench: Outputs(_copy(bench.undefended), lambda logits: 1e4 * logits), False, ("rescaling", "saturation", "zero-gradients"),
+        "logits x 1e4: cross-entropy underflows",
+    ),
+    "saturating": Control(
+        lambda bench: Outputs(_copy(bench.undefended), lambda logits: 100 * torch.tanh(20 * logits)), False, ("zero-gradients",),
+        "a last layer that saturates",
+    ),
+    "quantised": Control(
+        lambda bench: Inputs(Quantise(4), _copy(bench.undefended)), False, ("input-stage", "zero-gradients"), "input rounded to five levels"
+    ),
+    "k-winners": Control(
+        lambda bench: bench.fitted(bench.network(lambda: KWinners(0.03), 5, 400)), False, ("finite-differences", "unstable", "one-step"),
+        "k-winners-take-all activations",
+    ),
+    "random-crop": Control(lambda bench: Inputs(Crop(1), _copy(bench.undefended)), False, ("randomness",), "random shift at test time"),
+    "random-noise": Control(lambda bench: Inputs(Noise(0.3), _copy(bench.undefended)), False, ("randomness",), "large noise at test time"),
+    "train-mode": Control(
+        lambda bench: BatchStatistics(_copy(bench.undefended)), False, ("batch-dependence", "train-mode"), "BatchNorm on the batch's own statistics"
+    ),
+    "softmax": Control(
+        lambda bench: Outputs(_copy(bench.undefended), lambda logits: logits.softmax(1)), False, ("softmax-outputs",), "returns probabilities"
+    ),
+    "detached": Control(lambda bench: Detached(_copy(bench.undefended)), False, ("zero-gradients",), "gradient cut behind the input"),
+    "no-gradient": Control(lambda bench: NoGradient(_copy(bench.undefended)), False, ("zero-gradients",), "computes without gradients"),
+    "wrong-head": Control(
+        lambda bench: bench.trained(arch="supervised"), False, ("transfer-gap",), "stored images crafted on the coarse head",
+        crafted_on=lambda bench: _head(bench, "coarse"),
+    ),
+    "stored-file": Control(
+        lambda bench: bench.trained(seed=1), False, ("provenance", "transfer-gap"), "the paper's protocol: images crafted on another model",
+        crafted_on=lambda bench: bench.undefended,
+    ),
+}  # fmt: skip
+
+
+def _head(bench: Bench, head: str) -> nn.Module:
+    """Another head of the supervised multitask model."""
+    from robench.checkpoint import load_checkpoint
+    from robench.models.multihead import HeadLogits, rebuild
+
+    bench.trained(arch="supervised")
+    checkpoint = load_checkpoint(bench.folder / "supervised-none-0.safetensors")
+    return HeadLogits(rebuild(checkpoint), head, checkpoint.heads[head]["classes"])
+
+
+def subject_of_control(name: str, bench: Bench) -> Subject:
+    """The control as the audit sees it.
+
+    Raises:
+        RobenchError: there is none of that name.
+    """
+    if name not in CONTROLS:
+        raise RobenchError(f"unknown control {name!r}; there are {', '.join(CONTROLS)}")
+    subject = classifier_of_module(CONTROLS[name].make(bench), len(bench.test_set.classes), bench.device, name=name)
+    return replace(subject, origin={"control": CONTROLS[name].about})
+
+
+def stored_images_of_control(name: str, bench: Bench, n: int, eps: str) -> Path | None:
+    """The file of images that a control's number came from: PGD-20 on whatever it was really crafted on."""
+    control = CONTROLS[name]
+    if control.crafted_on is None:
+        return None
+    from robench.types import ThreatModel
+
+    module, threat = control.crafted_on(bench), ThreatModel.parse("Linf", eps)
+    images = to_unit(bench.test_set.images[:n])
+    with torch.no_grad():
+        outputs = module(images[:1])
+    victim = Classifier(module, outputs.shape[1])
+    coarse = outputs.shape[1] != len(bench.test_set.classes)
+    labels = (bench.test_set.coarse_labels if coarse else bench.test_set.labels)[:n]  # type: ignore[index]
+    ((attack,),) = (suite.members for suite in parse_suites("pgd20", threat, victim.n_classes))
+    with seeded(0, images.device):
+        adv_images = attack.fn(victim, images, labels, threat, 0)
+    path = bench.folder / f"{name}-stored.pt"
+    torch.save({"adv_inputs": adv_images.detach(), "labels": bench.test_set.labels[:n].clone()}, path)
+    return path

@@ -1,0 +1,131 @@
+"""Everything that the checks may look at: verdicts of the audit's runs, what the probes measured, and where stored images come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robench.evaluation.results import Results
+from robench.report.paired import Paired, paired
+from robench.types import Outcome
+
+MAIN = "eps"  # the run at the audited radius
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A column of images that were made before the audit.
+
+    Attributes:
+        column: its name.
+        weights: digest of the weights that they were crafted on, or "" where nobody knows.
+        source: that model's name, or "".
+        heads: the heads that they were crafted on, where not on the judged one alone.
+    """
+
+    column: str
+    weights: str = ""
+    source: str = ""
+    heads: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The measurements of one audit.
+
+    Attributes:
+        runs: radius to results; ``MAIN`` for the audited one, else a name of the grid such as "x2", "half" or "unbounded".
+        probes: name to what it measured; a probe that could not run is absent.
+        model: digest of the evaluated weights.
+        classes: of the main task.
+        dataset: its name.
+        norm, eps_text: the threat model.
+        defended: whether the model is known to be adversarially trained; None where nobody knows.
+        protocol: what the claim says about itself: "white-box", "transfer" or "unknown".
+        stored: columns of images that were made before.
+    """
+
+    runs: Mapping[str, Results]
+    probes: Mapping[str, Mapping[str, Any]]
+    model: str
+    classes: int
+    dataset: str
+    norm: str
+    eps_text: str
+    defended: bool | None = None
+    protocol: str = "unknown"
+    stored: tuple[Stored, ...] = ()
+    _frames: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
+
+    def rows(self, column: str, at: str = MAIN) -> pd.DataFrame | None:
+        """The verdicts of a column or stage, sorted by sample; None where it was not measured."""
+        if at not in self.runs:
+            return None
+        if (at, column) not in self._frames:
+            verdicts = self.runs[at].verdicts
+            self._frames[at, column] = verdicts[verdicts["attack"] == column].sort_values("index")
+        rows = self._frames[at, column]
+        return rows if len(rows) else None
+
+    def robust(self, column: str, *, best: bool = True, at: str = MAIN) -> np.ndarray | None:
+        """Which samples an attack left standing, bool (n,); None where it was not measured or failed on a sample.
+
+        Args:
+            column: its name.
+            best: by every image that it came across, else by those that it returned.
+            at: the radius.
+        """
+        rows = self.rows(column, at)
+        if rows is None:
+            return None
+        said = rows["best" if best else "outcome"].to_numpy()
+        if np.isin(said, Outcome.UNDECIDED).any():
+            return None
+        return said == Outcome.ROBUST
+
+    def broken(self, column: str, *, at: str = MAIN) -> np.ndarray | None:
+        """Which samples an attack broke by any image that it came across, clean mistakes left out; failures break nothing."""
+        rows = self.rows(column, at)
+        return None if rows is None else rows["best"].to_numpy() == Outcome.BROKEN
+
+    def failed(self) -> dict[str, str]:
+        """Attacks at the audited radius that failed, with the reason."""
+        ledger = self.runs[MAIN].ledger
+        said = ledger[ledger["message"] != ""]
+        return {str(name): str(message) for name, message in said.groupby("attack", sort=False)["message"].first().items()}
+
+    def correct(self) -> np.ndarray:
+        """Which samples are right without attack."""
+        robust = self.robust("clean")
+        assert robust is not None  # every run has it
+        return robust
+
+    def compare(self, first: str, second: str, *, best: bool = True, at: str = MAIN, at_second: str = "") -> Paired | None:
+        """Accuracy under the first attack against that under the second, on the same samples; None where either is missing."""
+        one, two = self.robust(first, best=best, at=at), self.robust(second, best=best, at=at_second or at)
+        return None if one is None or two is None else paired(one, two)
+
+    def columns(self) -> list[str]:
+        """The columns of the audited radius that say something about the model itself: all but those of stored images."""
+        stored = {each.column for each in self.stored}
+        return [name for name in self.runs[MAIN].columns if name not in stored]
+
+    def union(self, columns: list[str]) -> tuple[int, int]:
+        """How many samples are robust, and how many at most, where attacks that failed say nothing.
+
+        Args:
+            columns: whose every image counts.
+        """
+        left = self.correct()
+        open_ = np.zeros_like(left)
+        for name in columns:
+            rows = self.rows(name)
+            if rows is not None:
+                said = rows["best"].to_numpy()
+                left = left & ~np.isin(said, (Outcome.BROKEN,))
+                open_ |= np.isin(said, Outcome.UNDECIDED)
+        return int((left & ~open_).sum()), int(left.sum())

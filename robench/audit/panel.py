@@ -1,0 +1,140 @@
+"""Which attacks an audit runs, at which radii; and which stronger ones its findings call for, within a budget."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from robench.attacks import AttackOptions, parse_suites
+from robench.audit.comparisons import REST
+from robench.audit.evidence import MAIN
+from robench.audit.readings import GRADIENT_FREE
+from robench.types import Attack, Finding, Level, Suite, ThreatModel
+
+FULL = (
+    "fgsm", "pgd7", "pgd20", "pgd50", "pgd100", "pgd50-ce", "pgd50-margin", "pgd50-dlr", "pgd50-rescaled", "pgd50-float64", "noise",
+    "autoattack-screened",
+)  # fmt: skip
+QUICK = ("fgsm", "pgd20", "pgd50-ce", "pgd50-margin", "pgd50-rescaled", "noise")
+GRID = {
+    "half": ("pgd20",),
+    "x2": ("pgd20",),
+    "x4": ("pgd20",),
+    "large": ("pgd20", "pgd100-margin"),
+    "unbounded": ("pgd20", "pgd100-margin"),
+}
+QUICK_GRID = {"x2": ("pgd20",), "unbounded": ("pgd20", "pgd100-margin")}
+RESTARTS = 5
+
+REST_ORDER = ("apgd-ce", "apgd-t", "square", "fab-t")  # FAB costs most and adds least, so that it comes last
+CONSEQUENCES = "consequences"
+AUTOATTACK_COST = 11_672  # units (a forward pass 1, a backward pass 2) a surviving sample
+
+
+@dataclass(frozen=True)
+class Stronger:
+    """A stronger attack that findings may call for; units a surviving sample, as ``AUTOATTACK_COST``."""
+
+    name: str
+    cost: int
+
+
+# Cheap ones first: each sees only what the ones before it left.
+LADDER = (
+    Stronger("pgd50-log", 150),
+    Stronger("pgd50-bpda", 150),
+    Stronger("pgd50@surrogate", 150),
+    Stronger("pgd100-margin", 300),
+    Stronger("pgd50-eot", 3_000),
+    Stronger("pgd50-spsa", 6_450),
+    Stronger("square20000", 20_000),
+)  # fmt: skip
+
+
+def panel(threat: ThreatModel, n_classes: int, *, quick: bool) -> list[Suite]:
+    """The columns at the audited radius."""
+    names = [name for name in (QUICK if quick else FULL) if _defined(name, threat, n_classes)]
+    suites = parse_suites(",".join(names), threat, n_classes)
+    return suites if quick else suites + parse_suites("pgd20", threat, n_classes, AttackOptions(restarts=RESTARTS))
+
+
+def _defined(name: str, threat: ThreatModel, n_classes: int) -> bool:
+    if name == "fgsm":
+        return threat.norm == "Linf"
+    return n_classes >= 4 or name != "pgd50-dlr"
+
+
+def rest(threat: ThreatModel, n_classes: int, broken: np.ndarray) -> Suite:
+    """AutoAttack's four stages as one column, on what the panel left.
+
+    Args:
+        threat: the threat model.
+        n_classes: of the main task.
+        broken: bool (n,), samples that are decided.
+    """
+    names = [name for name in REST_ORDER if n_classes >= 4 or name != "apgd-t"]
+    return _on_what_is_left(REST, [parse_suites(name, threat, n_classes)[0].members[0] for name in names], broken)
+
+
+def _on_what_is_left(name: str, members: list[Attack], broken: np.ndarray) -> Suite:
+    left = hashlib.sha256(np.packbits(broken).tobytes()).hexdigest()[:12]
+    members = [replace(member, params={**member.params, "on what was left": left}) for member in members]
+    return Suite(name, tuple(members), cascade=True, counts_best=True, skip=frozenset(np.flatnonzero(broken).tolist()))
+
+
+def grid(threat: ThreatModel, image_shape: tuple[int, int, int], *, quick: bool) -> dict[str, tuple[ThreatModel, tuple[str, ...]]]:
+    """The other radii, and what runs there: half, double and four times eps, half of the pixel range, and all of it."""
+    side = 1.0 if threat.norm == "Linf" else float(np.prod(image_shape)) ** 0.5
+    radii = {"half": threat.eps / 2, "x2": 2 * threat.eps, "x4": 4 * threat.eps, "large": side / 2, "unbounded": side}
+    most = 1.0 if threat.norm == "Linf" else 50.0
+    wanted = QUICK_GRID if quick else GRID
+    return {at: (ThreatModel(threat.norm, min(radii[at], most)), names) for at, names in wanted.items() if at != MAIN}
+
+
+def called_for(findings: Iterable[Finding], done: Iterable[str], budget: float) -> tuple[list[str], list[str]]:
+    """The stronger attacks that findings lead to, and those of them that the budget does not allow.
+
+    A warning leads to attacks with gradients only; those without are for failures.
+
+    Args:
+        findings: of the panel.
+        done: columns that were run.
+        budget: multiples of AutoAttack's cost a surviving sample.
+    """
+    wanted: set[str] = set()
+    for finding in findings:
+        if finding.level == Level.FAIL:
+            wanted.update(finding.calls_for)
+        elif finding.level == Level.WARN:
+            wanted.update(name for name in finding.calls_for if name not in GRADIENT_FREE)
+    ladder = [each for each in LADDER if each.name in wanted and each.name not in set(done)]
+    chosen, spent = [], 0
+    for each in ladder:
+        if spent + each.cost <= budget * AUTOATTACK_COST:
+            chosen.append(each.name)
+            spent += each.cost
+    return chosen, [each.name for each in ladder if each.name not in chosen]
+
+
+def consequences(names: list[str], threat: ThreatModel, n_classes: int, broken: np.ndarray, elsewhere: dict[str, Attack]) -> Suite:
+    """The stronger attacks as one column: a cascade over what the panel left.
+
+    Args:
+        names: of the attacks, in order.
+        threat: the threat model.
+        n_classes: of the main task.
+        broken: bool (n,), samples that are decided.
+        elsewhere: attacks that are crafted on another model, by their name.
+    """
+    members = [elsewhere[name] if name in elsewhere else parse_suites(name, threat, n_classes)[0].members[0] for name in names]
+    return _on_what_is_left(CONSEQUENCES, members, broken)
+
+
+def steps_of(name: str) -> int:
+    """The steps in an attack's name, 0 where there are none."""
+    found = re.match(r"pgd(\d+)", name)
+    return int(found[1]) if found else 0

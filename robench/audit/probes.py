@@ -1,0 +1,223 @@
+"""PROBES: what has to be asked of the model itself, each one function and one line in the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robench.attacks.descent import direction, project, random_start
+from robench.attacks.straight_through import INPUT_STAGE
+from robench.evaluation.verify import margins
+from robench.models.classifier import Classifier
+from robench.models.seeded import seeded
+from robench.types import RobenchError, ThreatModel
+
+if TYPE_CHECKING:
+    from robench.types import Images, Labels, Logits
+
+N = 100  # correctly classified samples that a probe looks at
+RANDOM = "the model is random: one draw says nothing here"
+
+Measured = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Subjects:
+    """What a probe may use: some correctly classified samples, on the classifier's device, and stored images of them."""
+
+    classifier: Classifier
+    images: Images
+    labels: Labels
+    threat: ThreatModel
+    stored: dict[str, Images]
+
+    @property
+    def is_random(self) -> bool:
+        return self.classifier.draws > 1
+
+
+Probe = Callable[[Subjects], Measured]
+
+
+def run_probe(name: str, subjects: Subjects, seed: int) -> Measured:
+    """What a probe measured, or why it could not: ``{"failed": reason}``."""
+    try:
+        with seeded(seed, subjects.images.device):
+            return PROBES[name](subjects)
+    except RobenchError as error:
+        return {"failed": str(error)}
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        return {"failed": "the model passes no gradient"}
+
+
+def repeats(subjects: Subjects) -> Measured:
+    """Five forward passes on the same images: the largest change of a logit, and the share of predictions that change."""
+    logits = torch.stack([_ask(subjects.classifier, subjects.images) for _ in range(5)])
+    flips = (logits.argmax(2) != logits[0].argmax(1)).any(0).float().mean()
+    return {"differs": float((logits - logits[0]).abs().max()), "flips": float(flips)}
+
+
+def batch(subjects: Subjects) -> Measured:
+    """An image alone against the same image in a batch: the largest change of a logit, over the largest logit."""
+    if subjects.is_random:
+        return {"failed": RANDOM}
+    few = subjects.images[:16]
+    together = _ask(subjects.classifier, subjects.images)[: len(few)]
+    alone = torch.cat([_ask(subjects.classifier, image[None]) for image in few])
+    return {"differs": float((alone - together).abs().max() / together.abs().max().clamp(min=1e-12))}
+
+
+def state(subjects: Subjects) -> Measured:
+    """Buffers that a forward pass changes, and layers that are in training mode after it."""
+    module = subjects.classifier.module
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    _ask(subjects.classifier, subjects.images)
+    changed = [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
+    training = [name for name, part in module.named_modules() if part.training]
+    with torch.no_grad():
+        for name in changed:
+            dict(module.named_buffers())[name].copy_(before[name])
+    subjects.classifier.train(False)
+    names = ", ".join([*changed, *(f"{name} in training mode" for name in training)][:3])
+    return {"changed": len(changed) + len(training), "details": names}
+
+
+def outputs(subjects: Subjects) -> Measured:
+    """The share of the outputs that lie in [0, 1] and sum to 1."""
+    said = _ask(subjects.classifier, subjects.images)
+    proper = ((said >= 0) & (said <= 1)).all(1) & ((said.sum(1) - 1).abs() < 1e-4)
+    return {"probabilities": float(proper.float().mean())}
+
+
+def gradients(subjects: Subjects) -> Measured:
+    """The share of samples whose gradient is zero everywhere, at the image and at a point of the ball; and whose cross-entropy is 0."""
+    zero, ce_zero = [], []
+    start = project(subjects.images + random_start(subjects.images, subjects.threat), subjects.images, subjects.threat)
+    for points in (subjects.images, start):
+        points = points.clone().requires_grad_()
+        loss = F.cross_entropy(subjects.classifier(points), subjects.labels, reduction="none")
+        (gradient,) = torch.autograd.grad(loss.sum(), points)
+        zero.append((gradient == 0).flatten(1).all(1))
+        ce_zero.append(loss.detach() == 0)
+    return {"zero": float(torch.stack(zero).any(0).float().mean()), "ce zero": float(torch.stack(ce_zero).any(0).float().mean())}
+
+
+def input_stage(subjects: Subjects) -> Measured:
+    """The share of images whose logits stay the same, to the last bit, under three random steps of 1e-4."""
+    if subjects.is_random:
+        return {"failed": RANDOM}
+    clean, felt = _ask(subjects.classifier, subjects.images), torch.zeros(len(subjects.images), dtype=torch.bool)
+    for _ in range(3):
+        step = 1e-4 * (2 * torch.rand_like(subjects.images) - 1)
+        felt |= (_ask(subjects.classifier, (subjects.images + step).clamp(0, 1)) != clean).any(1).cpu()
+    declared = [name for name, _ in subjects.classifier.module.named_modules() if name.split(".")[-1] == INPUT_STAGE]
+    details = f"the model declares the stage {', '.join(declared)}" if declared else ""
+    return {"blind": float((~felt).float().mean()), "details": details}
+
+
+def differences(subjects: Subjects, directions: int = 8) -> Measured:
+    """How badly gradients of the margin predict what a step of a twentieth of eps along random signs does: 1 - correlation."""
+    if subjects.is_random:
+        return {"failed": RANDOM}
+    threat, size = subjects.threat, subjects.threat.eps / 20
+    points = project(subjects.images + random_start(subjects.images, threat) / 2, subjects.images, threat)
+    free = points.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(margins(subjects.classifier(free), subjects.labels).sum(), free)
+    promised, kept = [], []
+    for _ in range(directions):
+        along = direction(torch.randn_like(points), threat)
+        ahead, behind = (margins(_ask(subjects.classifier, points + sign * size * along), subjects.labels) for sign in (1, -1))
+        promised.append(2 * size * (gradient * along).flatten(1).sum(1))
+        kept.append(ahead - behind)
+    first, second = torch.stack(promised).double(), torch.stack(kept).double()
+    scale = second.pow(2).mean(0).sqrt().clamp(min=1e-30)
+    first, second = (first / scale).flatten(), (second / scale).flatten()
+    product = float(first.norm() * second.norm())
+    agreement = float((first * second).sum()) / product if product else 0.0
+    return {"mismatch": 1 - agreement}
+
+
+def neighbourhood(subjects: Subjects, draws: int = 20) -> Measured:
+    """The mean relative change of the margin, capped at 1, over random points within half of eps."""
+    if subjects.is_random:
+        return {"failed": RANDOM}
+    near = ThreatModel(subjects.threat.norm, subjects.threat.eps / 2)
+    clean = margins(_ask(subjects.classifier, subjects.images), subjects.labels)
+    changes = []
+    for _ in range(draws):
+        points = project(subjects.images + random_start(subjects.images, near), subjects.images, near)
+        moved = margins(_ask(subjects.classifier, points), subjects.labels)
+        changes.append(((moved - clean).abs() / clean.abs().clamp(min=1e-12)).clamp(max=1))
+    return {"change": float(torch.stack(changes).mean())}
+
+
+def trajectory(subjects: Subjects, steps: int = 50, last: int = 10) -> Measured:
+    """How much the best margin of those that survive PGD still falls over the last steps, over the whole range that it went through."""
+    if subjects.is_random:
+        return {"failed": RANDOM}
+    threat, points = subjects.threat, subjects.images + random_start(subjects.images, subjects.threat)
+    points, curve = project(points, subjects.images, threat), []
+    for _ in range(steps):
+        free = points.clone().requires_grad_()
+        logits = subjects.classifier(free)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, subjects.labels, reduction="sum"), free)
+        curve.append(margins(logits.detach(), subjects.labels))
+        points = project(points + threat.eps / 4 * direction(gradient, threat), subjects.images, threat)
+    margin = torch.stack(curve)
+    best = margin.cummin(0).values
+    left = best[-1] > 0
+    if not left.any():
+        return {"still falling": 0.0, "details": f"none of {len(left)} survive"}
+    span = (margin.amax(0) - margin.amin(0)).clamp(min=1e-12)
+    fall = ((best[-1 - last] - best[-1]) / span)[left].mean()
+    return {"still falling": float(fall), "details": f"{int(left.sum())} of {len(left)} survive"}
+
+
+def sign_agreement(subjects: Subjects) -> Measured:
+    """The share of moved pixels whose sign is that of the model's own gradient, for stored images and for one step of its own."""
+    if not subjects.stored:
+        return {"failed": "no stored images were given (--adv)"}
+    free = subjects.images.clone().requires_grad_()
+    loss = F.cross_entropy(subjects.classifier(free), subjects.labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, free)
+    own = project(subjects.images, subjects.images, subjects.threat)
+    for _ in range(7):
+        free = own.clone().requires_grad_()
+        loss = F.cross_entropy(subjects.classifier(free), subjects.labels, reduction="sum")
+        (step,) = torch.autograd.grad(loss, free)
+        own = project(own + subjects.threat.eps / 4 * direction(step, subjects.threat), subjects.images, subjects.threat)
+    deltas = {name: images - subjects.images for name, images in subjects.stored.items()} | {"own": own - subjects.images}
+    return {name: agreement(delta, gradient) for name, delta in deltas.items()}
+
+
+def agreement(delta: Tensor, gradient: Tensor) -> float:
+    """Share of the pixels that were moved, and have a gradient, in which both have the same sign; NaN where there are none."""
+    counted = (delta != 0) & (gradient != 0)
+    return float(((delta > 0) == (gradient > 0))[counted].double().mean()) if bool(counted.any()) else float(np.nan)
+
+
+def _ask(classifier: Classifier, images: Images) -> Logits:
+    with torch.no_grad():
+        return classifier(images)
+
+
+PROBES: dict[str, Probe] = {
+    "repeats": repeats,
+    "state": state,
+    "batch": batch,
+    "outputs": outputs,
+    "gradients": gradients,
+    "input stage": input_stage,
+    "differences": differences,
+    "neighbourhood": neighbourhood,
+    "trajectory": trajectory,
+    "sign-agreement": sign_agreement,
+}

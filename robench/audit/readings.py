@@ -1,0 +1,114 @@
+"""Readings: numbers against thresholds, as findings. The checks are made of these."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+from robench.audit.evidence import MAIN, Evidence
+from robench.report.paired import Paired, paired
+from robench.report.tables import interval, percent, title
+from robench.types import Finding, Level
+
+GRADIENT_FREE = ("pgd50-spsa", "pgd50@surrogate", "square20000")
+
+
+def unknown(why: str) -> Finding:
+    """A check whose experiment is missing."""
+    return Finding("", Level.UNKNOWN, "not measured", why, "")
+
+
+def missing(evidence: Evidence, *columns: str, at: str = MAIN) -> Finding:
+    """A check whose attacks were not run, or failed."""
+    failed = evidence.failed()
+    why = [f"{title(name)} {f'failed: {failed[name]}' if name in failed else 'was not run'}" for name in columns]
+    return unknown("; ".join(why) + (f" (radius {at})" if at != MAIN else ""))
+
+
+def gap_finding(
+    found: Paired, *, warn: float, fail: float, says: str, fine: str, text: str, calls_for: tuple[str, ...] = ()
+) -> Finding:
+    """A difference that should not exceed a threshold: it warns by its value and fails by its lower 95 % bound."""
+    value, low = found.difference, found.low
+    level = Level.FAIL if low > fail else Level.WARN if value > warn else Level.PASS
+    measured = f"{text}: {100 * value:+.1f} points [{100 * low:+.1f}, {100 * found.high:+.1f}] on {found.n:,} samples; {found}"
+    return Finding(
+        "", level, fine if level == Level.PASS else says, measured, "", value, fail if level == Level.FAIL else warn, found.p,
+        calls_for=() if level == Level.PASS else calls_for,
+    )  # fmt: skip
+
+
+def two(evidence: Evidence, first: str, second: str, *, best: bool = True, **judged) -> Finding:
+    """The accuracy under one attack against that under another, see ``gap_finding``."""
+    found = evidence.compare(first, second, best=best)
+    if found is None:
+        return missing(evidence, *(name for name in (first, second) if evidence.robust(name, best=best) is None))
+    return gap_finding(found, **judged)
+
+
+def rises(evidence: Evidence, steps: list[tuple[str, np.ndarray | None]], what: str, says: str, fine: str) -> Finding:
+    """The largest rise along a sequence of accuracies that should fall."""
+    known = [(name, robust) for name, robust in steps if robust is not None]
+    if len(known) < 2:
+        return unknown(f"fewer than two points of accuracy against {what} were measured")
+    pairs = [(f"{one} to {two}", paired(later, earlier)) for (one, earlier), (two, later) in pairwise(known)]
+    name, worst = max(pairs, key=lambda pair: pair[1].difference)
+    curve = ", ".join(f"{name} {percent(float(robust.mean()))} %" for name, robust in known)
+    return gap_finding(
+        worst, warn=0.01, fail=0.0, says=says, fine=fine, text=f"{curve}; largest rise, {name}", calls_for=GRADIENT_FREE
+    )
+
+
+def left_at(evidence: Evidence, at: str, allowed: float, name: str) -> Finding:
+    """What survives at a radius at which nothing should."""
+    ran = {column: robust for column in ("pgd20", "pgd100-margin") if (robust := evidence.robust(column, at=at)) is not None}
+    if not ran:
+        return missing(evidence, "pgd20", at=at)
+    left = np.logical_and.reduce(list(ran.values()))
+    count, n = int(left.sum()), len(left)
+    low = interval(count, n)[0]
+    level = Level.FAIL if low > max(allowed, 0.01) else Level.WARN if count / n > allowed else Level.PASS
+    radius = evidence.runs[at].description["threat"]["eps_text"]
+    return Finding(
+        "", level, f"the attack does not reach {name} even there: it cannot be trusted at a small radius" if level != Level.PASS else f"it reaches {name}",
+        f"{count:,} of {n:,} samples survive {' and '.join(map(title, ran))} at eps {radius}", "", count / n, allowed,
+        calls_for=() if level == Level.PASS else ("pgd50-rescaled", *GRADIENT_FREE),
+    )  # fmt: skip
+
+
+def stronger_than(
+    evidence: Evidence, left: np.ndarray | None, broken: np.ndarray | None, what: str, over: str, fail: float
+) -> Finding:
+    """What an attack that should add nothing breaks of what others left."""
+    if left is None or broken is None:
+        return unknown(f"{what}, or what it is compared with, was not run or failed")
+    count, n = int((left & broken).sum()), len(left)
+    low = interval(count, n)[0]
+    level = Level.FAIL if low > fail else Level.WARN if count else Level.PASS
+    says = f"{what} breaks what {over} left: gradients do not lead to the weak points"
+    return Finding(
+        "", level, says if level != Level.PASS else f"{what} adds nothing", f"{count:,} of {int(left.sum()):,} survivors, n = {n:,}", "",
+        count / n, fail, calls_for=() if level == Level.PASS else GRADIENT_FREE,
+    )  # fmt: skip
+
+
+def survivors(evidence: Evidence, columns: tuple[str, ...]) -> np.ndarray | None:
+    """What is left after those of the columns that ran; None where not one did."""
+    known = [robust for name in columns if (robust := evidence.robust(name)) is not None]
+    return np.logical_and.reduce(known) if known else None
+
+
+def probed(evidence: Evidence, probe: str, statistic: str, *, warn: float, fail: float, says: str, fine: str, what: str,
+            calls_for: tuple[str, ...] = ()) -> Finding:  # fmt: skip
+    """A probe's statistic against two thresholds."""
+    found = evidence.probes.get(probe, {})
+    if found.get(statistic) is None:
+        return unknown(str(found.get("failed") or f"the probe {probe} was not run"))
+    value = float(found[statistic])
+    level = Level.FAIL if value > fail else Level.WARN if value > warn else Level.PASS
+    details = f"; {found['details']}" if found.get("details") else ""
+    return Finding(
+        "", level, fine if level == Level.PASS else says, f"{what} {value:.4g}{details}", "", value,
+        fail if level == Level.FAIL else warn, calls_for=() if level == Level.PASS else calls_for,
+    )  # fmt: skip

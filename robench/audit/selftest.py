@@ -1,0 +1,121 @@
+"""The audit on its own controls: which check fires on which model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from robench.audit import Audit, AuditRequest, audit_subject
+from robench.audit.checks import CHECKS
+from robench.audit.controls import CONTROLS, Bench, stored_images_of_control, subject_of_control
+from robench.audit.verdict import OPEN, REFUTED, WEAKENED
+from robench.data import load_dataset
+from robench.files import write_atomically
+from robench.report.markdown import table
+from robench.types import Level
+
+MARKS = {Level.FAIL: "F", Level.WARN: "w", Level.UNKNOWN: "?", Level.PASS: "."}
+SAMPLES = 200
+FALSE = 0.10  # a plain number is false where it is this much above what survives
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the audit said about a control, and whether that is right.
+
+    Attributes:
+        name: of the control.
+        audit: what it said.
+        complaint: what is wrong with it, or "".
+    """
+
+    name: str
+    audit: Audit
+    complaint: str
+
+
+def audit_control(name: str, bench: Bench, folder: Path, *, n: int = SAMPLES, seed: int = 0, quick: bool = False) -> Outcome:
+    """Audits one control without a claim: judged is what its plain suite, or its stored images, would have reported."""
+    eps = bench.test_set.default_eps["Linf"]
+    stored = stored_images_of_control(name, bench, n, eps)
+    request = AuditRequest(eps=eps, n=n, seed=seed, adv=(str(stored),) if stored else (), quick=quick)
+    if stored and name == "stored-file":
+        bench.trained()
+        request = AuditRequest(
+            eps=eps, n=n, seed=seed, adv=(str(stored),), source=bench.folder / "single-none-0.safetensors", quick=quick
+        )
+    subject = subject_of_control(name, bench)
+    audit = audit_subject(
+        subject, bench.test_set, request, folder, bench.device, learn_from=bench.train_set, command="robench audit --self-test",
+        show_progress=False,
+    )  # fmt: skip
+    return Outcome(name, audit, complaint_of(name, audit))
+
+
+def complaint_of(name: str, audit: Audit) -> str:
+    """What the audit should have said about a control and did not, or said and should not have; "" where all is well."""
+    control, levels = CONTROLS[name], {finding.check: finding.level for finding in audit.findings}
+    failed = [check for check, level in levels.items() if level == Level.FAIL]
+    if control.honest:
+        if failed:
+            return f"honest, but accused by {', '.join(failed)}"
+        silent = [check for check in control.must if levels[check] not in (Level.WARN, Level.FAIL)]
+        return f"not said: {', '.join(silent)}" if silent else ""
+    if control.must and not set(control.must) & set(failed):
+        return f"not noticed by {' or '.join(control.must)}"
+    verdict = audit.verdict
+    left = verdict.most / verdict.n
+    false = verdict.claim is not None and verdict.claim - left > FALSE
+    if false and verdict.word not in (REFUTED, WEAKENED):
+        return f"its number {verdict.claim:.3f} is false ({left:.3f} is left), but the verdict is {verdict.word}"
+    return ""
+
+
+def self_test(
+    out: Path, *, n: int = SAMPLES, seed: int = 0, dataset: str = "digits", only: tuple[str, ...] = ()
+) -> tuple[Path, list[str]]:
+    """Audits every control and writes the confusion table.
+
+    Returns:
+        The table's path, and what is wrong, a line a control.
+    """
+    bench = Bench(load_dataset(dataset, "train"), load_dataset(dataset, "test"), out / "models")
+    outcomes = []
+    for name in only or CONTROLS:
+        outcomes.append(audit_control(name, bench, out / name, n=n, seed=seed))
+        print(
+            f"{name:<18}{outcomes[-1].audit.verdict.word:<16}{outcomes[-1].audit.seconds:5.0f} s  {outcomes[-1].complaint}",
+            flush=True,
+        )
+    page = out / "confusion.md"
+    write_atomically(page, confusion(outcomes, n, seed).encode())
+    frame = pd.DataFrame([_row(outcome) for outcome in outcomes])
+    write_atomically(out / "confusion.csv", frame.to_csv(index=False, lineterminator="\n").encode())
+    return page, [f"{outcome.name}: {outcome.complaint}" for outcome in outcomes if outcome.complaint]
+
+
+def confusion(outcomes: list[Outcome], n: int, seed: int) -> str:
+    """Controls in rows, checks in columns."""
+    header = ["control", "kind", "right", "judged", "left", "verdict", *CHECKS]
+    rows = []
+    for outcome in outcomes:
+        row = _row(outcome)
+        rows.append([str(row[key]) for key in header])
+    return (
+        f"# The audit on its controls\n\nn = {n}, attack seed {seed}. F fails, w warns, ? was not measured, . passes. *judged*: what FGSM and PGD-20, or "
+        f"the stored images, report, in percent; *left*: what survives every attack of the audit.\n\n{table(header, rows)}\n"
+    )
+
+
+def _row(outcome: Outcome) -> dict[str, str]:
+    verdict, levels = outcome.audit.verdict, {finding.check: finding.level for finding in outcome.audit.findings}
+    return {
+        "control": outcome.name,
+        "kind": "honest" if CONTROLS[outcome.name].honest else "cheat",
+        "right": "no" if outcome.complaint else "yes",
+        "judged": "-" if verdict.claim is None else f"{100 * verdict.claim:.1f}",
+        "left": f"{100 * verdict.most / verdict.n:.1f}",
+        "verdict": verdict.word if verdict.word != OPEN else "open",
+    } | {check: MARKS[levels[check]] for check in CHECKS}

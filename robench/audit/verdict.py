@@ -1,0 +1,169 @@
+"""What an audit says about a number: refuted, weakened, supported, or not established."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from robench.audit.comparisons import REST
+from robench.audit.evidence import Evidence
+from robench.audit.panel import CONSEQUENCES, steps_of
+from robench.report.tables import interval, percent, title
+from robench.types import Finding, Level, Outcome
+
+REFUTED, WEAKENED, SUPPORTED, OPEN = "refuted", "weakened", "supported", "not established"
+MARGIN = 0.05  # a number is refuted where the upper bound lies further below it than this
+# Checks without whose experiment no number is supported.
+REQUIRED = (
+    "one-step", "steps", "eps", "large-eps", "unbounded", "noise", "zero-gradients", "rescaling", "loss-swap", "more-steps", "restarts",
+    "silent-success", "randomness", "train-mode", "batch-dependence", "softmax-outputs", "black-box",
+)  # fmt: skip
+EXCUSED_WHERE_RANDOM = ("batch-dependence",)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judged number and what became of it. Accuracies are fractions of all n samples.
+
+    Attributes:
+        word: "refuted", "weakened", "supported" or "not established".
+        claim: the judged number; None where there is none.
+        claimed: what it is, in words.
+        robust, most: samples that survive, and at most where an attack failed.
+        low, high: 95 % interval of what it is judged against.
+        n: samples.
+        against: what it is judged against, in words.
+        why: reasons, each a sentence.
+        took_away: (step, accuracy after it), in the order of the audit.
+        transfer: accuracy on stored images, where there are any.
+    """
+
+    word: str
+    claim: float | None
+    claimed: str
+    robust: int
+    most: int
+    low: float
+    high: float
+    n: int
+    against: str
+    why: tuple[str, ...]
+    took_away: tuple[tuple[str, float], ...]
+    transfer: float | None = None
+
+
+def judge_number(evidence: Evidence, findings: list[Finding], claim: float | None, not_run: list[str]) -> Verdict:
+    """The verdict on a claim, or, without one, on what the plain suite or the stored images report.
+
+    Args:
+        evidence: of the audit.
+        findings: of its checks.
+        claim: robust accuracy as a fraction, or None.
+        not_run: attacks that findings call for and the budget did not allow.
+    """
+    robust, most = evidence.union(evidence.columns())
+    n = len(evidence.correct())
+    stored = _stored_accuracy(evidence)
+    number, claimed = (claim, f"the claim ({evidence.protocol})") if claim is not None else _plain(evidence, stored)
+    low, high, against = interval(robust, n)[0], interval(most, n)[1], "all attacks on the model itself, per sample"
+    if evidence.protocol == "transfer" and stored is not None:
+        count = round(stored * n)
+        (low, high), against = interval(count, n), "the stored images, as transfer"
+    why = list(_reasons(evidence, findings, not_run))
+    if number is None:
+        word = OPEN
+        why.insert(0, "there is no number to judge: the plain attacks failed on this model")
+    elif evidence.protocol == "transfer" and stored is None:
+        word = OPEN
+        why.insert(0, "a claim of transfer is judged by the stored images: give them with --adv")
+    elif high < number - MARGIN:
+        word = REFUTED
+    elif high < number:
+        word = WEAKENED
+    elif number < low:
+        word = OPEN
+        why.insert(0, "the number is below what the audit's attacks leave: whoever measured it had stronger ones")
+    else:
+        word = OPEN if why else SUPPORTED
+    return Verdict(word, number, claimed, robust, most, low, high, n, against, tuple(why), tuple(_steps(evidence)), stored)
+
+
+def _reasons(evidence: Evidence, findings: list[Finding], not_run: list[str]) -> list[str]:
+    """Why a number that lies inside the interval is not supported yet."""
+    if evidence.protocol == "transfer":
+        return []
+    is_random = float(evidence.probes.get("repeats", {}).get("differs", 0.0)) > 1e-4
+    excused = EXCUSED_WHERE_RANDOM if is_random else ()
+    missing = [
+        each.check for each in findings if each.check in REQUIRED and each.level == Level.UNKNOWN and each.check not in excused
+    ]
+    failed = [
+        each.check
+        for each in findings
+        if each.level == Level.FAIL and not (each.check == "randomness" and CONSEQUENCES in evidence.columns())
+    ]
+    reasons = [f"required experiments are missing: {', '.join(missing)}"] if missing else []
+    reasons += [f"checks fail: {', '.join(failed)}"] if failed else []
+    return reasons + ([f"the budget did not allow {', '.join(map(title, not_run))}"] if not_run else [])
+
+
+def _stored_accuracy(evidence: Evidence) -> float | None:
+    shares = [float(robust.mean()) for each in evidence.stored if (robust := evidence.robust(each.column, best=False)) is not None]
+    return min(shares) if shares else None
+
+
+def _plain(evidence: Evidence, stored: float | None) -> tuple[float | None, str]:
+    """What would have been reported: by the stored images, else by FGSM and PGD-20, whichever is lower."""
+    if stored is not None:
+        return stored, "accuracy on the stored images"
+    shares = [float(robust.mean()) for name in ("fgsm", "pgd20") if (robust := evidence.robust(name, best=False)) is not None]
+    return (min(shares), "what FGSM and PGD-20 report") if shares else (None, "what FGSM and PGD-20 report")
+
+
+def _steps(evidence: Evidence) -> list[tuple[str, float]]:
+    """What is left after each step of the audit, all attacks before it counted."""
+    correct = evidence.correct()
+    n, steps, left = len(correct), [("right without attack", float(correct.mean()))], correct.copy()
+    if (stored := _stored_accuracy(evidence)) is not None:
+        steps.append(("on the stored images", stored))
+    columns = evidence.columns()
+    plain = [name for name in columns if name in ("fgsm", "pgd20")]
+    others = [name for name in columns if name not in plain and steps_of(name)]
+    late = [name for name in columns if name not in plain and name not in others and name != CONSEQUENCES]
+    groups = [("FGSM and PGD-20, white-box, what they came across", plain), ("more steps, starts and losses", others)]
+    groups += [("AutoAttack, on what was left" if name == REST else title(name), [name]) for name in late]
+    for said, names in groups:
+        left &= ~_broken(evidence, names, n)
+        if names:
+            steps.append((said, float(left.mean())))
+    stages = evidence.runs["eps"].stages.get(CONSEQUENCES, [])
+    for stage in stages:
+        left &= ~_broken(evidence, [stage], n)
+        steps.append((f"{title(stage.partition('/')[2])}, called for by a finding", float(left.mean())))
+    return steps
+
+
+def _broken(evidence: Evidence, names: list[str], n: int) -> np.ndarray:
+    broken = np.zeros(n, dtype=bool)
+    for name in names:
+        rows = evidence.rows(name)
+        if rows is not None:
+            broken |= rows["best"].to_numpy() == Outcome.BROKEN
+    return broken
+
+
+def verdict_line(verdict: Verdict) -> str:
+    """The verdict in one sentence."""
+    left = (
+        percent(verdict.robust / verdict.n)
+        if verdict.robust == verdict.most
+        else (f"{percent(verdict.robust / verdict.n)} to {percent(verdict.most / verdict.n)}")
+    )
+    found = f"{left} % of {verdict.n:,} samples survive every attack on the model itself"
+    if verdict.claim is None:
+        return f"**Not established.** {found}."
+    said = f"{percent(verdict.claim)} % ({verdict.claimed})"
+    bounds = f"95 % interval {percent(verdict.low)} to {percent(verdict.high)}, n = {verdict.n:,}"
+    by = f"judged against {verdict.against}: {bounds}"
+    return f"**{verdict.word[0].upper()}{verdict.word[1:]}: {said}.** {found}; {by}."

@@ -1,0 +1,273 @@
+"""The audit: its statistics, its checks on verdicts known by hand, its verdicts, and its controls."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cases import LINF, linear_case
+from click.testing import CliRunner
+from torch import nn
+
+from robench.attacks.descent import LOSSES, descend
+from robench.attacks.straight_through import StraightThrough
+from robench.audit import AuditRequest, audit_subject
+from robench.audit.checks import CHECKS, run_checks
+from robench.audit.comparisons import black_box, loss_swap, one_step, provenance, randomness, transfer_gap
+from robench.audit.controls import CONTROLS, Bench, Detached, NoGradient, Quantise
+from robench.audit.evidence import Evidence, Stored
+from robench.audit.panel import called_for
+from robench.audit.selftest import audit_control
+from robench.audit.verdict import OPEN, REFUTED, REQUIRED, SUPPORTED, WEAKENED, judge_number
+from robench.cli import main
+from robench.evaluation.results import Results
+from robench.models.classifier import Classifier
+from robench.models.loading import classifier_of_module
+from robench.report.paired import holm, paired
+from robench.types import Finding, Level, Outcome, RobenchError
+
+N = 1000
+
+
+def results_of(columns, *, failed=()):
+    """A run whose attacks left the first so many of the samples robust; 900 of 1,000 are right without attack."""
+    frames, suites = [], []
+    for name, left in {"clean": 900, **columns}.items():
+        robust = np.zeros(N, bool)
+        robust[left if isinstance(left, np.ndarray) else np.arange(left)] = True
+        outcome = np.where(np.arange(N) >= 900, Outcome.MISCLASSIFIED, np.where(robust, Outcome.ROBUST, Outcome.BROKEN))
+        outcome = np.where((outcome == Outcome.ROBUST) & (name in failed), Outcome.ERROR, outcome)
+        rows = {"attack": name, "index": np.arange(N), "outcome": outcome, "best": outcome, "distance": 0.1}
+        frames.append(pd.DataFrame(rows))
+        if name != "clean":
+            suites.append({"name": name, "cascade": False, "members": [{"params": {}}]})
+    ledger = pd.DataFrame(
+        [(name, 0, 0, "", "it raised" if name in failed else "") for name in columns],
+        columns=["attack", "forwards", "backwards", "mode", "message"],
+    )
+    description = {"suites": suites, "threat": {"eps": 0.1, "eps_text": "0.1"}, "n": N}
+    names = [name for name in columns if "/" not in name]
+    return Results(Path(), description, pd.concat(frames), ledger, names, {name: [] for name in names}, [], {})
+
+
+def evidence_of(columns, *, probes=None, failed=(), **more):
+    return Evidence({"eps": results_of(columns, failed=failed)}, probes or {}, "mine", 10, "digits", "Linf", "0.1", **more)
+
+
+def test_paired_difference_counts_discordant_samples_and_tests_them_exactly():
+    first, second = np.array([1, 1, 1, 1, 1, 0, 1, 0], bool), np.array([0, 0, 0, 0, 0, 1, 1, 0], bool)
+    found = paired(first, second)
+    assert (found.only_first, found.only_second, found.difference) == (5, 1, 0.5)
+    assert found.p == pytest.approx(2 * (1 + 6) / 2**6)  # two-sided binomial of 5 in 6
+    assert found.low < 0.5 < found.high
+    none = paired(first, first)
+    assert (none.difference, none.p) == (0, 1)
+    assert none.high == pytest.approx(1 - 0.025 ** (1 / 8))  # Clopper-Pearson's for none of eight
+
+
+def test_holm_multiplies_by_what_is_left_and_never_falls():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+
+
+def test_a_step_that_beats_twenty_is_a_failure_and_the_reverse_is_not():
+    assert one_step(evidence_of({"fgsm": 300, "pgd20": 500})).level == Level.FAIL
+    assert one_step(evidence_of({"fgsm": 500, "pgd20": 300})).level == Level.PASS
+    assert one_step(evidence_of({"fgsm": 500, "pgd20": 500})).level == Level.PASS
+
+
+def test_what_was_not_measured_or_failed_is_unknown():
+    assert one_step(evidence_of({"pgd20": 500})).level == Level.UNKNOWN
+    found = one_step(evidence_of({"fgsm": 300, "pgd20": 500}, failed=("fgsm",)))
+    assert found.level == Level.UNKNOWN
+    assert "FGSM failed: it raised" in found.evidence
+    assert {finding.level for finding in run_checks(evidence_of({})) if finding.check in REQUIRED} == {Level.UNKNOWN}
+
+
+def test_a_loss_swap_of_three_points_is_reported_and_one_of_fifteen_fails():
+    assert loss_swap(evidence_of({"pgd50-ce": 500, "pgd50-margin": 490})).level == Level.PASS
+    assert loss_swap(evidence_of({"pgd50-ce": 500, "pgd50-margin": 470})).level == Level.WARN
+    assert loss_swap(evidence_of({"pgd50-ce": 500, "pgd50-margin": 500, "pgd50-dlr": 350})).level == Level.FAIL
+
+
+def test_square_is_compared_with_what_every_white_box_attack_left():
+    columns = {"pgd20": 300, "autoattack-rest/apgd-ce": 280, "autoattack-rest/square": np.arange(20, 260)}
+    found = black_box(evidence_of(columns))
+    assert (found.level, found.statistic) == (Level.FAIL, 0.04)  # samples 0 to 19 and 260 to 279; 280 to 299 were broken before
+    assert black_box(evidence_of(columns | {"autoattack-rest/square": np.arange(280)})).level == Level.PASS
+
+
+def test_a_failure_that_the_correction_takes_away_becomes_a_warning():
+    evidence = evidence_of({"fgsm": np.arange(94), "pgd20": np.arange(100), "pgd7": 100, "pgd50": 100, "pgd100": 100})
+    alone = one_step(evidence)
+    assert (alone.level, alone.p) == (Level.FAIL, pytest.approx(2 / 2**6))
+    corrected = next(finding for finding in run_checks(evidence) if finding.check == "one-step")
+    assert corrected.level == Level.WARN
+    assert corrected.p_corrected > 0.05
+
+
+def test_stored_images_must_come_from_the_judged_weights():
+    def level(protocol="unknown", **stored):
+        return provenance(evidence_of({"x": 5}, stored=(Stored("x", **stored),), protocol=protocol)).level
+
+    assert level(weights="mine") == Level.PASS
+    assert level(weights="other") == Level.FAIL
+    assert level(weights="other", protocol="transfer") == Level.PASS
+    assert level(weights="mine", heads=("coarse",)) == Level.FAIL
+    assert level() == Level.UNKNOWN
+    assert provenance(evidence_of({})).level == Level.PASS
+
+
+def test_stored_images_that_a_fresh_attack_beats_are_noticed_though_nobody_names_their_source():
+    evidence = evidence_of({"adv@file": 600, "pgd20": 10}, stored=(Stored("adv@file"),))
+    found = transfer_gap(evidence)
+    assert (found.level, round(found.statistic, 3)) == (Level.FAIL, 0.59)
+
+
+def test_a_random_model_is_reported_and_accused_only_where_averaging_breaks_more():
+    probes = {"repeats": {"differs": 0.3, "flips": 0.1}}
+    assert randomness(evidence_of({"pgd50-margin": 500}, probes=probes)).level == Level.WARN
+    assert randomness(evidence_of({"pgd50-margin": 500, "pgd50-eot": 498}, probes=probes)).level == Level.WARN
+    assert randomness(evidence_of({"pgd50-margin": 500, "pgd50-eot": 300}, probes=probes)).level == Level.FAIL
+    assert randomness(evidence_of({}, probes={"repeats": {"differs": 0.0, "flips": 0.0}})).level == Level.PASS
+
+
+def passing():
+    return [Finding(name, Level.PASS, "", "", "") for name in CHECKS]
+
+
+@pytest.mark.parametrize(
+    ("claim", "word"),
+    [(0.40, REFUTED), (0.35, WEAKENED), (0.31, SUPPORTED), (0.30, SUPPORTED), (0.20, OPEN)],  # 95 % interval of 300: 0.272 to 0.329
+)
+def test_a_claim_is_held_against_the_interval_of_the_union(claim, word):
+    evidence = evidence_of({"pgd20": 400, "autoattack": 300})
+    verdict = judge_number(evidence, passing(), claim, [])
+    assert (verdict.word, verdict.robust, verdict.most) == (word, 300, 300)
+
+
+def test_without_a_claim_the_plain_attacks_are_judged():
+    verdict = judge_number(evidence_of({"fgsm": 600, "pgd20": 500, "autoattack": 300}), passing(), None, [])
+    assert (verdict.claim, verdict.word) == (0.5, REFUTED)
+
+
+def test_nothing_is_supported_while_an_experiment_is_missing_a_check_fails_or_the_budget_was_short():
+    evidence = evidence_of({"pgd20": 300})
+    gap = [*passing()[:-1], Finding("noise", Level.UNKNOWN, "", "", "")]
+    bad = [*passing()[:-1], Finding("one-step", Level.FAIL, "", "", "")]
+    for findings, not_run, why in (
+        (gap, [], "missing: noise"),
+        (bad, [], "checks fail: one-step"),
+        (passing(), ["square20000"], "budget"),
+    ):
+        verdict = judge_number(evidence, findings, 0.3, not_run)
+        assert verdict.word == OPEN
+        assert any(why in reason for reason in verdict.why)
+
+
+def test_a_failed_attack_leaves_the_union_open_and_cannot_refute():
+    evidence = evidence_of({"fgsm": 400, "pgd20": 300}, failed=("pgd20",))
+    verdict = judge_number(evidence, passing(), 0.38, [])
+    assert (verdict.robust, verdict.most) == (0, 300)
+    assert (
+        judge_number(evidence, passing(), 0.31, []).word == SUPPORTED
+    )  # at most 300 are left, as the failed attack broke 100 for certain
+
+
+def test_a_claim_of_transfer_is_held_against_the_stored_images():
+    evidence = evidence_of({"adv@file": 600, "pgd20": 10}, stored=(Stored("adv@file", "other"),), protocol="transfer")
+    verdict = judge_number(evidence, passing(), 0.606, [])
+    assert (verdict.word, verdict.robust, verdict.transfer) == (SUPPORTED, 10, 0.6)
+    white_box = judge_number(
+        evidence_of({"adv@file": 600, "pgd20": 10}, stored=(Stored("adv@file"),), protocol="white-box"), passing(), 0.606, []
+    )
+    assert white_box.word == REFUTED
+
+
+def test_findings_call_for_attacks_within_the_budget_and_warnings_for_cheap_ones():
+    grave = Finding("x", Level.FAIL, "", "", "", calls_for=("square20000", "pgd50-bpda"))
+    mild = Finding("y", Level.WARN, "", "", "", calls_for=("pgd50-spsa", "pgd100-margin"))
+    assert called_for([grave, mild], [], 3.0) == (["pgd50-bpda", "pgd100-margin", "square20000"], [])
+    assert called_for([grave, mild], ["pgd100-margin"], 1.0) == (["pgd50-bpda"], ["square20000"])
+
+
+def test_rescaled_cross_entropy_is_cross_entropy_where_margins_are_small():
+    logits, labels = torch.tensor([[3.0, 1.0, 0.0], [4000.0, 0.0, -1.0]]), torch.tensor([0, 0])
+    plain, rescaled = (LOSSES[name](logits, labels, logits) for name in ("ce", "rescaled"))
+    assert rescaled[0] == plain[0]
+    assert plain[1] == 0
+    assert rescaled[1] == pytest.approx(np.log1p(np.exp(-10) + np.exp(-10.0025)), rel=1e-3)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: nn.Sequential(Quantise(4), model), Detached, NoGradient])
+def test_gradients_go_straight_through_what_has_none_and_the_outputs_stay(wrap):
+    model, images, _, _ = linear_case(0.02, "Linf", n=10)
+    cheat = wrap(model)
+    through = StraightThrough(cheat)
+    assert torch.equal(through(images), cheat(images))
+    free = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(through(free)[:, 0].sum(), free)
+    assert torch.allclose(gradient.flatten(1), model.weight[0].expand(len(images), -1), atol=1e-6)
+
+
+def test_a_broken_sample_rests_and_costs_nothing_more():
+    model, images, labels, robust = linear_case(LINF.eps, "Linf", n=20)
+    classifier = Classifier(model, 10)
+    with classifier.counting() as passes:
+        adv_images = descend(classifier, images, labels, LINF, 0, loss="margin", steps=50, step_size=LINF.eps / 4)
+    assert torch.equal(classifier(adv_images).argmax(1) == labels, robust)
+    assert passes.backwards < 50 * 20 * 0.7
+
+
+@pytest.fixture(scope="session")
+def bench(digits_train, digits_test, tmp_path_factory):
+    return Bench(digits_train, digits_test, tmp_path_factory.mktemp("controls"))
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_every_cheat_is_called_out_and_no_honest_model_is_accused(name, bench, tmp_path):
+    outcome = audit_control(name, bench, tmp_path / "audit", n=40)
+    assert outcome.complaint == ""
+
+
+def test_an_interrupted_audit_goes_on_and_says_the_same(bench, tmp_path):
+    def once(folder):
+        subject = classifier_of_module(bench.undefended, 10, "cpu", "undefended")
+        return audit_subject(subject, bench.test_set, AuditRequest(n=30, quick=True), folder, "cpu", show_progress=False)
+
+    first = once(tmp_path / "a")
+    for file in (tmp_path / "a" / "run" / "chunks").glob("pgd50-margin*/*.npz"):
+        file.unlink()
+    (tmp_path / "a" / "probes.json").unlink()
+    again = once(tmp_path / "a")
+    assert again.findings == first.findings
+    assert again.verdict == first.verdict
+
+
+def test_the_command_exits_with_3_where_a_number_is_refuted(bench, tmp_path):
+    bench.trained()
+    ckpt = bench.folder / "single-none-0.safetensors"
+    call = ["audit", "--ckpt", str(ckpt), "--quick", "-n", "20", "--out", str(tmp_path / "a"), "--threads", "1", "--claim", "0.6"]
+    result = CliRunner().invoke(main, call)
+    assert result.exit_code == 3
+    assert "Refuted: 60.00 % (the claim (unknown))" in result.stdout
+    content = json.loads((tmp_path / "a" / "findings.json").read_text())
+    assert {finding["check"] for finding in content["findings"]} == set(CHECKS)
+    assert content["verdict"]["word"] == REFUTED
+    page = (tmp_path / "a" / "audit.md").read_text()
+    assert page.index("Refuted") < page.index("What each step took away") < page.index("Findings that matter")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"claim": 60.6}, "--claim 60.6: expected a robust accuracy as a fraction of all samples"),
+        ({"protocol": "gray-box"}, "--claim-protocol 'gray-box': expected one of white-box, transfer, unknown"),
+        ({"budget": -1}, "--budget -1: expected a multiple"),
+    ],
+)
+def test_a_request_that_cannot_be_judged_is_refused(asked, message):
+    with pytest.raises(RobenchError, match=message):
+        AuditRequest(**asked)
