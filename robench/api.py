@@ -134,6 +134,7 @@ def attack(
     threads: int | None = None,
     out: Path | None = None,
     ray: str | None = None,
+    show_progress: bool = True,
 ) -> Path | None:
     """Attacks a checkpoint, or the module of somebody's factory, and writes the run folder with its report.
 
@@ -149,6 +150,7 @@ def attack(
         device, threads: see ``use_device``.
         out: the run folder, ``reports/<name>-<norm>-<eps>`` by default.
         ray: hand chunks to Ray: the address of a cluster, or "local".
+        show_progress: bars on stderr.
 
     Returns:
         The run folder, or None where other processes have not finished their share yet.
@@ -192,7 +194,7 @@ def attack(
         run = Run(
             subject, data, n, suites, threat, folder, seed=request.seed, chunk=request.chunk, save=request.save_adv, share=request.share
         )  # fmt: skip
-        results = run_suites(run, place, command=command(), show_progress=here.rank == 0)
+        results = run_suites(run, place, command=command(), show_progress=show_progress and here.rank == 0)
     if results is None:
         return None
     write_report(folder)

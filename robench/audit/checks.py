@@ -127,6 +127,13 @@ CHECKS: dict[str, Check] = {
         ),
         "gradients agree with finite differences", OURS,
     ),
+    "continuity": Check(
+        _probe_check(
+            "jumps", "share", warn=0.0, fail=0.2, what="share of samples whose margin jumps along a random segment",
+            says="the loss is not continuous: gradients cannot see its jumps", fine="the loss is continuous", calls_for=GRADIENT_FREE,
+        ),
+        "the loss is continuous", OURS,
+    ),
     "budget": Check(comparisons.budget, "attacks spend their steps and their radius", OURS),
     "ceiling": Check(comparisons.ceiling, "nothing above the best published", "RobustBench; a prior, not a proof"),
 }  # fmt: skip

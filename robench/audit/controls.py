@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robench.attacks import parse_suites
+from robench.api import AttackRequest, attack
 from robench.data.augment import to_unit
-from robench.models.classifier import Classifier
+from robench.evaluation.stored import stored_images
 from robench.models.loading import Subject, classifier_of_module
+from robench.models.multihead import MAIN
 from robench.models.seeded import seeded
 from robench.training.spec import TrainSpec
 from robench.training.trainer import train
@@ -127,7 +128,7 @@ class Noise(nn.Module):
 
 
 class Crop(nn.Module):
-    """Shifts the batch by up to some pixels and rescales its brightness, anew at every call (Xie et al. 2018: random resizing, padding)."""
+    """Shifts the batch by up to some pixels, anew at every call (Xie et al. 2018 resize and pad at random)."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -196,16 +197,46 @@ class Control:
     Attributes:
         make: builds the module.
         honest: whether no check may fail on it.
-        must: checks of which at least one must fail (warn, for an honest random model).
+        must: checks of which at least one must notice it, see ``complaint_of``.
         about: how it cheats, or why it is honest.
-        crafted_on: what its number's stored images were crafted on, where there are any.
+        stored: where its number's stored images are, and the checkpoint that they are said to come from.
+        eps: of the threat model, where it is not the data set's own.
     """
 
     make: Callable[[Bench], nn.Module]
     honest: bool
     must: tuple[str, ...]
     about: str
-    crafted_on: Callable[[Bench], nn.Module] | None = None
+    stored: Callable[[Bench, int, str], tuple[str, Path | None]] | None = None
+    eps: str | None = None
+
+
+def _stored(bench: Bench, name: str, checkpoint: str, n: int, eps: str, heads: str) -> str:
+    """PGD-20 crafted on a trained model, as ``robench attack --save-adv`` keeps it: RUN:ATTACK."""
+    run = bench.folder / f"{name}-run-{n}"
+    request = AttackRequest("pgd20", eps=eps, n=n, attack_heads=heads, save_adv=True, chunk=n)
+    attack(request, ckpt=bench.folder / f"{checkpoint}.safetensors", device=bench.device, out=run, show_progress=False)
+    return f"{run}:pgd20" + (f"(heads={heads})" if heads != MAIN else "")
+
+
+def _wrong_head(bench: Bench, n: int, eps: str) -> tuple[str, Path | None]:
+    bench.trained(arch="supervised")
+    return _stored(bench, "wrong-head", "supervised-none-0", n, eps, "coarse"), None
+
+
+def _other_model(bench: Bench, n: int, eps: str) -> tuple[str, Path | None]:
+    bench.trained()
+    return _stored(bench, "stored-file", "single-none-0", n, eps, MAIN), None
+
+
+def _unnamed(bench: Bench, n: int, eps: str) -> tuple[str, Path | None]:
+    """The images of another model as a file that says nothing about it."""
+    images = (
+        stored_images(bench.folder / f"stored-file-run-{n}", "pgd20", bench.test_set, n) if _other_model(bench, n, eps) else None
+    )
+    path = bench.folder / f"unknown-{n}.pt"
+    torch.save({"adv_inputs": images, "labels": bench.test_set.labels[:n].clone()}, path)
+    return str(path), None
 
 
 def _copy(module: nn.Module) -> nn.Module:
@@ -237,10 +268,10 @@ CONTROLS: dict[str, Control] = {
         lambda bench: Inputs(Quantise(4), _copy(bench.undefended)), False, ("input-stage", "zero-gradients"), "input rounded to five levels"
     ),
     "k-winners": Control(
-        lambda bench: bench.fitted(bench.network(lambda: KWinners(0.03), 5, 400)), False, ("finite-differences", "unstable", "one-step"),
+        lambda bench: bench.fitted(bench.network(lambda: KWinners(0.03), 5, 400)), False, ("continuity", "silent-success"),
         "k-winners-take-all activations",
     ),
-    "random-crop": Control(lambda bench: Inputs(Crop(1), _copy(bench.undefended)), False, ("randomness",), "random shift at test time"),
+    "random-crop": Control(lambda bench: Inputs(Crop(4), _copy(bench.undefended)), False, ("randomness",), "random shift at test time"),
     "random-noise": Control(lambda bench: Inputs(Noise(0.3), _copy(bench.undefended)), False, ("randomness",), "large noise at test time"),
     "train-mode": Control(
         lambda bench: BatchStatistics(_copy(bench.undefended)), False, ("batch-dependence", "train-mode"), "BatchNorm on the batch's own statistics"
@@ -251,24 +282,16 @@ CONTROLS: dict[str, Control] = {
     "detached": Control(lambda bench: Detached(_copy(bench.undefended)), False, ("zero-gradients",), "gradient cut behind the input"),
     "no-gradient": Control(lambda bench: NoGradient(_copy(bench.undefended)), False, ("zero-gradients",), "computes without gradients"),
     "wrong-head": Control(
-        lambda bench: bench.trained(arch="supervised"), False, ("transfer-gap",), "stored images crafted on the coarse head",
-        crafted_on=lambda bench: _head(bench, "coarse"),
+        lambda bench: bench.trained(arch="supervised"), False, ("provenance",), "stored images crafted on the coarse head", stored=_wrong_head,
     ),
     "stored-file": Control(
-        lambda bench: bench.trained(seed=1), False, ("provenance", "transfer-gap"), "the paper's protocol: images crafted on another model",
-        crafted_on=lambda bench: bench.undefended,
+        lambda bench: bench.trained(arch="contrastive"), False, ("provenance",), "the paper's protocol: images crafted on another model",
+        stored=_other_model, eps="0.1",
+    ),
+    "unknown-file": Control(
+        lambda bench: bench.trained(arch="contrastive"), False, ("transfer-gap",), "the same, and nobody says on which", stored=_unnamed, eps="0.1",
     ),
 }  # fmt: skip
-
-
-def _head(bench: Bench, head: str) -> nn.Module:
-    """Another head of the supervised multitask model."""
-    from robench.checkpoint import load_checkpoint
-    from robench.models.multihead import HeadLogits, rebuild
-
-    bench.trained(arch="supervised")
-    checkpoint = load_checkpoint(bench.folder / "supervised-none-0.safetensors")
-    return HeadLogits(rebuild(checkpoint), head, checkpoint.heads[head]["classes"])
 
 
 def subject_of_control(name: str, bench: Bench) -> Subject:
@@ -281,25 +304,3 @@ def subject_of_control(name: str, bench: Bench) -> Subject:
         raise RobenchError(f"unknown control {name!r}; there are {', '.join(CONTROLS)}")
     subject = classifier_of_module(CONTROLS[name].make(bench), len(bench.test_set.classes), bench.device, name=name)
     return replace(subject, origin={"control": CONTROLS[name].about})
-
-
-def stored_images_of_control(name: str, bench: Bench, n: int, eps: str) -> Path | None:
-    """The file of images that a control's number came from: PGD-20 on whatever it was really crafted on."""
-    control = CONTROLS[name]
-    if control.crafted_on is None:
-        return None
-    from robench.types import ThreatModel
-
-    module, threat = control.crafted_on(bench), ThreatModel.parse("Linf", eps)
-    images = to_unit(bench.test_set.images[:n])
-    with torch.no_grad():
-        outputs = module(images[:1])
-    victim = Classifier(module, outputs.shape[1])
-    coarse = outputs.shape[1] != len(bench.test_set.classes)
-    labels = (bench.test_set.coarse_labels if coarse else bench.test_set.labels)[:n]  # type: ignore[index]
-    ((attack,),) = (suite.members for suite in parse_suites("pgd20", threat, victim.n_classes))
-    with seeded(0, images.device):
-        adv_images = attack.fn(victim, images, labels, threat, 0)
-    path = bench.folder / f"{name}-stored.pt"
-    torch.save({"adv_inputs": adv_images.detach(), "labels": bench.test_set.labels[:n].clone()}, path)
-    return path

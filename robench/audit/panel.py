@@ -17,7 +17,6 @@ from robench.types import Attack, Finding, Level, Suite, ThreatModel
 
 FULL = (
     "fgsm", "pgd7", "pgd20", "pgd50", "pgd100", "pgd50-ce", "pgd50-margin", "pgd50-dlr", "pgd50-rescaled", "pgd50-float64", "noise",
-    "autoattack-screened",
 )  # fmt: skip
 QUICK = ("fgsm", "pgd20", "pgd50-ce", "pgd50-margin", "pgd50-rescaled", "noise")
 GRID = {
@@ -49,7 +48,6 @@ LADDER = (
     Stronger("pgd50-bpda", 150),
     Stronger("pgd50@surrogate", 150),
     Stronger("pgd100-margin", 300),
-    Stronger("pgd50-eot", 3_000),
     Stronger("pgd50-spsa", 6_450),
     Stronger("square20000", 20_000),
 )  # fmt: skip

@@ -123,26 +123,64 @@ def input_stage(subjects: Subjects) -> Measured:
     return {"blind": float((~felt).float().mean()), "details": details}
 
 
-def differences(subjects: Subjects, directions: int = 8) -> Measured:
-    """How badly gradients of the margin predict what a step of a twentieth of eps along random signs does: 1 - correlation."""
+def differences(subjects: Subjects, directions: int = 16) -> Measured:
+    """How badly gradients of the margin predict what a tiny step along random signs does, in float64: 1 - correlation.
+
+    A step of eps/500 either way. Where the margin is continuous the mismatch shrinks with the step; where it jumps it grows.
+    """
     if subjects.is_random:
         return {"failed": RANDOM}
-    threat, size = subjects.threat, subjects.threat.eps / 20
-    points = project(subjects.images + random_start(subjects.images, threat) / 2, subjects.images, threat)
+    threat, size = subjects.threat, subjects.threat.eps / 500
+    victim = subjects.classifier.twin(subjects.classifier.module, double=True)
+    points = project(subjects.images + random_start(subjects.images, threat) / 2, subjects.images, threat).double()
     free = points.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(margins(subjects.classifier(free), subjects.labels).sum(), free)
+    (gradient,) = torch.autograd.grad(margins(victim(free), subjects.labels).sum(), free)
     promised, kept = [], []
     for _ in range(directions):
         along = direction(torch.randn_like(points), threat)
-        ahead, behind = (margins(_ask(subjects.classifier, points + sign * size * along), subjects.labels) for sign in (1, -1))
+        ahead, behind = (margins(_ask(victim, points + sign * size * along), subjects.labels) for sign in (1, -1))
         promised.append(2 * size * (gradient * along).flatten(1).sum(1))
         kept.append(ahead - behind)
-    first, second = torch.stack(promised).double(), torch.stack(kept).double()
-    scale = second.pow(2).mean(0).sqrt().clamp(min=1e-30)
+    first, second = torch.stack(promised), torch.stack(kept)
+    scale = second.pow(2).mean(0).sqrt().clamp(min=1e-300)
     first, second = (first / scale).flatten(), (second / scale).flatten()
     product = float(first.norm() * second.norm())
     agreement = float((first * second).sum()) / product if product else 0.0
     return {"mismatch": 1 - agreement}
+
+
+def jumps(subjects: Subjects, points: int = 33, halvings: int = 12) -> Measured:
+    """The share of samples whose margin jumps along a segment of random signs, in float64.
+
+    The piece of the segment over which the margin changes most is halved again and again: a continuous margin then changes by less and
+    less, one that jumps keeps more than a quarter of the change.
+    """
+    if subjects.is_random:
+        return {"failed": RANDOM}
+    victim, labels = subjects.classifier.twin(subjects.classifier.module, double=True), subjects.labels
+    start = subjects.images.double()
+    along = (
+        project(start + subjects.threat.eps * direction(torch.randn_like(start), subjects.threat), start, subjects.threat) - start
+    )
+
+    def at(share: Tensor) -> Tensor:
+        return margins(_ask(victim, start + share[:, None, None, None] * along), labels)
+
+    grid = torch.linspace(0, 1, points, dtype=start.dtype, device=start.device)
+    values = torch.stack([at(share.expand(len(start))) for share in grid])
+    widest = (values[1:] - values[:-1]).abs().argmax(0)
+    rows = torch.arange(len(start), device=start.device)
+    low, high = grid[widest], grid[widest + 1]
+    first, last = values[widest, rows], values[widest + 1, rows]
+    whole = (last - first).abs()
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        value = at(middle)
+        left = (value - first).abs() >= (last - value).abs()
+        low, first = torch.where(left, low, middle), torch.where(left, first, value)
+        high, last = torch.where(left, middle, high), torch.where(left, value, last)
+    kept = ((last - first).abs() > whole / 4) & (whole > 0)
+    return {"share": float(kept.float().mean())}
 
 
 def neighbourhood(subjects: Subjects, draws: int = 20) -> Measured:
@@ -217,6 +255,7 @@ PROBES: dict[str, Probe] = {
     "gradients": gradients,
     "input stage": input_stage,
     "differences": differences,
+    "jumps": jumps,
     "neighbourhood": neighbourhood,
     "trajectory": trajectory,
     "sign-agreement": sign_agreement,

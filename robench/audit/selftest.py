@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from robench.audit import Audit, AuditRequest, audit_subject
 from robench.audit.checks import CHECKS
-from robench.audit.controls import CONTROLS, Bench, stored_images_of_control, subject_of_control
+from robench.audit.controls import CONTROLS, Bench, subject_of_control
 from robench.audit.verdict import OPEN, REFUTED, WEAKENED
 from robench.data import load_dataset
 from robench.files import write_atomically
@@ -17,7 +18,7 @@ from robench.report.markdown import table
 from robench.types import Level
 
 MARKS = {Level.FAIL: "F", Level.WARN: "w", Level.UNKNOWN: "?", Level.PASS: "."}
-SAMPLES = 200
+SAMPLES = 100
 FALSE = 0.10  # a plain number is false where it is this much above what survives
 
 
@@ -38,15 +39,11 @@ class Outcome:
 
 def audit_control(name: str, bench: Bench, folder: Path, *, n: int = SAMPLES, seed: int = 0, quick: bool = False) -> Outcome:
     """Audits one control without a claim: judged is what its plain suite, or its stored images, would have reported."""
-    eps = bench.test_set.default_eps["Linf"]
-    stored = stored_images_of_control(name, bench, n, eps)
-    request = AuditRequest(eps=eps, n=n, seed=seed, adv=(str(stored),) if stored else (), quick=quick)
-    if stored and name == "stored-file":
-        bench.trained()
-        request = AuditRequest(
-            eps=eps, n=n, seed=seed, adv=(str(stored),), source=bench.folder / "single-none-0.safetensors", quick=quick
-        )
+    control = CONTROLS[name]
+    eps = control.eps or bench.test_set.default_eps["Linf"]
     subject = subject_of_control(name, bench)
+    where, source = control.stored(bench, n, eps) if control.stored else ("", None)
+    request = AuditRequest(eps=eps, n=n, seed=seed, adv=(where,) if where else (), source=source, quick=quick)
     audit = audit_subject(
         subject, bench.test_set, request, folder, bench.device, learn_from=bench.train_set, command="robench audit --self-test",
         show_progress=False,
@@ -55,7 +52,10 @@ def audit_control(name: str, bench: Bench, folder: Path, *, n: int = SAMPLES, se
 
 
 def complaint_of(name: str, audit: Audit) -> str:
-    """What the audit should have said about a control and did not, or said and should not have; "" where all is well."""
+    """What the audit should have said about a control and did not, or said and should not have; "" where all is well.
+
+    A cheat whose plain number is false must fail one of its checks and lose its number; one whose number is true must be noticed.
+    """
     control, levels = CONTROLS[name], {finding.check: finding.level for finding in audit.findings}
     failed = [check for check, level in levels.items() if level == Level.FAIL]
     if control.honest:
@@ -63,11 +63,12 @@ def complaint_of(name: str, audit: Audit) -> str:
             return f"honest, but accused by {', '.join(failed)}"
         silent = [check for check in control.must if levels[check] not in (Level.WARN, Level.FAIL)]
         return f"not said: {', '.join(silent)}" if silent else ""
-    if control.must and not set(control.must) & set(failed):
-        return f"not noticed by {' or '.join(control.must)}"
     verdict = audit.verdict
     left = verdict.most / verdict.n
     false = verdict.claim is not None and verdict.claim - left > FALSE
+    enough = (Level.FAIL,) if false else (Level.FAIL, Level.WARN)
+    if control.must and not any(levels[check] in enough for check in control.must):
+        return f"not noticed by {' or '.join(control.must)}"
     if false and verdict.word not in (REFUTED, WEAKENED):
         return f"its number {verdict.claim:.3f} is false ({left:.3f} is left), but the verdict is {verdict.word}"
     return ""
@@ -105,8 +106,34 @@ def confusion(outcomes: list[Outcome], n: int, seed: int) -> str:
         rows.append([str(row[key]) for key in header])
     return (
         f"# The audit on its controls\n\nn = {n}, attack seed {seed}. F fails, w warns, ? was not measured, . passes. *judged*: what FGSM and PGD-20, or "
-        f"the stored images, report, in percent; *left*: what survives every attack of the audit.\n\n{table(header, rows)}\n"
+        f"the stored images, report, in percent; *left*: what survives every attack of the audit.\n\n{table(header, rows)}\n\n"
+        "## Statistics\n\nWhere a check's statistic lies on the worst honest model, and on the mildest of the cheats that it is there to notice.\n\n"
+        f"{calibration(outcomes)}\n"
     )
+
+
+def calibration(outcomes: list[Outcome]) -> str:
+    """Each check's threshold between the worst honest model and the mildest cheat that it must notice."""
+    rows = []
+    for check in CHECKS:
+        found = {
+            outcome.name: finding
+            for outcome in outcomes
+            for finding in outcome.audit.findings
+            if finding.check == check and finding.statistic is not None
+        }
+        honest = {name: finding.statistic for name, finding in found.items() if CONTROLS[name].honest}
+        cheats = {name: f.statistic for name, f in found.items() if check in CONTROLS[name].must and f.level == Level.FAIL}
+        if honest or cheats:
+            rows.append([check, *_extreme(honest, max), *_extreme(cheats, min)])
+    return table(["check", "worst honest", "model", "mildest cheat that fails", "model"], rows)
+
+
+def _extreme(values: dict[str, float | None], which: Callable) -> list[str]:
+    if not values:
+        return ["", ""]
+    name = which(values, key=lambda key: values[key])
+    return [f"{values[name]:.3g}", name]
 
 
 def _row(outcome: Outcome) -> dict[str, str]:

@@ -24,6 +24,7 @@ from robench.types import Attack, Dataset, ThreatModel
 if TYPE_CHECKING:
     from torch import Tensor
 
+SURROGATE = "pgd50@surrogate"  # the attack's name
 MOST = 20_000  # images that it learns from
 BATCH = 128
 STEPS = 600

@@ -1,0 +1,152 @@
+"""An audit's experiments: what is measured, where it is kept, and what is known about where stored images come from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robench.attacks import parse_suites
+from robench.audit.evidence import MAIN, Evidence, Stored
+from robench.audit.panel import CONSEQUENCES, consequences, grid, panel, rest
+from robench.audit.probes import PROBES, Subjects, run_probe
+from robench.audit.probes import N as PROBED
+from robench.audit.request import GRID_SAMPLES, AuditRequest
+from robench.audit.surrogate import SURROGATE, surrogate_attack
+from robench.data.augment import to_unit
+from robench.evaluation.results import Results
+from robench.evaluation.store import read_run
+from robench.evaluation.stored import stored_suite
+from robench.files import write_atomically
+from robench.models.loading import Subject, classifier_of_checkpoint
+from robench.runs import DEFAULT_CHUNK, Place, Run, run_suites
+from robench.types import Dataset, Outcome, Suite, ThreatModel
+
+
+@dataclass(frozen=True, eq=False)
+class Desk:
+    """One audit's experiments."""
+
+    subject: Subject
+    data: Dataset
+    request: AuditRequest
+    folder: Path
+    device: str
+    learn_from: Dataset
+    command: str
+    show_progress: bool
+    suites: list[Suite] = field(default_factory=list)  # the columns of the audited radius so far
+
+    @cached_property
+    def threat(self) -> ThreatModel:
+        request = self.request
+        return ThreatModel.parse(request.norm, request.eps or self.data.default_eps.get(request.norm, "0"))
+
+    @cached_property
+    def n(self) -> int:
+        return self.request.samples(self.data)
+
+    @property
+    def n_classes(self) -> int:
+        return self.subject.classifier.n_classes
+
+    def measure(self, suites: list[Suite], at: str = MAIN, threat: ThreatModel | None = None, n: int | None = None) -> Results:
+        """Runs columns at a radius, or reads what is there already."""
+        first = n or self.n
+        run = Run(
+            self.subject, self.data, first, suites, threat or self.threat, self.folder / ("run" if at == MAIN else f"run-{at}"),
+            seed=self.request.seed, chunk=min(DEFAULT_CHUNK, first),
+        )  # fmt: skip
+        found = run_suites(
+            run, Place(self.device, self.device.split(":")[0]), command=self.command, show_progress=self.show_progress
+        )
+        assert found is not None  # one process computes all
+        return found
+
+    def gather(self) -> Evidence:
+        """The panel at the audited radius, AutoAttack on what it left, the other radii, and the probes."""
+        request = self.request
+        given = [stored_suite(where, self.data, self.n) for where in request.adv]
+        stored = tuple(self._provenance(where, suite) for where, suite in zip(request.adv, given, strict=True))
+        self.suites.extend([*panel(self.threat, self.n_classes, quick=request.quick), *given])
+        runs = {MAIN: self.measure(self.suites)}
+        if self.subject.classifier.draws > 1:
+            self.suites.extend(parse_suites("pgd50-eot", self.threat, self.n_classes))
+            runs[MAIN] = self.measure(self.suites)
+        if not request.quick:
+            self.suites.append(rest(self.threat, self.n_classes, decided(runs[MAIN], stored)))
+            runs[MAIN] = self.measure(self.suites)
+        for at, (radius, names) in grid(self.threat, self.data.image_shape, quick=request.quick).items():
+            columns = parse_suites(",".join(names), radius, self.n_classes)
+            runs[at] = self.measure(columns, at, radius, min(self.n, GRID_SAMPLES))
+        return Evidence(
+            runs, self._probe(runs[MAIN], given), self.subject.digest, self.n_classes, self.data.name, self.threat.norm,
+            self.threat.eps_text, _defended(self.subject), request.protocol, stored,
+        )  # fmt: skip
+
+    def follow(self, evidence: Evidence, names: list[str]) -> Evidence:
+        """The stronger attacks that findings call for, on what is left."""
+        broken = decided(evidence.runs[MAIN], evidence.stored)
+        if broken.all():
+            return evidence
+        elsewhere = {}
+        if SURROGATE in names:
+            where = self.folder / "surrogate.safetensors"
+            elsewhere[SURROGATE] = surrogate_attack(self.subject, self.learn_from, self.threat, where, self.request.seed)
+        self.suites.append(consequences(names, self.threat, self.n_classes, broken, elsewhere))
+        return replace(evidence, runs={**evidence.runs, MAIN: self.measure(self.suites)}, _frames={})
+
+    def _probe(self, main: Results, given: list[Suite]) -> dict[str, dict[str, Any]]:
+        """What every probe measured; those of an interrupted audit are kept."""
+        clean = main.verdicts[main.verdicts["attack"] == "clean"].sort_values("index")
+        index = torch.from_numpy(clean["index"][clean["outcome"] == Outcome.ROBUST].to_numpy()[:PROBED].copy())
+        if not len(index):
+            return {}
+        device = self.subject.classifier.device
+        images, labels = self.data.images[index], self.data.labels[index]
+        images = (to_unit(images) if images.dtype == torch.uint8 else images.float()).to(device)
+        stored = {suite.name: each[index].to(device) for suite in given if (each := suite.members[0].stored) is not None}
+        subjects = Subjects(self.subject.classifier, images, labels.to(device), self.threat, stored)
+        key = f"{self.subject.digest[:16]} {self.threat} {self.request.seed} {len(index)} {','.join(stored)}"
+        file = self.folder / "probes.json"
+        known = json.loads(file.read_text()) if file.exists() else {}
+        known = known if known.get("key") == key else {"key": key}
+        for name in PROBES:
+            if name not in known:
+                known[name] = run_probe(name, subjects, self.request.seed)
+                write_atomically(file, (json.dumps(known, indent=2) + "\n").encode())
+        return {name: value for name, value in known.items() if name != "key"}
+
+    def _provenance(self, where: str, suite: Suite) -> Stored:
+        """What is known about where stored images come from: a run folder says it, and ``--source`` does."""
+        run, _, attack = where.rpartition(":")
+        if run and (Path(run) / "run.json").is_file():
+            described = read_run(Path(run))
+            params = next(column for column in described["suites"] if column["name"] == attack)["members"][-1]["params"]
+            heads = tuple(params.get("heads", ()))
+            weights = params.get("transfer from", described["spec"]["model"])
+            return Stored(suite.name, weights, described["model"]["name"], () if heads == (self.request.head,) else heads)
+        if self.request.source is not None:
+            source = classifier_of_checkpoint(self.request.source, self.data, self.device, self.request.head)
+            return Stored(suite.name, source.digest, source.name)
+        return Stored(suite.name)
+
+
+def decided(results: Results, stored: tuple[Stored, ...]) -> np.ndarray:
+    """Which samples are wrong without attack or were broken by any column so far but stored images and consequences, bool (n,)."""
+    left_out = {CONSEQUENCES, *(each.column for each in stored)}
+    rows = results.verdicts[
+        ~results.verdicts["attack"].isin(left_out) & ~results.verdicts["attack"].str.startswith(f"{CONSEQUENCES}/")
+    ]
+    settled = rows["best"].isin((Outcome.MISCLASSIFIED, Outcome.BROKEN))
+    return settled.groupby(rows["index"]).any().sort_index().to_numpy()
+
+
+def _defended(subject: Subject) -> bool | None:
+    recipe = subject.origin.get("recipe")
+    return None if not recipe else recipe.get("adversarial", "none") != "none"
