@@ -228,7 +228,8 @@ def bench(digits_train, digits_test, tmp_path_factory):
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_every_cheat_is_called_out_and_no_honest_model_is_accused(name, bench, tmp_path):
-    outcome = audit_control(name, bench, tmp_path / "audit", n=40)
+    slow = "defended" in name or "adversarial" in name or name == "honest-noise"  # most of their samples see every attack
+    outcome = audit_control(name, bench, tmp_path / "audit", n=16 if slow else 40)
     assert outcome.complaint == ""
 
 

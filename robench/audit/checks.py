@@ -83,7 +83,7 @@ CHECKS: dict[str, Check] = {
     ),
     "unstable": Check(
         _probe_check(
-            "neighbourhood", "change", warn=0.1, fail=0.5, what="mean relative change of the margin within half of eps",
+            "neighbourhood", "change", warn=0.1, fail=0.2, what="mean relative change of the margin within half of eps",
             says="the loss jumps from point to point: gradients say little", fine="the loss is smooth", calls_for=GRADIENT_FREE,
         ),
         "the loss is smooth around images", f"{PINTOR}, I2",
@@ -121,7 +121,7 @@ CHECKS: dict[str, Check] = {
     ),
     "finite-differences": Check(
         _probe_check(
-            "differences", "mismatch", warn=0.2, fail=0.5, what="1 - correlation of gradients with finite differences",
+            "differences", "mismatch", warn=0.02, fail=0.2, what="1 - correlation of gradients with finite differences",
             says="the gradient is not the slope of the loss", fine="gradients are the slope of the loss",
             calls_for=("pgd50-bpda", *GRADIENT_FREE),
         ),
