@@ -185,7 +185,9 @@ def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, att
 @click.option("--head", default="main", show_default=True, help="The head that is judged.")
 @click.option("--quick", is_flag=True, help="A first answer from few samples and attacks: it can refute, not support.")
 @click.option(
-    "--self-test", is_flag=True, help="Audit models that are built to cheat, and honest ones, instead: which check notices which."
+    "--self-test",
+    is_flag=True,
+    help="Audit models that are built to cheat, and honest ones, instead: on digits, or wrapped around --ckpt.",
 )
 @click.option("--dataset", help="A name of `robench list datasets`, or a folder [default: the checkpoint's own].")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder [default: reports/audit-NAME].")
@@ -197,7 +199,7 @@ def audit(ckpt, model, dataset, data_dir, device, threads, out, self_test, **ask
     3 where a check fails or the number is refuted; the same command continues after a kill.
     """
     if self_test:
-        _run_self_test(out or Path("reports/audit"), asked["n"], asked["seed"], threads)
+        _run_self_test(out or Path("reports/audit"), asked["n"], asked["seed"], threads, ckpt, data_dir)
         return
     from robench.audit import AuditRequest
     from robench.audit import audit as run_audit
@@ -216,13 +218,13 @@ def audit(ckpt, model, dataset, data_dir, device, threads, out, self_test, **ask
         click.get_current_context().exit(3)
 
 
-def _run_self_test(out: Path, n: int | None, seed: int, threads: int | None) -> None:
-    """The audit's controls, on digits; exit code 1 where it is wrong about one."""
+def _run_self_test(out: Path, n: int | None, seed: int, threads: int | None, ckpt: Path | None, data_dir: Path | None) -> None:
+    """The audit's controls; exit code 1 where it is wrong about one."""
     from robench.audit.selftest import SAMPLES, self_test
     from robench.evaluation.device import use_device
 
     with use_device("cpu", threads):
-        page, complaints = self_test(out, n=n or SAMPLES, seed=seed)
+        page, complaints = self_test(out, n=n or SAMPLES, seed=seed, ckpt=ckpt, data_dir=data_dir)
     for complaint in complaints:
         click.echo(f"robench: {complaint}", err=True)
     click.echo(page)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from robench.api import AttackRequest, attack
 from robench.data.augment import to_unit
 from robench.evaluation.stored import stored_images
-from robench.models.loading import Subject, classifier_of_module
+from robench.models.loading import Subject, classifier_of_module, load_classifier
 from robench.models.multihead import MAIN
 from robench.models.seeded import seeded
 from robench.training.spec import TrainSpec
 from robench.training.trainer import train
-from robench.types import Dataset, RobenchError
+from robench.types import Dataset, RobenchError, parse_eps
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,17 +30,22 @@ class Bench:
         train_set, test_set: the data.
         folder: of the trained models.
         device: to train on.
+        wrapped: the checkpoint that controls are wrapped around in place of one that is trained here; see ``WRAPPERS``.
     """
 
     train_set: Dataset
     test_set: Dataset
     folder: Path
     device: str = "cpu"
+    wrapped: Path | None = None
+
+    @property
+    def eps(self) -> float:
+        """The data set's own radius."""
+        return parse_eps(self.test_set.default_eps["Linf"])
 
     def trained(self, arch: str = "single", adversarial: str = "none", seed: int = 0, epochs: int = 15) -> nn.Module:
         """The main task of a model that robench trains, as a plain module of logits."""
-        from robench.models import load_classifier
-
         name = f"{arch}-{adversarial}-{seed}"
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
@@ -53,7 +58,7 @@ class Bench:
     @cached_property
     def undefended(self) -> nn.Module:
         """Single task, no defence."""
-        return self.trained()
+        return self.trained() if self.wrapped is None else load_classifier(self.wrapped, self.device).module
 
     @cached_property
     def defended(self) -> nn.Module:
@@ -251,7 +256,7 @@ CONTROLS: dict[str, Control] = {
     "adversarial-pgd": Control(lambda bench: bench.trained(adversarial="pgd", epochs=20), True, (), "adversarially trained with PGD"),
     "linear": Control(lambda bench: bench.fitted(bench.network(nn.Identity, 0, 0)), True, (), "one linear layer"),
     "honest-noise": Control(
-        lambda bench: Inputs(Noise(0.02), bench.defended), True, ("randomness",), "small noise in front of the N-FGSM model; said to be random"
+        lambda bench: Inputs(Noise(bench.eps / 10), bench.defended), True, ("randomness",), "small noise in front of the N-FGSM model; said to be random"
     ),
     "label-smoothing": Control(
         lambda bench: bench.fitted(bench.network(nn.ReLU, 2, 256), smoothing=0.9), False, (), "trained with label smoothing 0.9"
@@ -272,7 +277,7 @@ CONTROLS: dict[str, Control] = {
         "k-winners-take-all activations",
     ),
     "random-crop": Control(lambda bench: Inputs(Crop(4), _copy(bench.undefended)), False, ("randomness",), "random shift at test time"),
-    "random-noise": Control(lambda bench: Inputs(Noise(0.3), _copy(bench.undefended)), False, ("randomness",), "large noise at test time"),
+    "random-noise": Control(lambda bench: Inputs(Noise(1.5 * bench.eps), _copy(bench.undefended)), False, ("randomness",), "large noise at test time"),
     "train-mode": Control(
         lambda bench: BatchStatistics(_copy(bench.undefended)), False, ("batch-dependence", "train-mode"), "BatchNorm on the batch's own statistics"
     ),
@@ -292,6 +297,13 @@ CONTROLS: dict[str, Control] = {
         lambda bench: bench.trained(arch="contrastive"), False, ("transfer-gap",), "the same, and nobody says on which", stored=_unnamed, eps="0.1",
     ),
 }  # fmt: skip
+
+
+# Controls that are made of an undefended model alone, and so can be wrapped around any.
+WRAPPERS = (
+    "undefended", "large-logits", "saturating", "quantised", "random-crop", "random-noise", "train-mode", "softmax", "detached",
+    "no-gradient",
+)  # fmt: skip
 
 
 def subject_of_control(name: str, bench: Bench) -> Subject:

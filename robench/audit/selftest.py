@@ -10,8 +10,9 @@ import pandas as pd
 
 from robench.audit import Audit, AuditRequest, audit_subject
 from robench.audit.checks import CHECKS
-from robench.audit.controls import CONTROLS, Bench, subject_of_control
+from robench.audit.controls import CONTROLS, WRAPPERS, Bench, subject_of_control
 from robench.audit.verdict import OPEN, REFUTED, WEAKENED
+from robench.checkpoint import read_description
 from robench.data import load_dataset
 from robench.files import write_atomically
 from robench.report.markdown import table
@@ -75,16 +76,32 @@ def complaint_of(name: str, audit: Audit) -> str:
 
 
 def self_test(
-    out: Path, *, n: int = SAMPLES, seed: int = 0, dataset: str = "digits", only: tuple[str, ...] = ()
+    out: Path,
+    *,
+    n: int = SAMPLES,
+    seed: int = 0,
+    ckpt: Path | None = None,
+    data_dir: Path | None = None,
+    only: tuple[str, ...] = (),
 ) -> tuple[Path, list[str]]:
     """Audits every control and writes the confusion table.
+
+    Args:
+        out: a folder for the audits and the table.
+        n: test samples.
+        seed: of the attacks.
+        ckpt: wrap controls around this undefended checkpoint, on its data; by default everything is trained here, on digits.
+        data_dir: see ``robench.data.data_folder``.
+        only: names of controls; all by default.
 
     Returns:
         The table's path, and what is wrong, a line a control.
     """
-    bench = Bench(load_dataset(dataset, "train"), load_dataset(dataset, "test"), out / "models")
+    dataset = read_description(ckpt)["dataset"] if ckpt else "digits"
+    bench = Bench(load_dataset(dataset, "train", data_dir), load_dataset(dataset, "test", data_dir), out / "models", wrapped=ckpt)
+    only = only or (WRAPPERS if ckpt else tuple(CONTROLS))
     outcomes = []
-    for name in only or CONTROLS:
+    for name in only:
         outcomes.append(audit_control(name, bench, out / name, n=n, seed=seed))
         print(
             f"{name:<18}{outcomes[-1].audit.verdict.word:<16}{outcomes[-1].audit.seconds:5.0f} s  {outcomes[-1].complaint}",
