@@ -237,11 +237,7 @@ def _suites(
         crafted = parse_suites(request.names, threat, n_classes, request.options(), sources)
         if request.attack_heads != request.head:
             crafted = on_heads(crafted, request.attack_heads, target)
-    suites = crafted + [stored_suite(where, data, n) for where in request.adv]
-    for name in (names := [suite.name for suite in suites]):
-        if names.count(name) > 1:
-            raise RobenchError(f"two columns would be called {name!r}; leave one out, or rename one of the files or folders")
-    return suites
+    return crafted + [stored_suite(where, data, n) for where in request.adv]
 
 
 def verify(
@@ -271,6 +267,7 @@ def verify(
     data = of_head(load_dataset(dataset or described["data"]["name"], "test", data_dir), head)
     with use_device(device, threads) as chosen:
         subject = subject_of(ckpt, model, data, chosen, head)
+        subject.classifier.draws = described["model"].get("votes", 1)
         replays = replay_run(run, subject.classifier, data)
     attacked = described["spec"]["model"]
     changed = "" if subject.digest == attacked else f"its digest is {subject.digest[:12]}, the run attacked {attacked[:12]}"

@@ -224,7 +224,7 @@ def _run_self_test(out: Path, n: int | None, seed: int, threads: int | None, ckp
     from robench.evaluation.device import use_device
 
     with use_device("cpu", threads):
-        page, complaints = self_test(out, n=n or SAMPLES, seed=seed, ckpt=ckpt, data_dir=data_dir)
+        page, complaints = self_test(out, n=SAMPLES if n is None else n, seed=seed, ckpt=ckpt, data_dir=data_dir)
     for complaint in complaints:
         click.echo(f"robench: {complaint}", err=True)
     click.echo(page)

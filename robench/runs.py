@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_CHUNK = 250
-ASKED_TWICE = 32  # images, to see whether a model is random
+ASKED_ABOUT = 32  # images, to see whether a model is random
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +77,9 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
     """Describes the run, computes what is missing, and reads it all back; None where other processes still have work.
 
     Raises:
-        RobenchError: the folder holds another run or a longer one, or the model cannot classify the images.
+        RobenchError: two columns have one name, the folder holds another run or a longer one, or the model cannot classify the images.
     """
+    _refuse_same_names(run.suites)
     subject, data, threat, path, n, here = run.subject, run.data, run.threat, run.path, run.n, place.processes
     images, labels = data.images[:n], data.labels[:n]
     spec = RunSpec(
@@ -89,7 +90,7 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
     finished = read_run(path)["n"] if (path / "run.json").exists() else n
     if n < finished:
         raise RobenchError(f"{path} is a run on {finished} samples; fewer ({n}) would take its tables away: choose another --out")
-    few = images[:ASKED_TWICE].to(subject.classifier.device)
+    few = images[:ASKED_ABOUT].to(subject.classifier.device)
     subject.classifier.settle_draws(to_unit(few) if few.dtype == torch.uint8 else few.float())
     votes = {"votes": subject.classifier.draws} if subject.classifier.draws > 1 else {}
     environment = describe_environment(place.device, torch.get_num_threads())
@@ -131,6 +132,13 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
     return results
 
 
+def _refuse_same_names(suites: list[Suite]) -> None:
+    names = [suite.name for suite in suites]
+    for name in names:
+        if names.count(name) > 1:
+            raise RobenchError(f"two columns would be called {name!r}; leave one out, or rename one of the files or folders")
+
+
 def _columns_with_earlier(suites: list[Suite], earlier: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The columns of this call, and those that the folder has from earlier ones: an attack once measured is not forgotten."""
     asked = [
@@ -161,8 +169,8 @@ def _columns_with_earlier(suites: list[Suite], earlier: list[dict[str, Any]]) ->
 def _refuse_other_images(column: dict[str, Any], earlier: dict[str, Any]) -> None:
     """A column of the same name may be computed again by a newer library, but not be about other images."""
     for what, named in (("transfer from", "weights"), ("images", "images")):
-        there, here = ([member["params"].get(what) for member in each["members"]] for each in (earlier, column))
-        if there != here:
+        there, here = ({member["name"]: member["params"].get(what) for member in each["members"]} for each in (earlier, column))
+        if any(there[name] != here[name] for name in there.keys() & here.keys()):
             raise RobenchError(
                 f"the run has a column {column['name']!r} already, of other {named}; choose another --out, or rename the file"
             )

@@ -59,6 +59,8 @@ def descend(
 ) -> Images:  # fmt: skip
     """The most misclassified iterate of ``steps`` steps that raise a loss, from a random start; a sample that is broken rests.
 
+    On a random model nobody rests, and without an average over draws the last iterate is returned.
+
     Args:
         loss: a name in ``LOSSES``.
         steps, step_size: as of PGD.
@@ -75,15 +77,16 @@ def descend(
     x = project(origin + random_start(origin, threat), origin, threat)
     best, lowest = x.clone(), torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
     left = torch.arange(len(x), device=x.device)  # not broken yet
+    random = model.draws > 1  # one draw decides nothing: nobody rests, and without an average the last iterate is as good as any
     with torch.no_grad():
         clean = victim(origin)
     for step in range(steps + 1):
         here, own = x[left], labels[left]
-        logits, gradient = _look(victim, here, own, clean[left], LOSSES[loss], draws, pairs, step_size, needed=step < steps)
+        logits, gradient = _look(victim, here, own, clean[left], LOSSES[loss], draws, pairs, threat, step_size, needed=step < steps)
         score = -margin(logits, own, logits)
-        better = score < lowest[left]
+        better = score < lowest[left] if not random or draws > 1 else torch.ones_like(score, dtype=torch.bool)
         best[left[better]], lowest[left[better]] = here[better], score[better]
-        robust = score > 0
+        robust = (logits.argmax(1) == own) | random
         left = left[robust]
         if step == steps or not len(left):
             break
@@ -92,14 +95,16 @@ def descend(
 
 
 def _look(
-    victim: Classifier, here: Images, labels: Labels, clean: Logits, loss: Loss, draws: int, pairs: int, step_size: float, *,
-    needed: bool,
+    victim: Classifier, here: Images, labels: Labels, clean: Logits, loss: Loss, draws: int, pairs: int, threat: ThreatModel,
+    step_size: float, *, needed: bool,
 ) -> tuple[Logits, Tensor]:  # fmt: skip
     """The mean logits over the draws, and the gradient of the mean loss where it is needed."""
     if pairs or not needed:
         with torch.no_grad():
             logits = torch.stack([victim(here) for _ in range(draws)]).mean(0)
-            return logits, _estimate(victim, here, labels, clean, loss, pairs, step_size) if needed else torch.zeros_like(here)
+            return logits, _estimate(victim, here, labels, clean, loss, pairs, threat, step_size) if needed else torch.zeros_like(
+                here
+            )
     here, total, gradient = here.detach().requires_grad_(), torch.zeros_like(clean), torch.zeros_like(here)
     for _ in range(draws):
         logits = victim(here)
@@ -108,12 +113,15 @@ def _look(
     return total, gradient
 
 
-def _estimate(victim: Classifier, here: Images, labels: Labels, clean: Logits, loss: Loss, pairs: int, step_size: float) -> Tensor:
-    """A gradient out of loss differences along random directions of +1 and -1."""
+def _estimate(
+    victim: Classifier, here: Images, labels: Labels, clean: Logits, loss: Loss, pairs: int, threat: ThreatModel, step_size: float
+) -> Tensor:  # fmt: skip
+    """A gradient out of loss differences half a step either way along random signs."""
+    size = step_size / 2 if threat.norm == "Linf" else step_size / 2 / here[0].numel() ** 0.5
     gradient = torch.zeros_like(here)
     for _ in range(pairs):
         along = torch.randint(0, 2, here.shape, device=here.device).to(here) * 2 - 1
-        ahead, behind = (loss(victim(here + sign * step_size / 2 * along), labels, clean) for sign in (1, -1))
+        ahead, behind = (loss(victim((here + sign * size * along).clamp(0, 1)), labels, clean) for sign in (1, -1))
         gradient += (ahead - behind)[:, None, None, None] * along
     return gradient
 

@@ -70,7 +70,7 @@ def audit(
     learn_from = load_dataset(name, "train", data_dir) if name in DATASETS else data
     with use_device(device, threads) as chosen:
         subject = subject_of(ckpt, model, data, chosen, request.head)
-        folder = out or Path("reports") / f"audit-{subject.name}{'-quick' if request.quick else ''}"
+        folder = out or Path("reports") / request.folder_name(subject.name, data)
         return audit_subject(subject, data, request, folder, chosen, learn_from=learn_from, command=command())
 
 

@@ -13,7 +13,7 @@ import torch
 
 from robench.attacks import parse_suites
 from robench.audit.evidence import MAIN, Evidence, Stored
-from robench.audit.panel import CONSEQUENCES, consequences, grid, panel, rest
+from robench.audit.panel import consequences, grid, panel, rest
 from robench.audit.probes import PROBES, Subjects, run_probe
 from robench.audit.probes import N as PROBED
 from robench.audit.request import GRID_SAMPLES, AuditRequest
@@ -28,7 +28,7 @@ from robench.runs import DEFAULT_CHUNK, Place, Run, run_suites
 from robench.types import Dataset, Outcome, Suite, ThreatModel
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Desk:
     """One audit's experiments."""
 
@@ -60,13 +60,13 @@ class Desk:
         first = n or self.n
         run = Run(
             self.subject, self.data, first, suites, threat or self.threat, self.folder / ("run" if at == MAIN else f"run-{at}"),
-            seed=self.request.seed, chunk=min(DEFAULT_CHUNK, first),
+            seed=self.request.seed, chunk=DEFAULT_CHUNK,
         )  # fmt: skip
         found = run_suites(
             run, Place(self.device, self.device.split(":")[0]), command=self.command, show_progress=self.show_progress
         )
         assert found is not None  # one process computes all
-        return found
+        return _only(found, [suite.name for suite in suites])
 
     def gather(self) -> Evidence:
         """The panel at the audited radius, AutoAttack on what it left, the other radii, and the probes."""
@@ -79,19 +79,20 @@ class Desk:
             self.suites.extend(parse_suites("pgd50-eot", self.threat, self.n_classes))
             runs[MAIN] = self.measure(self.suites)
         if not request.quick:
-            self.suites.append(rest(self.threat, self.n_classes, decided(runs[MAIN], stored)))
+            self.suites.append(rest(self.threat, self.n_classes, find_decided(runs[MAIN], stored)))
             runs[MAIN] = self.measure(self.suites)
         for at, (radius, names) in grid(self.threat, self.data.image_shape, quick=request.quick).items():
             columns = parse_suites(",".join(names), radius, self.n_classes)
             runs[at] = self.measure(columns, at, radius, min(self.n, GRID_SAMPLES))
         return Evidence(
             runs, self._probe(runs[MAIN], given), self.subject.digest, self.n_classes, self.data.name, self.threat.norm,
-            self.threat.eps_text, _defended(self.subject), request.protocol, stored,
+            self.threat.eps_text, _defended(self.subject), request.protocol, stored, self.subject.classifier.draws,
+            request.claim is not None,
         )  # fmt: skip
 
     def follow(self, evidence: Evidence, names: list[str]) -> Evidence:
         """The stronger attacks that findings call for, on what is left."""
-        broken = decided(evidence.runs[MAIN], evidence.stored)
+        broken = find_decided(evidence.runs[MAIN], evidence.stored)
         if broken.all():
             return evidence
         elsewhere = {}
@@ -129,20 +130,35 @@ class Desk:
             described = read_run(Path(run))
             params = next(column for column in described["suites"] if column["name"] == attack)["members"][-1]["params"]
             heads = tuple(params.get("heads", ()))
-            weights = params.get("transfer from", described["spec"]["model"])
-            return Stored(suite.name, weights, described["model"]["name"], () if heads == (self.request.head,) else heads)
+            named, heads = described["model"], () if heads == (self.request.head,) else heads
+            if "transfer from" in params:
+                return Stored(suite.name, params["transfer from"], attack.partition("@")[2], heads)
+            return Stored(suite.name, self._same(described["spec"]["model"], named["origin"]), named["name"], heads)
         if self.request.source is not None:
             source = classifier_of_checkpoint(self.request.source, self.data, self.device, self.request.head)
-            return Stored(suite.name, source.digest, source.name)
+            return Stored(suite.name, self._same(source.digest, source.origin), source.name)
         return Stored(suite.name)
 
+    def _same(self, digest: str, origin: dict[str, Any]) -> str:
+        """The digest of weights and code, or the judged model's own where only the code differs."""
+        weights = origin.get("weights")
+        return self.subject.digest if weights and weights == self.subject.origin.get("weights") else digest
 
-def decided(results: Results, stored: tuple[Stored, ...]) -> np.ndarray:
-    """Which samples are wrong without attack or were broken by any column so far but stored images and consequences, bool (n,)."""
-    left_out = {CONSEQUENCES, *(each.column for each in stored)}
-    rows = results.verdicts[
-        ~results.verdicts["attack"].isin(left_out) & ~results.verdicts["attack"].str.startswith(f"{CONSEQUENCES}/")
-    ]
+
+def _only(results: Results, names: list[str]) -> Results:
+    """What this audit asked for: a folder may hold columns of earlier ones, with other options."""
+    stages = {name: results.stages[name] for name in names}
+    kept = {"clean", *names, *(stage for each in stages.values() for stage in each)}
+    suites = [suite for suite in results.description["suites"] if suite["name"] in names]
+    return replace(
+        results, columns=names, stages=stages, description={**results.description, "suites": suites},
+        verdicts=results.verdicts[results.verdicts["attack"].isin(kept)], ledger=results.ledger[results.ledger["attack"].isin(kept)],
+    )  # fmt: skip
+
+
+def find_decided(results: Results, stored: tuple[Stored, ...]) -> np.ndarray:
+    """Which samples are wrong without attack or were broken by any column but stored images, bool (n,)."""
+    rows = results.verdicts[~results.verdicts["attack"].isin([each.column for each in stored])]
     settled = rows["best"].isin((Outcome.MISCLASSIFIED, Outcome.BROKEN))
     return settled.groupby(rows["index"]).any().sort_index().to_numpy()
 

@@ -39,7 +39,7 @@ class Evidence:
 
     Attributes:
         runs: radius to results; ``MAIN`` for the audited one, else a name of the grid such as "x2", "half" or "unbounded".
-        probes: name to what it measured; a probe that could not run is absent.
+        probes: name to what it measured, or to ``{"failed": reason}``.
         model: digest of the evaluated weights.
         classes: of the main task.
         dataset: its name.
@@ -47,6 +47,8 @@ class Evidence:
         defended: whether the model is known to be adversarially trained; None where nobody knows.
         protocol: what the claim says about itself: "white-box", "transfer" or "unknown".
         stored: columns of images that were made before.
+        draws: forward passes that a verdict is voted by; 1 where the model is not random.
+        claimed: whether a number of somebody's is judged.
     """
 
     runs: Mapping[str, Results]
@@ -59,6 +61,8 @@ class Evidence:
     defended: bool | None = None
     protocol: str = "unknown"
     stored: tuple[Stored, ...] = ()
+    draws: int = 1
+    claimed: bool = False
     _frames: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
 
     def rows(self, column: str, at: str = MAIN) -> pd.DataFrame | None:
@@ -88,9 +92,9 @@ class Evidence:
         return said == Outcome.ROBUST
 
     def broken(self, column: str, *, at: str = MAIN) -> np.ndarray | None:
-        """Which samples an attack broke by any image that it came across, clean mistakes left out; failures break nothing."""
+        """Which samples an attack broke by any image that it came across, clean mistakes left out; None where it is missing or failed."""
         rows = self.rows(column, at)
-        return None if rows is None else rows["best"].to_numpy() == Outcome.BROKEN
+        return None if rows is None or rows["best"].isin(Outcome.UNDECIDED).any() else rows["best"].to_numpy() == Outcome.BROKEN
 
     def failed(self) -> dict[str, str]:
         """Attacks at the audited radius that failed, with the reason."""
@@ -104,15 +108,24 @@ class Evidence:
         assert robust is not None  # every run has it
         return robust
 
-    def compare(self, first: str, second: str, *, best: bool = True, at: str = MAIN, at_second: str = "") -> Paired | None:
+    def compare(self, first: str, second: str, *, best: bool = True) -> Paired | None:
         """Accuracy under the first attack against that under the second, on the same samples; None where either is missing."""
-        one, two = self.robust(first, best=best, at=at), self.robust(second, best=best, at=at_second or at)
+        one, two = self.robust(first, best=best), self.robust(second, best=best)
         return None if one is None or two is None else paired(one, two)
 
     def columns(self) -> list[str]:
-        """The columns of the audited radius that say something about the model itself: all but those of stored images."""
-        stored = {each.column for each in self.stored}
-        return [name for name in self.runs[MAIN].columns if name not in stored]
+        """The columns of the audited radius."""
+        return self.runs[MAIN].columns
+
+    def stored_bounds(self) -> tuple[int, int] | None:
+        """On the stored images that break most, how many samples are right, and how many at most where images are invalid."""
+        counts = []
+        for each in self.stored:
+            rows = self.rows(each.column)
+            if rows is not None:
+                right = int((rows["outcome"] == Outcome.ROBUST).sum())
+                counts.append((right, right + int(rows["outcome"].isin(Outcome.UNDECIDED).sum())))
+        return min(counts, key=lambda pair: pair[1]) if counts else None
 
     def union(self, columns: list[str]) -> tuple[int, int]:
         """How many samples are robust, and how many at most, where attacks that failed say nothing.

@@ -11,14 +11,13 @@ import numpy as np
 
 from robench.attacks import AttackOptions, parse_suites
 from robench.audit.comparisons import REST
-from robench.audit.evidence import MAIN
 from robench.audit.readings import GRADIENT_FREE
 from robench.types import Attack, Finding, Level, Suite, ThreatModel
 
 FULL = (
-    "fgsm", "pgd7", "pgd20", "pgd50", "pgd100", "pgd50-ce", "pgd50-margin", "pgd50-dlr", "pgd50-rescaled", "pgd50-float64", "noise",
+    "pgd7", "pgd20", "pgd50", "pgd100", "pgd50-ce", "pgd50-margin", "pgd50-dlr", "pgd50-rescaled", "pgd50-float64", "noise",
 )  # fmt: skip
-QUICK = ("fgsm", "pgd20", "pgd50-ce", "pgd50-margin", "pgd50-rescaled", "noise")
+QUICK = ("pgd20", "pgd50-ce", "pgd50-margin", "pgd50-rescaled", "noise")
 GRID = {
     "half": ("pgd20",),
     "x2": ("pgd20",),
@@ -55,15 +54,10 @@ LADDER = (
 
 def panel(threat: ThreatModel, n_classes: int, *, quick: bool) -> list[Suite]:
     """The columns at the audited radius."""
-    names = [name for name in (QUICK if quick else FULL) if _defined(name, threat, n_classes)]
+    single = "fgsm" if threat.norm == "Linf" else "pgd1"
+    names = [single, *(name for name in (QUICK if quick else FULL) if n_classes >= 3 or name != "pgd50-dlr")]
     suites = parse_suites(",".join(names), threat, n_classes)
     return suites if quick else suites + parse_suites("pgd20", threat, n_classes, AttackOptions(restarts=RESTARTS))
-
-
-def _defined(name: str, threat: ThreatModel, n_classes: int) -> bool:
-    if name == "fgsm":
-        return threat.norm == "Linf"
-    return n_classes >= 4 or name != "pgd50-dlr"
 
 
 def rest(threat: ThreatModel, n_classes: int, broken: np.ndarray) -> Suite:
@@ -90,7 +84,7 @@ def grid(threat: ThreatModel, image_shape: tuple[int, int, int], *, quick: bool)
     radii = {"half": threat.eps / 2, "x2": 2 * threat.eps, "x4": 4 * threat.eps, "large": side / 2, "unbounded": side}
     most = 1.0 if threat.norm == "Linf" else 50.0
     wanted = QUICK_GRID if quick else GRID
-    return {at: (ThreatModel(threat.norm, min(radii[at], most)), names) for at, names in wanted.items() if at != MAIN}
+    return {at: (ThreatModel(threat.norm, min(radii[at], most)), names) for at, names in wanted.items()}
 
 
 def called_for(findings: Iterable[Finding], done: Iterable[str], budget: float) -> tuple[list[str], list[str]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from robench.attacks.descent import direction, project, random_start
 from robench.attacks.straight_through import INPUT_STAGE
@@ -41,6 +41,23 @@ class Subjects:
     def is_random(self) -> bool:
         return self.classifier.draws > 1
 
+    @property
+    def one_draw(self) -> Classifier:
+        """The classifier, or, of a random one, a draw of it that stays the same at every call."""
+        return self.classifier.twin(_OneDraw(self.classifier.module)) if self.is_random else self.classifier
+
+
+class _OneDraw(nn.Module):
+    """A random module under one seed."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with seeded(0, inputs.device):
+            return self.module(inputs)
+
 
 Probe = Callable[[Subjects], Measured]
 
@@ -52,10 +69,10 @@ def run_probe(name: str, subjects: Subjects, seed: int) -> Measured:
             return PROBES[name](subjects)
     except RobenchError as error:
         return {"failed": str(error)}
-    except RuntimeError as error:
-        if "does not require grad" not in str(error):
-            raise
-        return {"failed": "the model passes no gradient"}
+    except Exception as error:  # somebody else's model may raise anything
+        if "does not require grad" in str(error):
+            return {"failed": "the model passes no gradient"}
+        return {"failed": f"{type(error).__name__}: {error}"}
 
 
 def repeats(subjects: Subjects) -> Measured:
@@ -71,7 +88,10 @@ def batch(subjects: Subjects) -> Measured:
         return {"failed": RANDOM}
     few = subjects.images[:16]
     together = _ask(subjects.classifier, subjects.images)[: len(few)]
-    alone = torch.cat([_ask(subjects.classifier, image[None]) for image in few])
+    try:
+        alone = torch.cat([_ask(subjects.classifier, image[None]) for image in few])
+    except Exception as error:  # such as BatchNorm's in training mode: "Expected more than 1 value per channel"
+        return {"differs": 1.0, "details": f"it cannot classify one image alone: {type(error).__name__}: {error}"}
     return {"differs": float((alone - together).abs().max() / together.abs().max().clamp(min=1e-12))}
 
 
@@ -107,20 +127,23 @@ def gradients(subjects: Subjects) -> Measured:
         (gradient,) = torch.autograd.grad(loss.sum(), points)
         zero.append((gradient == 0).flatten(1).all(1))
         ce_zero.append(loss.detach() == 0)
-    return {"zero": float(torch.stack(zero).any(0).float().mean()), "ce zero": float(torch.stack(ce_zero).any(0).float().mean())}
+    return {
+        "zero": float(torch.stack(zero).any(0).float().mean()),
+        "ce zero": float(torch.stack(ce_zero).any(0).float().mean()),
+        "n": len(subjects.images),
+    }
 
 
 def input_stage(subjects: Subjects) -> Measured:
     """The share of images whose logits stay the same, to the last bit, under three random steps of 1e-4."""
-    if subjects.is_random:
-        return {"failed": RANDOM}
-    clean, felt = _ask(subjects.classifier, subjects.images), torch.zeros(len(subjects.images), dtype=torch.bool)
+    classifier = subjects.one_draw
+    clean, felt = _ask(classifier, subjects.images), torch.zeros(len(subjects.images), dtype=torch.bool)
     for _ in range(3):
         step = 1e-4 * (2 * torch.rand_like(subjects.images) - 1)
-        felt |= (_ask(subjects.classifier, (subjects.images + step).clamp(0, 1)) != clean).any(1).cpu()
+        felt |= (_ask(classifier, (subjects.images + step).clamp(0, 1)) != clean).any(1).cpu()
     declared = [name for name, _ in subjects.classifier.module.named_modules() if name.split(".")[-1] == INPUT_STAGE]
     details = f"the model declares the stage {', '.join(declared)}" if declared else ""
-    return {"blind": float((~felt).float().mean()), "details": details}
+    return {"blind": float((~felt).float().mean()), "n": len(felt), "details": details}
 
 
 def differences(subjects: Subjects, directions: int = 16) -> Measured:
@@ -128,10 +151,8 @@ def differences(subjects: Subjects, directions: int = 16) -> Measured:
 
     A step of eps/500 either way. Where the margin is continuous the mismatch shrinks with the step; where it jumps it grows.
     """
-    if subjects.is_random:
-        return {"failed": RANDOM}
     threat, size = subjects.threat, subjects.threat.eps / 500
-    victim = subjects.classifier.twin(subjects.classifier.module, double=True)
+    victim = subjects.one_draw.twin(subjects.one_draw.module, double=True)
     points = project(subjects.images + random_start(subjects.images, threat) / 2, subjects.images, threat).double()
     free = points.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(margins(victim(free), subjects.labels).sum(), free)
@@ -155,9 +176,7 @@ def jumps(subjects: Subjects, points: int = 33, halvings: int = 12) -> Measured:
     The piece of the segment over which the margin changes most is halved again and again: a continuous margin then changes by less and
     less, one that jumps keeps more than a quarter of the change.
     """
-    if subjects.is_random:
-        return {"failed": RANDOM}
-    victim, labels = subjects.classifier.twin(subjects.classifier.module, double=True), subjects.labels
+    victim, labels = subjects.one_draw.twin(subjects.one_draw.module, double=True), subjects.labels
     start = subjects.images.double()
     along = (
         project(start + subjects.threat.eps * direction(torch.randn_like(start), subjects.threat), start, subjects.threat) - start
@@ -180,32 +199,30 @@ def jumps(subjects: Subjects, points: int = 33, halvings: int = 12) -> Measured:
         low, first = torch.where(left, low, middle), torch.where(left, first, value)
         high, last = torch.where(left, middle, high), torch.where(left, value, last)
     kept = ((last - first).abs() > whole / 4) & (whole > 0)
-    return {"share": float(kept.float().mean())}
+    return {"share": float(kept.float().mean()), "n": len(kept)}
 
 
 def neighbourhood(subjects: Subjects, draws: int = 20) -> Measured:
     """The mean relative change of the margin, capped at 1, over random points within half of eps."""
-    if subjects.is_random:
-        return {"failed": RANDOM}
+    classifier = subjects.one_draw
     near = ThreatModel(subjects.threat.norm, subjects.threat.eps / 2)
-    clean = margins(_ask(subjects.classifier, subjects.images), subjects.labels)
+    clean = margins(_ask(classifier, subjects.images), subjects.labels)
     changes = []
     for _ in range(draws):
         points = project(subjects.images + random_start(subjects.images, near), subjects.images, near)
-        moved = margins(_ask(subjects.classifier, points), subjects.labels)
+        moved = margins(_ask(classifier, points), subjects.labels)
         changes.append(((moved - clean).abs() / clean.abs().clamp(min=1e-12)).clamp(max=1))
     return {"change": float(torch.stack(changes).mean())}
 
 
 def trajectory(subjects: Subjects, steps: int = 50, last: int = 10) -> Measured:
     """How much the best margin of those that survive PGD still falls over the last steps, over the whole range that it went through."""
-    if subjects.is_random:
-        return {"failed": RANDOM}
+    classifier = subjects.one_draw
     threat, points = subjects.threat, subjects.images + random_start(subjects.images, subjects.threat)
     points, curve = project(points, subjects.images, threat), []
     for _ in range(steps):
         free = points.clone().requires_grad_()
-        logits = subjects.classifier(free)
+        logits = classifier(free)
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, subjects.labels, reduction="sum"), free)
         curve.append(margins(logits.detach(), subjects.labels))
         points = project(points + threat.eps / 4 * direction(gradient, threat), subjects.images, threat)

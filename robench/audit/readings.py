@@ -27,14 +27,23 @@ def missing(evidence: Evidence, *columns: str, at: str = MAIN) -> Finding:
 
 
 def gap_finding(
-    found: Paired, *, warn: float, fail: float, says: str, fine: str, text: str, calls_for: tuple[str, ...] = ()
+    found: Paired, *, warn: float, fail: float, says: str, fine: str, text: str, calls_for: tuple[str, ...] = (), among: int = 1
 ) -> Finding:
-    """A difference that should not exceed a threshold: it warns by its value and fails by its lower 95 % bound."""
+    """A difference that should not exceed a threshold: it warns by its value and fails by its lower 95 % bound.
+
+    Args:
+        found: the difference.
+        warn, fail: the thresholds.
+        says, fine: what it means where one is exceeded, and where none is.
+        text: what was compared.
+        calls_for: the attacks that it leads to.
+        among: of how many comparisons this is the largest; p is multiplied by it (Bonferroni).
+    """
     value, low = found.difference, found.low
     level = Level.FAIL if low > fail else Level.WARN if value > warn else Level.PASS
     measured = f"{text}: {100 * value:+.1f} points [{100 * low:+.1f}, {100 * found.high:+.1f}] on {found.n:,} samples; {found}"
     return Finding(
-        "", level, fine if level == Level.PASS else says, measured, "", value, fail if level == Level.FAIL else warn, found.p,
+        "", level, fine if level == Level.PASS else says, measured, "", value, fail if level == Level.FAIL else warn, min(1.0, among * found.p),
         calls_for=() if level == Level.PASS else calls_for,
     )  # fmt: skip
 
@@ -56,7 +65,14 @@ def rises(evidence: Evidence, steps: list[tuple[str, np.ndarray | None]], what: 
     name, worst = max(pairs, key=lambda pair: pair[1].difference)
     curve = ", ".join(f"{name} {percent(float(robust.mean()))} %" for name, robust in known)
     return gap_finding(
-        worst, warn=0.01, fail=0.0, says=says, fine=fine, text=f"{curve}; largest rise, {name}", calls_for=GRADIENT_FREE
+        worst,
+        warn=0.01,
+        fail=0.0,
+        says=says,
+        fine=fine,
+        text=f"{curve}; largest rise, {name}",
+        calls_for=GRADIENT_FREE,
+        among=len(pairs),
     )
 
 
@@ -86,7 +102,7 @@ def stronger_than(
     count, n = int((left & broken).sum()), len(left)
     low = interval(count, n)[0]
     level = Level.FAIL if low > fail else Level.WARN if count else Level.PASS
-    says = f"{what} breaks what {over} left: gradients do not lead to the weak points"
+    says = f"{what} breaks what {over} left" + (": gradients do not lead to the weak points" if level == Level.FAIL else "")
     return Finding(
         "", level, says if level != Level.PASS else f"{what} adds nothing", f"{count:,} of {int(left.sum()):,} survivors, n = {n:,}", "",
         count / n, fail, calls_for=() if level == Level.PASS else GRADIENT_FREE,
@@ -106,9 +122,13 @@ def probed(evidence: Evidence, probe: str, statistic: str, *, warn: float, fail:
     if found.get(statistic) is None:
         return unknown(str(found.get("failed") or f"the probe {probe} was not run"))
     value = float(found[statistic])
-    level = Level.FAIL if value > fail else Level.WARN if value > warn else Level.PASS
+    if value != value:
+        return unknown(f"the probe {probe} gave no number")
+    sure = interval(round(value * found["n"]), found["n"])[0] if "n" in found else value  # of a share, its lower 95 % bound
+    level = Level.FAIL if sure > fail else Level.WARN if value > warn else Level.PASS
+    of = f" of {found['n']}" if "n" in found else ""
     details = f"; {found['details']}" if found.get("details") else ""
     return Finding(
-        "", level, fine if level == Level.PASS else says, f"{what} {value:.4g}{details}", "", value,
+        "", level, fine if level == Level.PASS else says, f"{what} {value:.4g}{of}{details}", "", value,
         fail if level == Level.FAIL else warn, calls_for=() if level == Level.PASS else calls_for,
     )  # fmt: skip

@@ -58,3 +58,12 @@ class AuditRequest:
         if not 1 <= self.n <= len(data):
             raise RobenchError(f"--n {self.n}: expected 1 to {len(data)}, the samples of the test split")
         return self.n
+
+    def folder_name(self, name: str, data: Dataset) -> str:
+        """``audit-<name>``, and behind it whatever differs from the defaults."""
+        parts = ["audit", name]
+        parts += [self.norm] if self.norm != "Linf" else []
+        parts += [self.eps.replace("/", "of")] if self.eps and self.eps != data.default_eps.get(self.norm) else []
+        parts += [f"head-{self.head}"] if self.head != MAIN_HEAD else []
+        parts += [f"seed{self.seed}"] if self.seed else []
+        return "-".join([*parts, *(["quick"] if self.quick else [])])

@@ -84,7 +84,7 @@ def _distil(module: nn.Module, teacher: Classifier, learn_from: Dataset, seed: i
 
 
 def _named(teacher: Classifier, images: Tensor) -> Tensor:
-    return teacher(images).argmax(1)
+    return teacher(images).argmax(1) if teacher.draws == 1 else teacher.votes(images).argmax(1)
 
 
 def _unit(images: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from robench.audit.comparisons import REST
-from robench.audit.evidence import Evidence
+from robench.audit.evidence import MAIN, Evidence
 from robench.audit.panel import CONSEQUENCES, steps_of
 from robench.report.tables import interval, percent, title
 from robench.types import Finding, Level, Outcome
@@ -17,7 +17,8 @@ MARGIN = 0.05  # a number is refuted where the upper bound lies further below it
 # Checks without whose experiment no number is supported.
 REQUIRED = (
     "one-step", "steps", "eps", "large-eps", "unbounded", "noise", "zero-gradients", "rescaling", "loss-swap", "more-steps", "restarts",
-    "silent-success", "randomness", "train-mode", "batch-dependence", "softmax-outputs", "black-box",
+    "silent-success", "randomness", "train-mode", "batch-dependence", "softmax-outputs", "black-box", "input-stage", "continuity",
+    "finite-differences", "budget",
 )  # fmt: skip
 EXCUSED_WHERE_RANDOM = ("batch-dependence",)
 
@@ -63,61 +64,70 @@ def judge_number(evidence: Evidence, findings: list[Finding], claim: float | Non
         not_run: attacks that findings call for and the budget did not allow.
     """
     robust, most = evidence.union(evidence.columns())
-    n = len(evidence.correct())
-    stored = _stored_accuracy(evidence)
+    n, stored = len(evidence.correct()), evidence.stored_bounds()
     number, claimed = (claim, f"the claim ({evidence.protocol})") if claim is not None else _plain(evidence, stored)
-    low, high, against = interval(robust, n)[0], interval(most, n)[1], "all attacks on the model itself, per sample"
-    if evidence.protocol == "transfer" and stored is not None:
-        count = round(stored * n)
-        (low, high), against = interval(count, n), "the stored images, as transfer"
-    why = list(_reasons(evidence, findings, not_run))
+    left, against = (robust, most), "all attacks on the model itself, per sample"
+    why = _reasons(evidence, findings, not_run)
+    if evidence.protocol == "transfer":
+        why = _reasons_of_transfer(evidence, findings, claim)
+        left, against = (stored, "the stored images, as transfer") if stored is not None else (left, against)
+    low, high = interval(left[0], n)[0], interval(left[1], n)[1]
     if number is None:
         word = OPEN
         why.insert(0, "there is no number to judge: the plain attacks failed on this model")
-    elif evidence.protocol == "transfer" and stored is None:
+    elif evidence.protocol == "transfer" and (stored is None or claim is None):
         word = OPEN
-        why.insert(0, "a claim of transfer is judged by the stored images: give them with --adv")
     elif high < number - MARGIN:
         word = REFUTED
     elif high < number:
         word = WEAKENED
     elif number < low:
         word = OPEN
-        why.insert(0, "the number is below what the audit's attacks leave: whoever measured it had stronger ones")
+        why.insert(0, f"the number is below what is left after {against}: whoever measured it broke more")
     else:
         word = OPEN if why else SUPPORTED
-    return Verdict(word, number, claimed, robust, most, low, high, n, against, tuple(why), tuple(_steps(evidence)), stored)
+    accuracy = None if stored is None else stored[1] / n
+    return Verdict(word, number, claimed, robust, most, low, high, n, against, tuple(why), tuple(_steps(evidence)), accuracy)
 
 
 def _reasons(evidence: Evidence, findings: list[Finding], not_run: list[str]) -> list[str]:
     """Why a number that lies inside the interval is not supported yet."""
-    if evidence.protocol == "transfer":
-        return []
-    is_random = float(evidence.probes.get("repeats", {}).get("differs", 0.0)) > 1e-4
-    excused = EXCUSED_WHERE_RANDOM if is_random else ()
+    excused = EXCUSED_WHERE_RANDOM if evidence.draws > 1 else ()
     missing = [
         each.check for each in findings if each.check in REQUIRED and each.level == Level.UNKNOWN and each.check not in excused
     ]
-    failed = [
-        each.check
-        for each in findings
-        if each.level == Level.FAIL and not (each.check == "randomness" and CONSEQUENCES in evidence.columns())
-    ]
+    averaged = evidence.draws > 1 and evidence.robust("pgd50-eot") is not None  # the union holds what averaging breaks
+    failed = [each.check for each in findings if each.level == Level.FAIL and not (each.check == "randomness" and averaged)]
     reasons = [f"required experiments are missing: {', '.join(missing)}"] if missing else []
     reasons += [f"checks fail: {', '.join(failed)}"] if failed else []
+    reasons += [f"attacks failed: {', '.join(map(title, broken))}"] if (broken := evidence.failed()) else []
     return reasons + ([f"the budget did not allow {', '.join(map(title, not_run))}"] if not_run else [])
 
 
-def _stored_accuracy(evidence: Evidence) -> float | None:
-    shares = [float(robust.mean()) for each in evidence.stored if (robust := evidence.robust(each.column, best=False)) is not None]
-    return min(shares) if shares else None
+def _reasons_of_transfer(evidence: Evidence, findings: list[Finding], claim: float | None) -> list[str]:
+    """Why a claim of transfer that lies inside the interval is not supported yet."""
+    if not evidence.stored:
+        return ["a claim of transfer is judged by the stored images: give them with --adv"]
+    reasons = [] if claim is not None else ["without --claim there is nothing to hold the stored images against"]
+    reasons += [
+        f"nobody says what {each.column} was crafted on: name it with --source" for each in evidence.stored if not each.weights
+    ]
+    reasons += [
+        f"{each.column} was crafted on the judged weights, which is no transfer"
+        for each in evidence.stored
+        if each.weights == evidence.model
+    ]
+    failed = [each.check for each in findings if each.level == Level.FAIL and each.check in ("provenance", "budget")]
+    return reasons + ([f"checks fail: {', '.join(failed)}"] if failed else [])
 
 
-def _plain(evidence: Evidence, stored: float | None) -> tuple[float | None, str]:
+def _plain(evidence: Evidence, stored: tuple[int, int] | None) -> tuple[float | None, str]:
     """What would have been reported: by the stored images, else by FGSM and PGD-20, whichever is lower."""
     if stored is not None:
-        return stored, "accuracy on the stored images"
-    shares = [float(robust.mean()) for name in ("fgsm", "pgd20") if (robust := evidence.robust(name, best=False)) is not None]
+        return stored[1] / len(evidence.correct()), "accuracy on the stored images"
+    shares = [
+        float(robust.mean()) for name in ("fgsm", "pgd1", "pgd20") if (robust := evidence.robust(name, best=False)) is not None
+    ]
     return (min(shares), "what FGSM and PGD-20 report") if shares else (None, "what FGSM and PGD-20 report")
 
 
@@ -125,10 +135,12 @@ def _steps(evidence: Evidence) -> list[tuple[str, float]]:
     """What is left after each step of the audit, all attacks before it counted."""
     correct = evidence.correct()
     n, steps, left = len(correct), [("right without attack", float(correct.mean()))], correct.copy()
-    if (stored := _stored_accuracy(evidence)) is not None:
-        steps.append(("on the stored images", stored))
-    columns = evidence.columns()
-    plain = [name for name in columns if name in ("fgsm", "pgd20")]
+    given = [each.column for each in evidence.stored]
+    if (stored := evidence.stored_bounds()) is not None:
+        steps.append(("on the stored images", stored[1] / n))
+    left &= ~_broken(evidence, given, n)
+    columns = [name for name in evidence.columns() if name not in given]
+    plain = [name for name in columns if name in ("fgsm", "pgd1", "pgd20")]
     others = [name for name in columns if name not in plain and steps_of(name)]
     late = [name for name in columns if name not in plain and name not in others and name != CONSEQUENCES]
     groups = [("FGSM and PGD-20, white-box, what they came across", plain), ("more steps, starts and losses", others)]
@@ -137,7 +149,7 @@ def _steps(evidence: Evidence) -> list[tuple[str, float]]:
         left &= ~_broken(evidence, names, n)
         if names:
             steps.append((said, float(left.mean())))
-    stages = evidence.runs["eps"].stages.get(CONSEQUENCES, [])
+    stages = evidence.runs[MAIN].stages.get(CONSEQUENCES, [])
     for stage in stages:
         left &= ~_broken(evidence, [stage], n)
         steps.append((f"{title(stage.partition('/')[2])}, called for by a finding", float(left.mean())))

@@ -15,7 +15,7 @@ from torch import Tensor
 from robench.data.augment import to_unit
 from robench.evaluation.adv_images import PackedImages, read_packed
 from robench.evaluation.store import ChunkVerdicts, read_chunk, read_run, split
-from robench.evaluation.verify import in_box
+from robench.evaluation.verify import in_box, verdict_logits
 from robench.models.classifier import Classifier
 from robench.types import Dataset, Outcome, RobenchError, ThreatModel
 
@@ -115,7 +115,7 @@ def _replay_chunk(
     rounded = (adv_images * 255).round() / 255
 
     def seen(model: Classifier, tried: Images, classify: Callable[[Classifier, Images], Tensor] | None = None) -> int:
-        predicted = (classify or _batched)(model, tried)
+        predicted = (classify or _batched)(model, tried) if model.draws == 1 else _voted(model, tried, labels)
         return int(((predicted != labels) & near & threat.contains(images, tried.float())).sum())
 
     return counts + Replay(
@@ -130,6 +130,12 @@ def _replay_chunk(
 @torch.no_grad()
 def _batched(classifier: Classifier, images: Images) -> Tensor:
     return classifier(images.to(classifier.device)).argmax(1).cpu()
+
+
+@torch.no_grad()
+def _voted(classifier: Classifier, images: Images, labels: Tensor) -> Tensor:
+    images = images.to(classifier.device)
+    return verdict_logits(classifier, images, labels.to(images.device)).argmax(1).cpu()
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from robench.types import Images, Logits
 
 VOTES = 100  # draws by which a random model is judged
+ASKED = 5  # times, to see whether a model is random
 VOTE_SEED = 0x766F7465
 
 
@@ -34,7 +35,7 @@ class Passes:
 
 
 class Classifier(nn.Module):
-    """Any module as a frozen, deterministic-by-construction classifier of one task.
+    """Any module as a frozen classifier of one task.
 
     Eval mode for good, parameters frozen, normalisation inside, float32 in and out, a fresh tensor of logits at every call
     (AutoAttack's Square writes into the one that it gets). Counts its passes. ``largest_pass``, where set, bounds the samples
@@ -140,24 +141,25 @@ class Classifier(nn.Module):
         with seeded(VOTE_SEED, images.device), self.counting(), self.watched_by(None):
             for _ in range(self.draws):
                 said = self(images).argmax(1, keepdim=True)
-                shares.scatter_add_(1, said, torch.full_like(said, 1 / self.draws, dtype=shares.dtype))
-        return shares
+                shares.scatter_add_(1, said, torch.ones_like(said, dtype=shares.dtype))
+        return shares / self.draws
 
     def settle_draws(self, images: Images) -> None:
-        """Asks twice about some images; where the answers differ, the model is random and is judged by ``VOTES`` draws from now on.
+        """Asks five times about some images; where answers differ, the model is random and is judged by ``VOTES`` draws from now on.
 
         Raises:
             RobenchError: the model cannot classify them.
         """
         try:
-            with torch.no_grad(), self.counting():
-                first, again = (self(images) for _ in range(2))
+            with torch.no_grad(), self.counting(), seeded(VOTE_SEED, images.device):
+                first, *others = (self(images) for _ in range(ASKED))
         except RobenchError:
             raise
         except Exception as error:  # somebody else's model may raise anything
             shape = tuple(images.shape)
             raise RobenchError(f"the model cannot classify images of shape {shape}: {type(error).__name__}: {error}") from error
-        self.draws = 1 if torch.allclose(first, again, rtol=1e-4, atol=1e-4, equal_nan=True) else VOTES
+        same = all(torch.allclose(first, again, rtol=1e-4, atol=1e-4, equal_nan=True) for again in others)
+        self.draws = 1 if same else VOTES
 
     @property
     def device(self) -> torch.device:
