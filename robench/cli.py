@@ -171,6 +171,13 @@ def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, att
     "--adv", multiple=True, help="Stored images that the number came from: a .pt file, or RUN:ATTACK of a run with --save-adv."
 )
 @click.option("--source", type=click.Path(path_type=Path), help="The checkpoint that the .pt files of --adv were crafted on.")
+@click.option(
+    "--sibling",
+    "siblings",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A checkpoint of the same classes, to transfer images from.",
+)
 @click.option("--norm", default="Linf", show_default=True, help="Linf or L2.")
 @click.option("--eps", help="Radius in pixel units, such as 8/255 [default: the data set's own].")
 @click.option("-n", "--n", type=int, help="The first N test samples [default: 1000, with --quick 200].")

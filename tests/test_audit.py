@@ -15,7 +15,16 @@ from robench.attacks.descent import LOSSES, descend
 from robench.attacks.straight_through import StraightThrough
 from robench.audit import AuditRequest, audit_subject
 from robench.audit.checks import CHECKS, run_checks
-from robench.audit.comparisons import black_box, loss_swap, noise_breaks, one_step, provenance, randomness, transfer_gap
+from robench.audit.comparisons import (
+    black_box,
+    loss_swap,
+    noise_breaks,
+    one_step,
+    provenance,
+    randomness,
+    transfer_breaks,
+    transfer_gap,
+)
 from robench.audit.controls import CONTROLS, Bench, Detached, NoGradient, Quantise
 from robench.audit.evidence import Evidence, Stored
 from robench.audit.panel import called_for
@@ -368,3 +377,10 @@ def test_the_command_exits_with_3_where_a_number_is_refuted(bench, tmp_path):
 def test_a_request_that_cannot_be_judged_is_refused(asked, message):
     with pytest.raises(RobenchError, match=message):
         AuditRequest(**asked)
+
+
+def test_images_of_a_sibling_that_break_what_is_left_are_noticed():
+    columns = {"pgd20": 300, "pgd50@other": np.arange(50, 900)}
+    assert transfer_breaks(evidence_of(columns)).level == Level.FAIL
+    assert transfer_breaks(evidence_of({"pgd20": 300})).level == Level.UNKNOWN
+    assert transfer_breaks(evidence_of(columns, stored=(Stored("pgd50@other"),))).level == Level.UNKNOWN

@@ -65,6 +65,7 @@ CHECKS: dict[str, Check] = {
     "large-eps": Check(comparisons.large_eps, "chance at eps 0.5", CARLINI),
     "unbounded": Check(comparisons.unbounded, "zero without a bound", ATHALYE),
     "black-box": Check(comparisons.black_box, "Square adds nothing to the white-box attacks", AUTOATTACK),
+    "sibling": Check(comparisons.transfer_breaks, "images of another model add nothing to attacks on this one", CARLINI),
     "noise": Check(comparisons.noise_breaks, "noise adds nothing to PGD", CARLINI),
     "zero-gradients": Check(comparisons.zero_gradients, "gradients do not vanish", AUTOATTACK),
     "saturation": Check(comparisons.ce_zero, "cross-entropy is not exactly zero", OURS),

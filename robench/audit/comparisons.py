@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from robench.audit.evidence import MAIN, Evidence
 from robench.audit.readings import (
     GRADIENT_FREE,
@@ -22,6 +24,7 @@ from robench.report.tables import percent, title
 from robench.types import Finding, Level, Outcome
 
 REST = "autoattack-rest"
+TRANSFER = "pgd50@"
 WHITE_BOX = (
     "fgsm",
     "pgd7",
@@ -141,6 +144,19 @@ def black_box(evidence: Evidence) -> Finding:
         hit = evidence.broken(f"{REST}/{stage}")
         left = left if left is None or hit is None else left & ~hit
     return stronger_than(evidence, left, evidence.broken(f"{REST}/square"), "Square", "every white-box attack", 0.002)
+
+
+def transfer_breaks(evidence: Evidence) -> Finding:
+    """Images of another model must not break what attacks on this one left."""
+    stored = {each.column for each in evidence.stored}
+    columns = [name for name in evidence.columns() if name.startswith(TRANSFER) and name not in stored]
+    hits = [hit for name in columns if (hit := evidence.broken(name)) is not None]
+    if not hits:
+        return unknown("no attack was crafted on a sibling (--sibling)")
+    names = " and ".join(title(name) for name in columns)
+    return stronger_than(
+        evidence, survivors(evidence, WHITE_BOX), np.logical_or.reduce(hits), names, "attacks on the model itself", 0.002
+    )
 
 
 def noise_breaks(evidence: Evidence) -> Finding:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from robench.attacks import parse_suites
+from robench.audit.comparisons import TRANSFER
 from robench.audit.evidence import MAIN, Evidence, Stored
 from robench.audit.panel import consequences, grid, panel, rest
 from robench.audit.probes import PROBES, Subjects, run_probe
@@ -74,6 +75,9 @@ class Desk:
         given = [stored_suite(where, self.data, self.n) for where in request.adv]
         stored = tuple(self._provenance(where, suite) for where, suite in zip(request.adv, given, strict=True))
         self.suites.extend([*panel(self.threat, self.n_classes, quick=request.quick), *given])
+        for path in request.siblings:
+            sources = {str(path): classifier_of_checkpoint(path, self.data, self.device, request.head)}
+            self.suites.extend(parse_suites(f"{TRANSFER}{path}", self.threat, self.n_classes, sources=sources))
         runs = {MAIN: self.measure(self.suites)}
         if self.subject.classifier.draws > 1:
             self.suites.extend(parse_suites("pgd50-eot", self.threat, self.n_classes))

@@ -24,6 +24,7 @@ class AuditRequest:
         seed: of the attacks.
         adv: stored images, see ``stored_suite``.
         source: the checkpoint that files of stored images were crafted on.
+        siblings: checkpoints of the same classes, on which a transfer attack is crafted too.
         budget: of the stronger attacks that findings call for, in multiples of AutoAttack's cost a surviving sample.
         quick: a first answer from few samples and attacks; it supports nothing, but it can refute.
         head: the task that is judged.
@@ -37,6 +38,7 @@ class AuditRequest:
     seed: int = 0
     adv: tuple[str, ...] = ()
     source: Path | None = None
+    siblings: tuple[Path, ...] = ()
     budget: float = 3.0
     quick: bool = False
     head: str = MAIN_HEAD
