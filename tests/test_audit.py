@@ -14,20 +14,13 @@ from torch import nn
 from robench.attacks.descent import LOSSES, descend
 from robench.attacks.straight_through import StraightThrough
 from robench.audit import AuditRequest, audit_subject
+from robench.audit.cheats import Detached, NoGradient, Quantise
 from robench.audit.checks import CHECKS, run_checks
-from robench.audit.comparisons import (
-    black_box,
-    loss_swap,
-    noise_breaks,
-    one_step,
-    provenance,
-    randomness,
-    transfer_breaks,
-    transfer_gap,
-)
-from robench.audit.controls import CONTROLS, Bench, Detached, NoGradient, Quantise
+from robench.audit.comparisons import black_box, loss_swap, noise_breaks, one_step, transfer_breaks
+from robench.audit.controls import CONTROLS, Bench
 from robench.audit.evidence import Evidence, Stored
 from robench.audit.panel import called_for
+from robench.audit.protocol import provenance, randomness, transfer_gap
 from robench.audit.selftest import audit_control
 from robench.audit.verdict import OPEN, REFUTED, REQUIRED, SUPPORTED, WEAKENED, judge_number
 from robench.cli import main

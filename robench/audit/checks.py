@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from robench.audit import comparisons
+from robench.audit import comparisons, protocol
 from robench.audit.evidence import Evidence
 from robench.audit.readings import GRADIENT_FREE, probed
 from robench.report.paired import holm, p_text
@@ -57,8 +57,8 @@ def _probe_check(probe: str, statistic: str, **judged) -> Callable[[Evidence], F
 
 
 CHECKS: dict[str, Check] = {
-    "provenance": Check(comparisons.provenance, "stored images were crafted on the judged weights", f"{PINTOR}, I5"),
-    "transfer-gap": Check(comparisons.transfer_gap, "stored images are as strong as fresh ones", OURS),
+    "provenance": Check(protocol.provenance, "stored images were crafted on the judged weights", f"{PINTOR}, I5"),
+    "transfer-gap": Check(protocol.transfer_gap, "stored images are as strong as fresh ones", OURS),
     "one-step": Check(comparisons.one_step, "iterative attacks beat one step", ATHALYE),
     "steps": Check(comparisons.steps_help, "accuracy falls with steps", CARLINI),
     "eps": Check(comparisons.eps_helps, "accuracy falls with eps", CARLINI),
@@ -89,7 +89,7 @@ CHECKS: dict[str, Check] = {
         ),
         "the loss is smooth around images", f"{PINTOR}, I2",
     ),
-    "randomness": Check(comparisons.randomness, "the same image gets the same answer, or attacks average", ATHALYE),
+    "randomness": Check(protocol.randomness, "the same image gets the same answer, or attacks average", ATHALYE),
     "train-mode": Check(
         _probe_check(
             "state", "changed", warn=0.0, fail=0.0, what="buffers that a forward pass changes",
@@ -135,6 +135,6 @@ CHECKS: dict[str, Check] = {
         ),
         "the loss is continuous", OURS,
     ),
-    "budget": Check(comparisons.budget, "attacks spend their steps and their radius", OURS),
-    "ceiling": Check(comparisons.ceiling, "nothing above the best published", "RobustBench; a prior, not a proof"),
+    "budget": Check(protocol.budget, "attacks spend their steps and their radius", OURS),
+    "ceiling": Check(protocol.ceiling, "nothing above the best published", "RobustBench; a prior, not a proof"),
 }  # fmt: skip

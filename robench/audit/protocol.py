@@ -1,0 +1,153 @@
+"""Checks of how a number came about: where its images come from, what its attacks spent, what the model draws, what others reached."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from robench.audit.evidence import MAIN, Evidence
+from robench.audit.readings import GRADIENT_FREE, gap_finding, missing, unknown
+from robench.report.tables import percent, title
+from robench.types import Finding, Level, Outcome
+
+
+def provenance(evidence: Evidence) -> Finding:
+    """Stored images must have been crafted on the weights that they are used against."""
+    if not evidence.stored:
+        if evidence.claimed:
+            return unknown(
+                "nobody gave the images that the claim came from (--adv); those of this audit were crafted on the judged weights"
+            )
+        return Finding("", Level.PASS, "every image was crafted on the judged weights", f"weights {evidence.model[:12]}", "")
+    said, worst = [], Level.PASS
+    for stored in evidence.stored:
+        if not stored.weights:
+            level, text = Level.UNKNOWN, f"{stored.column}: nobody says what it was crafted on; --source names the model"
+        elif stored.heads:
+            level, text = Level.FAIL, f"{stored.column}: crafted on the heads {', '.join(stored.heads)}, not on the judged one"
+        elif stored.weights != evidence.model:
+            level = Level.PASS if evidence.protocol == "transfer" else Level.FAIL
+            text = (
+                f"{stored.column}: crafted on {stored.source or 'a model'} (weights {stored.weights[:12]}), evaluated on weights "
+                f"{evidence.model[:12]}"
+            )
+        else:
+            level, text = Level.PASS, f"{stored.column}: crafted on the evaluated weights {evidence.model[:12]}"
+        said.append(text)
+        worst = min(worst, level, key=Level.ALL.index)
+    words = {
+        Level.FAIL: "the stored images attack something else than the judged model: their accuracy is transfer, not robustness",
+        Level.UNKNOWN: "where the stored images come from is not known",
+        Level.PASS: "the stored images come from where the claim says",
+    }
+    return Finding("", worst, words[worst], "; ".join(said), "")
+
+
+def transfer_gap(evidence: Evidence) -> Finding:
+    """Stored images against a fresh PGD-20 on the model itself."""
+    if not evidence.stored:
+        return unknown("no stored images were given (--adv)")
+    gaps = {each.column: evidence.compare(each.column, "pgd20") for each in evidence.stored}
+    known = {name: gap for name, gap in gaps.items() if gap is not None}
+    if not known:
+        return missing(evidence, *gaps, "pgd20")
+    name, gap = max(known.items(), key=lambda item: item[1].difference)
+    agreement = evidence.probes.get("sign-agreement", {}).get(name)
+    own = evidence.probes.get("sign-agreement", {}).get("own")
+    text = (
+        ""
+        if agreement is None
+        else f", sign agreement with the model's own gradient {agreement:.3f} (own PGD {own:.3f}, chance 0.5)"
+    )
+    found = gap_finding(
+        gap, warn=0.01, fail=0.01,
+        says="the stored images are far weaker than a fresh attack on the model itself: they were crafted elsewhere, or with less effort",
+        fine="the stored images are as strong as a fresh attack",
+        text=f"{title(name)} against fresh PGD-20{text}",
+        among=len(known),
+    )  # fmt: skip
+    if evidence.protocol == "transfer" and found.level == Level.FAIL:
+        return replace(found, level=Level.WARN, says="as a claim of transfer says: an attack on the model itself leaves far less")
+    return found
+
+
+def budget(evidence: Evidence) -> Finding:
+    """An attack must spend its steps and its radius."""
+    results = evidence.runs[MAIN]
+    shares = {}
+    correct = int(evidence.correct().sum())
+    for suite in results.description["suites"]:
+        name, params = suite["name"], suite["members"][0]["params"]
+        ledger = results.ledger[results.ledger["attack"] == name]
+        if name in evidence.failed() or not correct:
+            continue
+        if name.startswith("pgd") and params.get("random_start") and not (ledger["mode"] != "").any() and params["restarts"] == 1:
+            shares[f"{title(name)} steps"] = ledger["backwards"].sum() / (correct * params["steps"])
+    eps = results.description["threat"]["eps"]
+    for name in ["pgd20", *(each.column for each in evidence.stored)]:
+        rows = evidence.rows(name)
+        if rows is not None and eps:
+            # Where an attack finds nothing some keep the clean image, so that those who moved farthest tell.
+            moved = rows["distance"][rows["outcome"].isin((Outcome.ROBUST, Outcome.BROKEN))]
+            if len(moved):
+                shares[f"{title(name)} radius"] = float(moved.quantile(0.9)) / eps
+    if not shares:
+        return unknown("no PGD of the audit ran to its end")
+    name, least = min(shares.items(), key=lambda item: item[1])
+    level = Level.FAIL if least < 0.5 else Level.WARN if least < 0.9 else Level.PASS
+    return Finding(
+        "", level, "an attack did not spend what it was given: its number says little" if level != Level.PASS else "steps and radius were spent",
+        "; ".join(f"{name} {share:.2f}" for name, share in shares.items()), "", 1 - least, 0.5 if level == Level.FAIL else 0.1,
+    )  # fmt: skip
+
+
+def randomness(evidence: Evidence) -> Finding:
+    """A model that answers differently each time must be attacked in expectation."""
+    found = evidence.probes.get("repeats", {})
+    if found.get("differs") is None:
+        return unknown(str(found.get("failed") or "the probe repeats was not run"))
+    if evidence.draws == 1:
+        return Finding(
+            "",
+            Level.PASS,
+            "the same image gets the same answer",
+            f"largest change of a logit {found['differs']:.2g}",
+            "",
+            found["differs"],
+            1e-4,
+        )
+    text = f"{percent(found['flips'])} % of the predictions change from draw to draw"
+    gap = evidence.compare("pgd50-margin", "pgd50-eot")
+    if gap is None:
+        return Finding(
+            "", Level.WARN, "the model is random: verdicts are by the majority of 100 draws, and attacks must average over draws", text, "",
+            found["flips"], 1e-4, calls_for=("pgd50-eot",),
+        )  # fmt: skip
+    judged = gap_finding(
+        gap, warn=0.0, fail=0.01, says="randomness hides the gradient: averaging over draws breaks more",
+        fine="", text=f"{text}; PGD-50 with one draw a step against twenty", calls_for=("pgd50-eot",),
+    )  # fmt: skip
+    if judged.level == Level.FAIL:
+        return judged
+    says = "the model is random, and averaging over draws breaks no more: judged by the majority of 100 draws"
+    return replace(judged, level=Level.WARN, says=says, calls_for=("pgd50-eot",))
+
+
+def ceiling(evidence: Evidence) -> Finding:
+    """Without adversarial training nobody has come near those who have it."""
+    best = PUBLISHED_BEST.get((evidence.dataset, evidence.norm, evidence.eps_text))
+    if best is None:
+        return unknown(f"no published ceiling for {evidence.dataset}, {evidence.norm} {evidence.eps_text}")
+    _, most = evidence.union(evidence.columns())
+    share = most / len(evidence.correct())
+    text = f"{percent(share)} % survive, the best published ResNet-18 keeps {percent(best)} % with adversarial training"
+    if evidence.defended is None:
+        return unknown(f"{text}; nobody says how this one was trained")
+    level = Level.WARN if share > best and not evidence.defended else Level.PASS
+    return Finding(
+        "", level, "more robust than anything published, without adversarial training" if level == Level.WARN else "not above what is published",
+        text, "", share, best, calls_for=GRADIENT_FREE if level == Level.WARN else (),
+    )  # fmt: skip
+
+
+# RobustBench, best ResNet-18 under AutoAttack; our reading of its leaderboard.
+PUBLISHED_BEST = {("cifar10", "Linf", "8/255"): 0.5850, ("cifar100", "Linf", "8/255"): 0.2888}
