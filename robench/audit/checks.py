@@ -85,7 +85,7 @@ CHECKS: dict[str, Check] = {
     "unstable": Check(
         _probe_check(
             "neighbourhood", "change", warn=0.1, fail=0.2, what="mean relative change of the margin within half of eps",
-            says="the loss jumps from point to point: gradients say little", fine="the loss is smooth", calls_for=GRADIENT_FREE,
+            says="the loss changes much from point to point: gradients reach not far", fine="the loss is smooth", calls_for=GRADIENT_FREE,
         ),
         "the loss is smooth around images", f"{PINTOR}, I2",
     ),

@@ -152,7 +152,7 @@ def loss_swap(evidence: Evidence) -> Finding:
         return missing(evidence, "pgd50-ce", "pgd50-margin", "pgd50-dlr")
     name, gap = max(gaps.items(), key=lambda item: item[1].difference)
     return gap_finding(
-        gap, warn=0.02, fail=0.1, says="another loss breaks much more than cross-entropy: the loss is masked, not the model robust",
+        gap, warn=0.02, fail=0.1, says="another loss breaks more than cross-entropy: attacks on cross-entropy alone leave too much",
         fine="other losses break as much", text=f"PGD-50 on cross-entropy against {title(name)}", among=len(gaps), calls_for=("pgd100-margin",),
     )  # fmt: skip
 

@@ -124,7 +124,7 @@ def confusion(outcomes: list[Outcome], n: int, seed: int) -> str:
     return (
         f"# The audit on its controls\n\nn = {n}, attack seed {seed}. F fails, w warns, ? was not measured, . passes. *judged*: what FGSM and PGD-20, or "
         f"the stored images, report, in percent; *left*: what survives every attack of the audit.\n\n{table(header, rows)}\n\n"
-        "## Statistics\n\nWhere a check's statistic lies on the worst honest model, and on the mildest of the cheats that it is there to notice.\n\n"
+        "## Statistics\n\nWhere a check's statistic lies on the worst honest model, and on the mildest of those of its own cheats on which it fails.\n\n"
         f"{calibration(outcomes)}\n"
     )
 
@@ -143,7 +143,7 @@ def calibration(outcomes: list[Outcome]) -> str:
         cheats = {name: f.statistic for name, f in found.items() if check in CONTROLS[name].must and f.level == Level.FAIL}
         if honest or cheats:
             rows.append([check, *_extreme(honest, max), *_extreme(cheats, min)])
-    return table(["check", "worst honest", "model", "mildest cheat that fails", "model"], rows)
+    return table(["check", "worst honest", "model", "mildest cheat on which it fails", "model"], rows)
 
 
 def _extreme(values: dict[str, float | None], which: Callable) -> list[str]:
