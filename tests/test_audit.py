@@ -377,3 +377,11 @@ def test_images_of_a_sibling_that_break_what_is_left_are_noticed():
     assert transfer_breaks(evidence_of(columns)).level == Level.FAIL
     assert transfer_breaks(evidence_of({"pgd20": 300})).level == Level.UNKNOWN
     assert transfer_breaks(evidence_of(columns, stored=(Stored("pgd50@other"),))).level == Level.UNKNOWN
+
+
+def test_a_sample_or_two_that_another_attack_adds_are_no_failure():
+    def level(added):
+        columns = {"pgd20": 300, "autoattack-rest/square": np.arange(added, 300)}
+        return black_box(evidence_of(columns)).level
+
+    assert [level(added) for added in (0, 1, 2, 5, 20)] == [Level.PASS, Level.WARN, Level.WARN, Level.WARN, Level.FAIL]

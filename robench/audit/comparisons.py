@@ -81,7 +81,7 @@ def black_box(evidence: Evidence) -> Finding:
     for stage in ("apgd-ce", "apgd-t"):
         hit = evidence.broken(f"{REST}/{stage}")
         left = left if left is None or hit is None else left & ~hit
-    return stronger_than(evidence, left, evidence.broken(f"{REST}/square"), "Square", "every white-box attack", 0.002)
+    return stronger_than(evidence, left, evidence.broken(f"{REST}/square"), "Square", "every white-box attack", 0.005)
 
 
 def transfer_breaks(evidence: Evidence) -> Finding:
@@ -93,13 +93,13 @@ def transfer_breaks(evidence: Evidence) -> Finding:
         return unknown("no attack was crafted on a sibling (--sibling)")
     names = " and ".join(title(name) for name in columns)
     return stronger_than(
-        evidence, survivors(evidence, WHITE_BOX), np.logical_or.reduce(hits), names, "attacks on the model itself", 0.002
+        evidence, survivors(evidence, WHITE_BOX), np.logical_or.reduce(hits), names, "attacks on the model itself", 0.005
     )
 
 
 def noise_breaks(evidence: Evidence) -> Finding:
     """Noise must not break what PGD left."""
-    return stronger_than(evidence, survivors(evidence, WHITE_BOX), evidence.broken("noise"), "noise", "PGD", 0.002)
+    return stronger_than(evidence, survivors(evidence, WHITE_BOX), evidence.broken("noise"), "noise", "PGD", 0.005)
 
 
 def zero_gradients(evidence: Evidence) -> Finding:

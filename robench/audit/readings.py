@@ -11,6 +11,7 @@ from robench.report.paired import Paired, paired
 from robench.report.tables import interval, percent, title
 from robench.types import Finding, Level
 
+FEW = 2  # samples that prove nothing, however small n is: honest models lose that many to a second attack
 GRADIENT_FREE = ("pgd50-spsa", "pgd50@surrogate", "square20000")
 
 
@@ -84,7 +85,7 @@ def left_at(evidence: Evidence, at: str, allowed: float, name: str) -> Finding:
     left = np.logical_and.reduce(list(ran.values()))
     count, n = int(left.sum()), len(left)
     low = interval(count, n)[0]
-    level = Level.FAIL if low > max(allowed, 0.01) else Level.WARN if count / n > allowed else Level.PASS
+    level = Level.FAIL if low > max(allowed, 0.01) and count > FEW else Level.WARN if count / n > allowed else Level.PASS
     radius = evidence.runs[at].description["threat"]["eps_text"]
     return Finding(
         "", level, f"the attack does not reach {name} even there: it cannot be trusted at a small radius" if level != Level.PASS else f"it reaches {name}",
@@ -101,7 +102,7 @@ def stronger_than(
         return unknown(f"{what}, or what it is compared with, was not run or failed")
     count, n = int((left & broken).sum()), len(left)
     low = interval(count, n)[0]
-    level = Level.FAIL if low > fail else Level.WARN if count else Level.PASS
+    level = Level.FAIL if low > fail and count > FEW else Level.WARN if count else Level.PASS
     says = f"{what} breaks what {over} left" + (": gradients do not lead to the weak points" if level == Level.FAIL else "")
     return Finding(
         "", level, says if level != Level.PASS else f"{what} adds nothing", f"{count:,} of {int(left.sum()):,} survivors, n = {n:,}", "",
