@@ -13,17 +13,15 @@ from robench.types import ThreatModel
 if TYPE_CHECKING:
     from robench.types import Images, Labels
 
-DRAWS = 25  # of each kind
 
-
-def noise(model: Classifier, images: Images, labels: Labels, threat: ThreatModel, seed: int) -> Images:
-    """The worst of 25 uniform draws from the ball and 25 from its corners (in L2: its surface).
+def noise(model: Classifier, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, draws: int) -> Images:
+    """The worst of so many uniform draws from the ball and as many from its corners (in L2: its surface).
 
     Source: Carlini et al. 2019, https://arxiv.org/abs/1902.06705, section 5 (random noise as a sanity check).
     """
     best, lowest = images.clone(), torch.full((len(images),), float("inf"), device=images.device)
     with torch.no_grad():
-        for draw in range(2 * DRAWS):
+        for draw in range(2 * draws):
             far = direction(torch.randn_like(images), threat) * threat.eps
             points = project(images + (random_start(images, threat) if draw % 2 else far), images, threat)
             logits = model(points)

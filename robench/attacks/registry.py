@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from robench import __version__
 from robench.adapters import autoattack, torchattacks
-from robench.attacks.descent import descend
-from robench.attacks.noise import DRAWS, noise
 from robench.attacks.restarts import with_restarts
 from robench.data import did_you_mean
 from robench.types import Attack, Keeps, RobenchError, Suite, ThreatModel, format_eps
@@ -133,6 +131,18 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+def _descend(*given, **settings):
+    from robench.attacks.descent import descend  # imports torch, which `robench list` can do without
+
+    return descend(*given, **settings)
+
+
+def _draw_noise(*given, **settings):
+    from robench.attacks.noise import noise
+
+    return noise(*given, **settings)
+
+
 def _descent(name: str, match: re.Match, context: Context) -> Attack:
     steps, variant, options = int(match[1]), VARIANTS[match[2]], context.options
     if steps < 1:
@@ -140,7 +150,7 @@ def _descent(name: str, match: re.Match, context: Context) -> Attack:
     if match[2] == "dlr" and context.n_classes < 3:
         raise RobenchError(f"{name}: the difference of logits ratio needs 3 classes or more, the model has {context.n_classes}")
     step_size = context.threat.eps / 4 if options.step_size is None else options.step_size
-    once = partial(descend, steps=steps, step_size=step_size, **variant.settings)
+    once = partial(_descend, steps=steps, step_size=step_size, **variant.settings)
     return Attack(
         name=name, fn=with_restarts(once, options.restarts) if options.restarts > 1 else once, norms=("Linf", "L2"),
         gradients="pairs" not in variant.settings, library=f"robench {__version__}", source=variant.source, family="pgd", keeps=Keeps.ANY,
@@ -150,7 +160,7 @@ def _descent(name: str, match: re.Match, context: Context) -> Attack:
 
 def _noise(name: str, match: re.Match, context: Context) -> Attack:
     return Attack(
-        name=name, fn=noise, norms=("Linf", "L2"), gradients=False, params={"draws": DRAWS}, library=f"robench {__version__}",
+        name=name, fn=partial(_draw_noise, draws=NOISE_DRAWS), norms=("Linf", "L2"), gradients=False, params={"draws": NOISE_DRAWS}, library=f"robench {__version__}",
         source="Carlini et al. 2019, https://arxiv.org/abs/1902.06705, section 5", family="noise", keeps=Keeps.ANY,
     )  # fmt: skip
 
@@ -164,6 +174,8 @@ def _long_square(name: str, match: re.Match, context: Context) -> Attack:
     )  # fmt: skip
 
 
+NOISE_DRAWS = 25  # of each kind
+
 ATTACKS: dict[str, AttackEntry] = {
     "fgsm": AttackEntry(r"fgsm", _fgsm, ("fgsm",), "one signed gradient step of eps (Linf)"),
     "pgd": AttackEntry(
@@ -175,7 +187,7 @@ ATTACKS: dict[str, AttackEntry] = {
         )
         for name, variant in VARIANTS.items()
     },
-    "noise": AttackEntry(r"noise", _noise, ("noise",), f"uniform and sign noise, the worst of {2 * DRAWS} draws (Linf, L2)"),
+    "noise": AttackEntry(r"noise", _noise, ("noise",), f"uniform and sign noise, the worst of {2 * NOISE_DRAWS} draws (Linf, L2)"),
     "apgd-ce": AttackEntry(
         r"apgd-ce", _autoattack_stage, ("apgd-ce",), "AutoAttack's first stage alone: APGD on cross-entropy, 100 steps"
     ),

@@ -20,8 +20,8 @@ class Paired:
         n: samples.
         only_first, only_second: samples that one alone gets right.
         difference: the first accuracy minus the second.
-        low, high: 95 % interval of the difference. Normal (Wald's on the discordant pairs); where they all point one way, that of their
-            share, Wilson's, or Clopper-Pearson's where there are none.
+        low, high: 95 % interval of the difference: the wider of Wald's and of the exact one that takes the number of discordant samples
+            as given, so that it holds 0 wherever the exact test does not reject; Clopper-Pearson's of none in n where none differ.
         p: two-sided, of the exact McNemar test.
     """
 
@@ -46,17 +46,15 @@ def paired(first: np.ndarray, second: np.ndarray) -> Paired:
     n = min(len(first), len(second))  # the first n of the test split are the same in both
     first, second = first[:n], second[:n]
     ahead, behind = int((first & ~second).sum()), int((~first & second).sum())
-    difference = (ahead - behind) / n
-    if ahead and behind:
-        half = Z95 * (((ahead + behind) / n - difference**2) / n) ** 0.5
-        low, high = difference - half, difference + half
-    elif ahead or behind:
-        low, high = interval(ahead, n) if ahead else tuple(-bound for bound in reversed(interval(behind, n)))
-    else:
+    discordant, difference = ahead + behind, (ahead - behind) / n
+    if not discordant:
         high = interval(0, n)[1]
-        low = -high
-    p = float(binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
-    return Paired(n, ahead, behind, difference, low, high, p)
+        return Paired(n, 0, 0, 0.0, -high, high, 1.0)
+    half = Z95 * max(discordant / n - difference**2, 0.0) ** 0.5 / n**0.5
+    test = binomtest(ahead, discordant)
+    share = test.proportion_ci(0.95, method="exact")  # of the discordant ones, as the exact test sees them
+    low, high = ((2 * bound - 1) * discordant / n for bound in (share.low, share.high))
+    return Paired(n, ahead, behind, difference, min(difference - half, low), max(difference + half, high), float(test.pvalue))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
