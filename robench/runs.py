@@ -13,8 +13,10 @@ import torch
 from robench.data.augment import to_unit
 from robench.evaluation.engine import evaluate_suites
 from robench.evaluation.environment import describe_environment
+from robench.evaluation.memory import backing_off
 from robench.evaluation.results import Results, is_complete, read_results
 from robench.evaluation.store import RunFolder, attack_folder, read_run
+from robench.models.classifier import Classifier
 from robench.models.loading import Subject
 from robench.processes import Processes
 from robench.report.tables import summarise
@@ -22,6 +24,7 @@ from robench.types import Dataset, RobenchError, RunSpec, Suite, ThreatModel
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
 DEFAULT_CHUNK = 250
 ASKED_ABOUT = 32  # images, to see whether a model is random
@@ -91,7 +94,7 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
     if n < finished:
         raise RobenchError(f"{path} is a run on {finished} samples; fewer ({n}) would take its tables away: choose another --out")
     few = images[:ASKED_ABOUT].to(subject.classifier.device)
-    subject.classifier.settle_draws(to_unit(few) if few.dtype == torch.uint8 else few.float())
+    settle_randomness(subject.classifier, to_unit(few) if few.dtype == torch.uint8 else few.float())
     votes = {"votes": subject.classifier.draws} if subject.classifier.draws > 1 else {}
     environment = describe_environment(place.device, torch.get_num_threads())
 
@@ -130,6 +133,21 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
     results = read_results(path)
     describe(n, results=_plain(summarise(results)))
     return results
+
+
+def settle_randomness(classifier: Classifier, images: Tensor) -> None:
+    """Finds out whether the model is random, in as small passes as its memory needs.
+
+    Raises:
+        RobenchError: it cannot classify the images.
+    """
+    try:
+        backing_off(classifier, len(images), lambda: classifier.settle_draws(images))
+    except RobenchError:
+        raise
+    except Exception as error:  # somebody else's model may raise anything
+        shape = tuple(images.shape)
+        raise RobenchError(f"the model cannot classify images of shape {shape}: {type(error).__name__}: {error}") from error
 
 
 def _refuse_same_names(suites: list[Suite]) -> None:

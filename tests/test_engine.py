@@ -23,6 +23,7 @@ from robench.evaluation.results import read_results
 from robench.evaluation.store import Chunk, RunFolder, attack_folder, chunk_seed, split
 from robench.models.classifier import Classifier
 from robench.report import write_report
+from robench.runs import settle_randomness
 from robench.types import Outcome, RobenchError, RunSpec, Suite, ThreatModel
 
 # Of ten samples two are misclassified; at eps 0.1 darkening breaks those below 0.1, four of the other eight.
@@ -58,7 +59,7 @@ def run(path, suites, *, offsets=OFFSETS, spec=SPEC, model=None, **how):
         }
     )
     classifier = Classifier(model or BrightnessClassifier(), 2)
-    classifier.settle_draws(images)
+    settle_randomness(classifier, images)
     threat = ThreatModel(spec.norm, spec.eps)
     evaluate_suites(classifier, images, labels, suites, threat=threat, folder=folder, show_progress=False, **how)
     return read_results(path)
