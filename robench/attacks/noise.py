@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from robench.attacks.descent import direction, project, random_start
+from robench.attacks.descent import direction, margin, project, random_start
 from robench.models.classifier import Classifier
 from robench.types import ThreatModel
 
@@ -25,8 +25,7 @@ def noise(model: Classifier, images: Images, labels: Labels, threat: ThreatModel
             far = direction(torch.randn_like(images), threat) * threat.eps
             points = project(images + (random_start(images, threat) if draw % 2 else far), images, threat)
             logits = model(points)
-            true = logits.gather(1, labels[:, None]).flatten()
-            margin = true - logits.scatter(1, labels[:, None], float("-inf")).amax(1)
-            better = margin < lowest
-            best[better], lowest[better] = points[better], margin[better]
+            score = -margin(logits, labels, logits)
+            better = score < lowest
+            best[better], lowest[better] = points[better], score[better]
     return best

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from robench.audit.evidence import MAIN, Evidence
 from robench.audit.readings import GRADIENT_FREE, gap_finding, missing, unknown
+from robench.report.published import ROBUSTBENCH
 from robench.report.tables import percent, title
 from robench.types import Finding, Level, Outcome
 
@@ -134,9 +135,9 @@ def randomness(evidence: Evidence) -> Finding:
 
 def ceiling(evidence: Evidence) -> Finding:
     """Without adversarial training nobody has come near those who have it."""
-    best = PUBLISHED_BEST.get((evidence.dataset, evidence.norm, evidence.eps_text))
-    if best is None:
+    if evidence.dataset not in ROBUSTBENCH or (evidence.norm, evidence.eps_text) != ("Linf", "8/255"):
         return unknown(f"no published ceiling for {evidence.dataset}, {evidence.norm} {evidence.eps_text}")
+    best = ROBUSTBENCH[evidence.dataset][1] / 100
     _, most = evidence.union(evidence.columns())
     share = most / len(evidence.correct())
     text = f"{percent(share)} % survive, the best published ResNet-18 keeps {percent(best)} % with adversarial training"
@@ -147,7 +148,3 @@ def ceiling(evidence: Evidence) -> Finding:
         "", level, "more robust than anything published, without adversarial training" if level == Level.WARN else "not above what is published",
         text, "", share, best, calls_for=GRADIENT_FREE if level == Level.WARN else (),
     )  # fmt: skip
-
-
-# RobustBench, best ResNet-18 under AutoAttack; our reading of its leaderboard.
-PUBLISHED_BEST = {("cifar10", "Linf", "8/255"): 0.5850, ("cifar100", "Linf", "8/255"): 0.2888}

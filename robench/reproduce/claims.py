@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from robench.report.paired import paired
+from robench.report.published import ROBUSTBENCH
 from robench.report.tables import UNION, percent
 from robench.reproduce.measured import Measured
-from robench.reproduce.plan import ATTACKS, AUTOATTACK, PUBLISHED, ROBUSTBENCH
+from robench.reproduce.plan import ATTACKS, AUTOATTACK, PUBLISHED
 
 MARGIN = 0.05  # a number is refuted where the upper bound lies further below it than this
 POINT = 0.01  # less than this between two models is no difference worth a claim

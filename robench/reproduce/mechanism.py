@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robench.attacks import parse_suites
+from robench.audit.probes import agreement
 from robench.data.augment import to_unit
 from robench.evaluation.store import chunk_seed, split
 from robench.evaluation.stored import stored_images
@@ -52,7 +53,7 @@ def explain(
     return {
         "n": n,
         "l2": {attack: float(delta.flatten(1).norm(dim=1).mean()) for attack, delta in deltas.items()},
-        "sign agreement": {attack: _agreement(delta, gradient) for attack, delta in deltas.items()},
+        "sign agreement": {attack: agreement(delta, gradient) for attack, delta in deltas.items()},
         "transfer": _losses(classifier, images, labels, deltas[attacks[-1]]),
         "white-box": _losses(classifier, images, labels, own),
     }
@@ -77,12 +78,6 @@ def _gradient(classifier: Classifier, images: Images, labels: Labels) -> Tensor:
         (gradient,) = torch.autograd.grad(F.cross_entropy(classifier(batch), own.to(batch.device), reduction="sum"), batch)
         parts.append(gradient.cpu())
     return torch.cat(parts)
-
-
-def _agreement(delta: Tensor, gradient: Tensor) -> float:
-    """Share of the pixels that were moved, and have a gradient, in which both have the same sign."""
-    counted = (delta != 0) & (gradient != 0)
-    return float(((delta > 0) == (gradient > 0))[counted].double().mean())
 
 
 @torch.no_grad()

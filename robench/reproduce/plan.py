@@ -20,8 +20,6 @@ PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
         "contrastive": (44.37, 32.49, 42.62, 33.92, 33.53),
     },
 }
-# RobustBench, Linf 8/255, ResNet-18 entries: weakest and best that were adversarially trained, percent under AutoAttack.
-ROBUSTBENCH = {"cifar10": (43.21, 58.50), "cifar100": (18.95, 28.88)}
 TABLES = {"1": ("cifar10",), "2": ("cifar100",), "all": ("cifar10", "cifar100")}
 
 
