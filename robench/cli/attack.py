@@ -1,0 +1,100 @@
+"""``robench attack`` and ``robench verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from robench.cli.group import main, print_run, shared
+
+
+@main.command()
+@click.option("--ckpt", type=click.Path(path_type=Path), help="A checkpoint of `robench train`.")
+@click.option(
+    "--model", help="FILE.py:FACTORY instead: a function that returns any module which takes [0, 1] images. Runs the file."
+)
+@click.option(
+    "--suite",
+    help="Names of `robench list attacks` and `suites`, comma-separated; NAME@FILE crafts on another checkpoint (transfer) "
+    "[default: pgd20,autoattack].",
+)
+@click.option("--norm", default="Linf", show_default=True, help="Linf or L2.")
+@click.option("--eps", help="Radius in pixel units, such as 8/255 [default: the data set's own].")
+@click.option("-n", "--n", type=int, help="The first N test samples [default: all]; under torchrun write -n.")
+@click.option("--step-size", help="Of PGD, such as 2/255 [default: eps/4].")
+@click.option("--restarts", type=int, default=1, show_default=True, help="Random starts of PGD.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the attacks.")
+@click.option(
+    "--batch-size",
+    "chunk",
+    default="auto",
+    show_default=True,
+    help="Samples a chunk; auto: 250. Where memory runs out, a chunk goes through the model in smaller passes.",
+)
+@click.option("--attack-heads", help="Craft on another head than the judged one, or on all: main, joint, coarse, projection.")
+@click.option("--head", default="main", show_default=True, help="The head that is judged.")
+@click.option("--save-adv", is_flag=True, help="Keep the adversarial images in the run folder, for `robench verify` and --adv.")
+@click.option("--adv", multiple=True, help="Evaluate stored images too: a .pt file, or RUN:ATTACK of a run with --save-adv.")
+@click.option("--share/--no-share", default=True, show_default=True, help="Let the steps of pgd50 serve pgd7 and pgd20 too.")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="local",
+    help="Hand chunks to Ray: the address of a cluster, or nothing for one on this machine (pip install 'robench[ray]').",
+)
+@click.option("--dataset", help="A name of `robench list datasets`, or a folder [default: the checkpoint's own].")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: reports/CHECKPOINT-NORM-EPS].")
+@shared
+def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, attack_heads, **asked) -> None:
+    """Attack a checkpoint, or any module; the same command continues after a kill.
+
+    Exits with 1 where an attack failed on samples: the rest of the table stands.
+    """
+    from robench.api import AttackRequest, parse_chunk
+    from robench.api import attack as run_attack
+
+    _warn_of_clash()
+    request = AttackRequest(**asked, chunk=parse_chunk(chunk), attack_heads=attack_heads or asked["head"])
+    run = run_attack(
+        request, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, out=out, ray=ray
+    )
+    if run is None:
+        click.echo("robench: this process's share is finished; whoever finishes last writes the tables", err=True)
+    else:
+        print_run(run)
+
+
+def _warn_of_clash() -> None:
+    from robench.adapters.robustbench import clash_warning
+
+    warning = clash_warning()
+    if warning:
+        click.echo(f"robench: warning: {warning}", err=True)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--ckpt", type=click.Path(path_type=Path), help="The model [default: where the run found it].")
+@click.option("--model", help="FILE.py:FACTORY instead. Runs the file.")
+@click.option("--dataset", help="A name of `robench list datasets`, or a folder [default: the run's].")
+@shared
+def verify(run, **where) -> None:
+    """Replay a run's stored adversarial images against the model, without any attack.
+
+    Says what still holds in float32, in float64, one image at a time, and after rounding to 8 bits. Exits with 1 where the weights
+    or the images are not those of the run, or a claim does not hold in float32.
+    """
+    from robench.api import verify as replay
+    from robench.report.markdown import replay_table
+
+    replays, changed = replay(run, **where)
+    click.echo(replay_table(replays))
+    failed = [each.attack for each in replays if not each.holds]
+    if changed:
+        click.echo(f"robench: this is not the model that was attacked: {changed}", err=True)
+    if failed:
+        click.echo(f"robench: not confirmed: {', '.join(failed)}; see the columns tampered, missing and float32", err=True)
+    if changed or failed:
+        click.get_current_context().exit(1)
+    click.echo(f"{run}: every broken sample is broken again, by the stored images and the weights that the run names")

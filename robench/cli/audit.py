@@ -1,0 +1,88 @@
+"""``robench audit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from robench.cli.group import main, shared
+
+
+@main.command()
+@click.option("--ckpt", type=click.Path(path_type=Path), help="A checkpoint of `robench train`.")
+@click.option(
+    "--model", help="FILE.py:FACTORY instead: a function that returns any module which takes [0, 1] images. Runs the file."
+)
+@click.option("--claim", type=float, help="Robust accuracy to judge, such as 0.606 [default: what FGSM and PGD-20 report].")
+@click.option("--claim-protocol", "protocol", default="unknown", show_default=True, help="white-box, transfer or unknown.")
+@click.option(
+    "--adv", multiple=True, help="Stored images that the number came from: a .pt file, or RUN:ATTACK of a run with --save-adv."
+)
+@click.option("--source", type=click.Path(path_type=Path), help="The checkpoint that the .pt files of --adv were crafted on.")
+@click.option(
+    "--sibling",
+    "siblings",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A checkpoint of the same classes, to transfer images from.",
+)
+@click.option("--norm", default="Linf", show_default=True, help="Linf or L2.")
+@click.option("--eps", help="Radius in pixel units, such as 8/255 [default: the data set's own].")
+@click.option("-n", "--n", type=int, help="The first N test samples [default: 1000, with --quick 200].")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the attacks.")
+@click.option(
+    "--budget",
+    type=float,
+    default=3.0,
+    show_default=True,
+    help="Of the stronger attacks that findings call for, in multiples of AutoAttack's cost a surviving sample.",
+)
+@click.option("--head", default="main", show_default=True, help="The head that is judged.")
+@click.option("--quick", is_flag=True, help="A first answer from few samples and attacks: it can refute, not support.")
+@click.option(
+    "--self-test",
+    is_flag=True,
+    help="Audit models that are built to cheat, and honest ones, instead: on digits, or wrapped around --ckpt.",
+)
+@click.option("--dataset", help="A name of `robench list datasets`, or a folder [default: the checkpoint's own].")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder [default: reports/audit-NAME].")
+@shared
+def audit(ckpt, model, dataset, data_dir, device, threads, out, self_test, **asked) -> None:
+    """Judge a robustness number: is it real, and why not?
+
+    Runs a panel of attacks and checks, follows what they find with stronger attacks, and writes audit.md and findings.json. Exits with
+    3 where a check fails or the number is refuted; the same command continues after a kill.
+    """
+    if self_test:
+        _run_self_test(out or Path("reports/audit"), asked["n"], asked["seed"], threads, ckpt, data_dir)
+        return
+    from robench.audit import AuditRequest
+    from robench.audit import audit as run_audit
+    from robench.audit.verdict import REFUTED, verdict_line
+    from robench.types import Level
+
+    found = run_audit(
+        AuditRequest(**asked), ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, out=out
+    )
+    click.echo(verdict_line(found.verdict).replace("**", ""))
+    for finding in found.findings:
+        if finding.level in (Level.FAIL, Level.WARN):
+            click.echo(f"{finding.level}: {finding.check}: {finding.says} ({finding.evidence})")
+    click.echo(found.path)
+    if found.verdict.word == REFUTED or any(finding.level == Level.FAIL for finding in found.findings):
+        click.get_current_context().exit(3)
+
+
+def _run_self_test(out: Path, n: int | None, seed: int, threads: int | None, ckpt: Path | None, data_dir: Path | None) -> None:
+    """The audit's controls; exit code 1 where it is wrong about one."""
+    from robench.audit.selftest import SAMPLES, self_test
+    from robench.evaluation.device import use_device
+
+    with use_device("cpu", threads):
+        page, complaints = self_test(out, n=SAMPLES if n is None else n, seed=seed, ckpt=ckpt, data_dir=data_dir)
+    for complaint in complaints:
+        click.echo(f"robench: {complaint}", err=True)
+    click.echo(page)
+    if complaints:
+        click.get_current_context().exit(1)

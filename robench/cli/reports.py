@@ -1,0 +1,55 @@
+"""``robench report``, ``compare`` and ``list``: what needs no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from robench.cli.group import main, print_run
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Write a run's tables and figures again, from its verdicts alone."""
+    from robench.report import write_report
+
+    write_report(run)
+    print_run(run)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Write the table to this markdown file too.")
+def compare(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Put several runs on the same data and threat model into one table."""
+    from robench.report.compare import compare_runs
+
+    click.echo(compare_runs(list(runs), out))
+    if out:
+        click.echo(out)
+
+
+@main.command("list")
+@click.argument("kind", type=click.Choice(["attacks", "suites", "datasets", "archs"]))
+def list_names(kind: str) -> None:
+    """Show what can be named: attacks, suites, datasets or archs."""
+    for name, about in _known(kind).items():
+        click.echo(f"{name:<16}{about}")
+
+
+def _known(kind: str) -> dict[str, str]:
+    if kind == "datasets":
+        from robench.data import DATASETS
+
+        return {name: entry.about for name, entry in DATASETS.items()}
+    if kind == "archs":
+        from robench.training.objectives import OBJECTIVES
+
+        return {name: entry.about for name, entry in OBJECTIVES.items()}
+    from robench.attacks import ATTACKS, SUITES
+
+    if kind == "suites":
+        return {name: f"{entry.about} ({', '.join(entry.members)})" for name, entry in SUITES.items()}
+    return {shown: entry.about for entry in ATTACKS.values() for shown in entry.shown}

@@ -1,0 +1,50 @@
+"""``robench reproduce``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from robench.cli.group import main, shared
+
+
+@main.command()
+@click.option("--table", type=click.Choice(["1", "2", "all"]), default="all", show_default=True, help="1: CIFAR-10, 2: CIFAR-100.")
+@click.option("--epochs", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--adversarial-epochs", type=click.IntRange(min=1), help="Of the adversarially trained controls [default: --epochs].")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings of each of the paper's models.")
+@click.option("--recipe", default="paper", show_default=True, help="paper (its text) or authors (their code).")
+@click.option("-n", "--n", type=click.IntRange(min=1), help="Test samples [default: all].")
+@click.option(
+    "--ranks",
+    type=click.IntRange(1, 4),
+    default=4,
+    show_default=True,
+    help="1: the paper's models; 2: controls; 3: adversarial; 4: seeds.",
+)
+@click.option("--quick", is_flag=True, help="The same pipeline on handwritten digits, in minutes.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Final models, float16 [default: checkpoints/paper].")
+@click.option("--out", type=click.Path(path_type=Path), help="[default: reports/paper]")
+@shared
+def reproduce(table, epochs, adversarial_epochs, seeds, recipe, n, ranks, quick, weights, out, **where) -> None:
+    """Do the paper's two experiments again, under its protocol and under the right one.
+
+    Trains, attacks and reports whatever is missing; the same command continues after a kill.
+    """
+    if quick:
+        _refuse_with_quick("table", "epochs", "adversarial_epochs", "seeds", "recipe", "n", "ranks")
+    from robench.reproduce import QUICK, Settings
+    from robench.reproduce import reproduce as run
+    from robench.reproduce.plan import TABLES
+
+    settings = QUICK if quick else Settings(TABLES[table], epochs, adversarial_epochs or epochs, seeds, recipe, n, ranks=ranks)
+    name = "quick" if quick else "paper"
+    click.echo(run(settings, out=out or Path("reports") / name, weights=weights or Path("checkpoints") / name, **where))
+
+
+def _refuse_with_quick(*names: str) -> None:
+    context = click.get_current_context()
+    given = [name for name in names if context.get_parameter_source(name) != click.core.ParameterSource.DEFAULT]
+    if given:
+        raise click.UsageError(f"--quick has settings of its own; leave --{given[0].replace('_', '-')} out")

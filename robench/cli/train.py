@@ -1,0 +1,64 @@
+"""``robench train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from robench.cli.group import main, shared
+
+
+@main.command()
+@click.option("--arch", required=True, help="single, supervised or contrastive.")
+@click.option(
+    "--dataset", required=True, help="A name of `robench list datasets`, or a folder with one sub-folder of images per class."
+)
+@click.option("--recipe", default="paper", show_default=True, help="paper (its text) or authors (their code).")
+@click.option(
+    "--adversarial", default="none", show_default=True, help="none, nfgsm or pgd: adversarial training, the positive control."
+)
+@click.option("--train-eps", help="Linf radius of adversarial training [default: the data set's].")
+@click.option("--backbone", help="resnet18, resnet18-cifar or small [default: resnet18].")
+@click.option("--views", help="standard (crop, flip) or simclr [default: the variant's].")
+@click.option("--lambda-main", type=float, help="Weight of the main task's loss [default: the recipe's].")
+@click.option("--lambda-aux", type=float, help="Weight of the second head's loss [default: the recipe's].")
+@click.option("--temperature", type=float, help="Of the contrastive loss [default: 0.07].")
+@click.option("--epochs", type=int, help="[default: 100]")
+@click.option("--batch-size", type=int, help="[default: 256]")
+@click.option("--lr", type=float, help="[default: 3e-4]")
+@click.option("--seed", type=int, help="[default: 0]")
+@click.option("--precision", help="fp32 or bf16; bf16 is slow on processors that lack it [default: fp32].")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Checkpoint path [default: checkpoints/DATASET-ARCH[-ADVERSARIAL]-SEED.safetensors].",
+)
+@shared
+def train(arch, dataset, recipe, adversarial, out, device, threads, data_dir, **chosen) -> None:
+    """Train one of the paper's variants; the same command continues after a kill.
+
+    Under torchrun, several processes share each batch.
+    """
+    from robench.data import load_dataset
+    from robench.evaluation.device import own_device, own_threads, use_device
+    from robench.processes import Processes
+    from robench.training import TrainSpec, check_names, joined
+    from robench.training import train as run_training
+
+    check_names(arch, recipe, adversarial)  # before anything is downloaded
+    train_set = load_dataset(dataset, "train", data_dir)
+    spec = TrainSpec.of(arch, train_set, recipe=recipe, adversarial=adversarial, **chosen)
+    test_set, here = load_dataset(dataset, "test", data_dir), Processes.here()
+    with use_device(own_device(device, here), threads or own_threads(here)) as chosen_device, joined(here, chosen_device) as ranks:
+        path = run_training(spec, train_set, test_set, out=out, device=chosen_device, ranks=ranks)
+    if here.rank == 0:
+        print_clean_accuracy(path)
+
+
+def print_clean_accuracy(path: Path) -> None:
+    """The last line of ``robench train``: where the model is and how it does without attack."""
+    from robench.checkpoint import read_description
+
+    accuracy = read_description(path)["clean_accuracy"]
+    click.echo(f"{path}  clean accuracy: " + ", ".join(f"{head} {value:.2%}" for head, value in accuracy.items()))
