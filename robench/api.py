@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,12 +30,13 @@ from robench.evaluation.stored import stored_suite
 from robench.evaluation.verify import check_images
 from robench.models.loading import Subject, classifier_of_checkpoint, classifier_of_factory, classifier_of_module, of_head
 from robench.models.multihead import MAIN
+from robench.models.rewrite import quicker_precision
 from robench.processes import Processes
 from robench.report import write_report
 from robench.report.markdown import terminal_table
 from robench.report.tables import summarise, verdict_rows
 from robench.runs import DEFAULT_CHUNK, Place, Run, run_suites
-from robench.types import Dataset, RobenchError, Suite, ThreatModel, format_eps, parse_eps
+from robench.types import Dataset, RobenchError, Search, Suite, ThreatModel, format_eps, parse_eps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from robench.types import Images, Labels
 
 DEFAULT_SUITE = "pgd20,autoattack"
+QUICK_LOOK = 64  # images by which fp32 and bf16 are timed
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,10 @@ class AttackRequest:
         save_adv: keep the adversarial images.
         adv: stored images to evaluate too, see ``stored_suite``.
         share: let one trajectory serve pgd7, pgd20 and pgd50.
+        budget: of the fast suite, in multiples of AutoAttack's cost; None for its own.
+        passes: "own", or "folded": while attacks search, see ``Search``.
+        precision: "fp32", "bf16", or "auto" for what the processor does faster; while attacks search.
+        compiled: let torch.compile have the passes of the search.
     """
 
     suite: str | None = None
@@ -98,6 +104,17 @@ class AttackRequest:
     save_adv: bool = False
     adv: tuple[str, ...] = ()
     share: bool = True
+    budget: float | None = None
+    passes: str = "own"
+    precision: str = "fp32"
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        for option, given, known in (
+            ("passes", self.passes, ("own", "folded")), ("precision", self.precision, ("fp32", "bf16", "auto")),
+        ):  # fmt: skip
+            if given not in known:
+                raise RobenchError(f"--{option} {given}: expected {' or '.join(known)}")
 
     @property
     def names(self) -> str | None:
@@ -108,8 +125,10 @@ class AttackRequest:
         default = dataset.default_eps.get(self.norm, "0")  # a norm that has none is refused by ThreatModel
         return ThreatModel.parse(self.norm, default if self.eps is None else self.eps)
 
-    def options(self) -> AttackOptions:
-        return AttackOptions(None if self.step_size is None else parse_eps(self.step_size, "--step-size"), self.restarts)
+    def options(self, precision: str = "fp32") -> AttackOptions:
+        """The attacks' options, where ``precision`` is settled."""
+        step_size = None if self.step_size is None else parse_eps(self.step_size, "--step-size")
+        return AttackOptions(step_size, self.restarts, self.budget, Search(self.passes == "folded", precision, self.compiled))
 
     def folder_name(self, name: str, threat: ThreatModel, dataset: Dataset, trained_on: str | None) -> str:
         """``<checkpoint>-<norm>-<eps>``, and behind it whatever differs from the defaults."""
@@ -189,8 +208,9 @@ def attack(
         sources = {
             path: classifier_of_checkpoint(Path(path), data, chosen, request.head) for path in source_paths(request.names or "")
         }
-        suites = _suites(request, subject, whole, data, threat, n, sources)
         folder = out or Path("reports") / request.folder_name(subject.name, threat, data, trained_on)
+        request = replace(request, precision=_settled_precision(request, subject, data, folder))
+        suites = _suites(request, subject, whole, data, threat, n, sources)
         run = Run(
             subject, data, n, suites, threat, folder, seed=request.seed, chunk=request.chunk, save=request.save_adv, share=request.share
         )  # fmt: skip
@@ -214,6 +234,19 @@ def subject_of(ckpt: Path | None, model: str | None, data: Dataset, device: str,
     return classifier_of_factory(str(model), data, device)
 
 
+def _settled_precision(request: AttackRequest, subject: Subject, data: Dataset, folder: Path) -> str:
+    """What "auto" means here: what the run began with, else what this processor does faster."""
+    if request.precision != "auto":
+        return request.precision
+    if (folder / "run.json").exists():
+        members = [member for suite in read_run(folder)["suites"] for member in suite["members"]]
+        begun = [member["params"]["passes"] for member in members if "passes" in member["params"]]
+        if begun:
+            return "bf16" if "bf16" in begun[-1] else "fp32"
+    images = data.images[:QUICK_LOOK].to(subject.classifier.device)
+    return quicker_precision(subject.classifier, to_unit(images) if images.dtype == torch.uint8 else images.float())
+
+
 def _suites(
     request: AttackRequest,
     subject: Subject,
@@ -234,7 +267,7 @@ def _suites(
         if request.attack_heads != request.head:
             target = make_heads_target(request.attack_heads, subject, whole)
             n_classes = target.n_classes(min(request.chunk, n % request.chunk or request.chunk, n))
-        crafted = parse_suites(request.names, threat, n_classes, request.options(), sources)
+        crafted = parse_suites(request.names, threat, n_classes, request.options(request.precision), sources)
         if request.attack_heads != request.head:
             crafted = on_heads(crafted, request.attack_heads, target)
     return crafted + [stored_suite(where, data, n) for where in request.adv]

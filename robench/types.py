@@ -110,6 +110,28 @@ AttackFn = Callable[..., "Images"]
 
 
 @dataclass(frozen=True)
+class Search:
+    """How a classifier is computed while adversarial images are looked for; see ``robench.models.rewrite``.
+
+    Attributes:
+        folded: BatchNorm folded into convolutions and channels last, where the function stays the same but for last bits.
+        precision: "fp32" or "bf16".
+        compiled: by ``torch.compile``.
+    """
+
+    folded: bool = False
+    precision: str = "fp32"
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        said = ["folded"] * self.folded + ["bf16"] * (self.precision == "bf16") + ["compiled"] * self.compiled
+        return ", ".join(said) or "own"
+
+
+OWN = Search()
+
+
+@dataclass(frozen=True)
 class Attack:
     """One way to look for adversarial images, as the engine sees it.
 
@@ -129,6 +151,7 @@ class Attack:
         elsewhere: what the images are crafted on, where that is not the classifier under test.
         stored: adversarial images (N, C, H, W) that were made before, one per sample from the data set's first; ``fn`` is then
             not called.
+        search: how the model's passes are computed while the attack searches; the verdict is always by the model's own.
     """
 
     name: str
@@ -143,6 +166,7 @@ class Attack:
     prefix_of: str = ""
     elsewhere: Elsewhere | None = None
     stored: Tensor | None = None
+    search: Search = OWN
 
 
 class Keeps:
@@ -182,6 +206,7 @@ class Suite:
         about: one line for ``robench list``.
         counts_best: a member's outcome is what its best query shows, not what it returned.
         skip: of a cascade, places in the data set of samples that are left out because something else decided them.
+        doubt: of a cascade, the member behind which the others run only in chunks where it broke a sample.
     """
 
     name: str
@@ -190,6 +215,7 @@ class Suite:
     about: str = ""
     counts_best: bool = False
     skip: frozenset[int] = frozenset()
+    doubt: str = ""
 
 
 class Outcome:

@@ -20,7 +20,15 @@ from robench.types import Outcome, RobenchError, ThreatModel
 SHORT = {"pgd50-spsa": "pgd3-spsa", "pgd50-eot": "pgd10-eot", "square20000": "square200"}  # what costs most, with fewer steps
 ALL = sorted({SHORT.get(name, name) for entry in ATTACKS.values() for name in entry.shown})
 OURS = ["pgd50-ce", "pgd50-margin", "pgd50-dlr", "pgd50-rescaled", "pgd50-float64", "pgd50-bpda"]
-ITERATIVE = ["pgd20", "pgd50", "apgd-ce", "apgd-t", "fab-t", *OURS]  # with pgd7 and square, too few steps for an exact claim
+ITERATIVE = [
+    "pgd20",
+    "pgd50",
+    "nearest",
+    "apgd-ce",
+    "apgd-t",
+    "fab-t",
+    *OURS,
+]  # with pgd7 and square, too few steps for an exact claim
 
 
 def attack_of(name, threat, n_classes=10, **options):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from robench import __version__
 from robench.adapters import autoattack, torchattacks
 from robench.attacks.restarts import with_restarts
 from robench.data import did_you_mean
-from robench.types import Attack, Keeps, RobenchError, Suite, ThreatModel, format_eps
+from robench.types import OWN, Attack, Keeps, RobenchError, Search, Suite, ThreatModel, format_eps
 
 if TYPE_CHECKING:
     from robench.models.loading import Subject
@@ -26,10 +26,14 @@ class AttackOptions:
     Attributes:
         step_size: of PGD in pixel units; None for eps/4.
         restarts: independent starts of PGD.
+        budget: of the fast suite, in multiples of what AutoAttack costs a sample that survives it; None for its own.
+        search: how passes are computed while attacks search.
     """
 
     step_size: float | None = None
     restarts: int = 1
+    budget: float | None = None
+    search: Search = OWN
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,39 @@ def _long_square(name: str, match: re.Match, context: Context) -> Attack:
     )  # fmt: skip
 
 
+def _search_nearest(*given, **settings):
+    from robench.attacks.nearest import nearest
+
+    return nearest(*given, **settings)
+
+
+def _nearest(name: str, match: re.Match, context: Context) -> Attack:
+    budget = FAST_BUDGET if context.options.budget is None else context.options.budget
+    return Attack(
+        name=name, fn=partial(_search_nearest, budget=budget), norms=("Linf", "L2"), gradients=True, params={"budget": budget},
+        library=f"robench {__version__}", source="robench; losses of https://arxiv.org/abs/2003.01690 and PMA (CVPR 2025)",
+        family="nearest", keeps=Keeps.ANY, search=Search(folded=True),  # ours: no other code's verdicts are promised
+    )  # fmt: skip
+
+
+def _suspect(name: str, match: re.Match, context: Context) -> Attack:
+    return Attack(
+        name=name, fn=partial(_suspecting_square, queries=SUSPECT_QUERIES, most=SUSPECTS), norms=("Linf", "L2"), gradients=False,
+        params={"queries": SUSPECT_QUERIES, "samples": SUSPECTS}, library=autoattack.library(),
+        source="Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049", family="suspect", keeps=Keeps.ANY,
+    )  # fmt: skip
+
+
+def _suspecting_square(model, images, labels, threat, seed, *, queries: int, most: int):
+    """A short Square on the first few of the images; the others come back as they are."""
+    adv_images = images.clone()
+    adv_images[:most] = autoattack.square(model, images[:most], labels[:most], threat, seed, queries=queries)
+    return adv_images
+
+
+FAST_BUDGET = 0.04  # the rest of a twentieth is the first steps' and Square's
+SUSPECT_QUERIES, SUSPECTS = 200, 16
+
 NOISE_DRAWS = 25  # of each kind
 
 ATTACKS: dict[str, AttackEntry] = {
@@ -193,6 +230,15 @@ ATTACKS: dict[str, AttackEntry] = {
     ),
     "apgd-t": AttackEntry(r"apgd-t", _autoattack_stage, ("apgd-t",), "its second: APGD on targeted DLR, 9 targets of 100 steps"),
     "fab-t": AttackEntry(r"fab-t", _autoattack_stage, ("fab-t",), "its third: targeted FAB, 9 targets of 100 steps"),
+    "nearest": AttackEntry(
+        r"nearest", _nearest, ("nearest",), "ours: one target class at a time, where a query came nearest to success (Linf, L2)"
+    ),
+    "suspect": AttackEntry(
+        r"suspect",
+        _suspect,
+        ("suspect",),
+        f"Square with {SUSPECT_QUERIES} queries on {SUSPECTS} samples a chunk: do gradients lead astray?",
+    ),
     "square": AttackEntry(r"square", _autoattack_stage, ("square",), "its fourth: Square, 5000 queries without gradients"),
     "long-square": AttackEntry(r"square(\d{1,7})", _long_square, ("square20000",), "squareN: Square with any number of queries"),
 }
@@ -207,6 +253,7 @@ class SuiteEntry:
     about: str
     counts_best: bool = False
     screens: tuple[str, ...] = ()  # cheap attacks in front of the members, where they are defined for the norm
+    doubt: str = ""
 
 
 SUITES: dict[str, SuiteEntry] = {
@@ -219,6 +266,13 @@ SUITES: dict[str, SuiteEntry] = {
         "AutoAttack on what FGSM (Linf) and PGD-7 leave, best queries counted; one column",
         counts_best=True,
         screens=("fgsm", "pgd7"),
+    ),
+    "fast": SuiteEntry(
+        ("nearest", "suspect", *autoattack.STAGES),
+        True,
+        "AutoAttack's verdict at a twentieth of its cost; the whole of it where Square finds what gradients missed; one column",
+        counts_best=True,
+        doubt="suspect",
     ),
     "paper": SuiteEntry(("fgsm", "pgd7", "pgd20", "pgd50"), False, "the four columns of the paper's tables"),
 }
@@ -252,8 +306,11 @@ def parse_suites(
         for suite in _columns(name, context):
             if columns.setdefault(suite.name, suite).members[0].params != suite.members[0].params:
                 raise RobenchError(f"two columns would be called {suite.name!r}; rename one of the checkpoints, or leave one out")
-    if options != AttackOptions() and not any(member.family == "pgd" for suite in columns.values() for member in suite.members):
+    families = {member.family for suite in columns.values() for member in suite.members}
+    if (options.step_size is not None or options.restarts != 1) and "pgd" not in families:
         raise RobenchError(f"--step-size and --restarts change PGD alone, and there is none in {text!r}; leave them out")
+    if options.budget is not None and "nearest" not in families:
+        raise RobenchError(f"--budget is what the fast suite may spend, and {text!r} is without it; leave it out, or add fast")
     return list(columns.values())
 
 
@@ -305,7 +362,16 @@ def _make_attack(name: str, context: Context) -> Attack:
 def _undoubted(name: str, context: Context) -> Attack:
     """The attack of a name, whether or not it is defined for the norm."""
     entry, match = next((entry, match) for entry in ATTACKS.values() if (match := re.fullmatch(entry.pattern, name)))
-    return entry.make(name, match, context)
+    attack, asked = entry.make(name, match, context), context.options.search
+    search = replace(asked, folded=asked.folded or attack.search.folded)
+    return replace(attack, search=search, params=dict(attack.params) | ({"passes": str(search)} if search != OWN else {}))
+
+
+def _marked(name: str, usual: Search, search: Search, *more: str) -> str:
+    """A column's name with what is not usual about how it was computed, since it may differ in last bits or more."""
+    unusual = [word for word in str(search).split(", ") if word not in str(usual).split(", ") and search != usual]
+    said = ", ".join((*more, *unusual))
+    return f"{name}({said})" if said else name
 
 
 def _columns(name: str, context: Context) -> list[Suite]:
@@ -323,12 +389,17 @@ def _columns(name: str, context: Context) -> list[Suite]:
         return [Suite(attack.name, (attack,), cascade=False) for attack in crafted]
     if name not in SUITES:
         attack = _make_attack(name, context)
+        usual = Search(folded=attack.family == "nearest")
+        attack = replace(attack, name=_marked(attack.name, usual, attack.search))
         return [Suite(attack.name, (attack,), cascade=False)]
     entry = SUITES[name]
     if entry.cascade:
         screens = [screen for each in entry.screens if context.threat.norm in (screen := _undoubted(each, context)).norms]
         members = (*screens, *(_make_attack(member, context) for member in entry.members))
-        return [Suite(name, members, cascade=True, about=entry.about, counts_best=entry.counts_best)]
+        budget = [f"budget={context.options.budget:g}"] if name == "fast" and context.options.budget is not None else []
+        usual = Search(folded=name == "fast")
+        name = _marked(name, usual, replace(context.options.search, folded=usual.folded or context.options.search.folded), *budget)
+        return [Suite(name, members, cascade=True, about=entry.about, counts_best=entry.counts_best, doubt=entry.doubt)]
     return [column for member in entry.members for column in _columns(member, context)]
 
 
@@ -339,4 +410,8 @@ def _check_options(options: AttackOptions, threat: ThreatModel) -> None:
         raise RobenchError(
             f"--step-size {format_eps(options.step_size)} with eps {threat.eps_text}: expected a step above 0 and at most twice eps, "
             "in pixel units of [0, 1]"
+        )
+    if options.budget is not None and not 0 < options.budget <= 1000:
+        raise RobenchError(
+            f"--budget {options.budget:g}: expected a number above 0, in multiples of what AutoAttack costs a sample that survives it"
         )

@@ -36,6 +36,22 @@ from robench.cli.group import main, print_run, shared
 @click.option("--head", default="main", show_default=True, help="The head that is judged.")
 @click.option("--save-adv", is_flag=True, help="Keep the adversarial images in the run folder, for `robench verify` and --adv.")
 @click.option("--adv", multiple=True, help="Evaluate stored images too: a .pt file, or RUN:ATTACK of a run with --save-adv.")
+@click.option(
+    "--budget", type=float, help="Of the fast suite, in multiples of what AutoAttack costs a surviving sample [default: 0.04]."
+)
+@click.option(
+    "--passes",
+    default="own",
+    show_default=True,
+    help="own, or folded: attacks search with BatchNorm folded into convolutions; last bits differ. Verdicts are the model's own.",
+)
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    help="Of the search: fp32, bf16, or auto for what this processor does faster. Verdicts are float32's.",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Search with passes compiled by torch.compile.")
 @click.option("--share/--no-share", default=True, show_default=True, help="Let the steps of pgd50 serve pgd7 and pgd20 too.")
 @click.option(
     "--ray",

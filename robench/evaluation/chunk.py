@@ -16,9 +16,10 @@ from robench.evaluation.adv_images import PackedImages, pack
 from robench.evaluation.guard import Guard
 from robench.evaluation.memory import backing_off, is_out_of_memory, peak_bytes
 from robench.evaluation.referee import AllDecided, Referee, Snapshot
-from robench.evaluation.store import Chunk, ChunkVerdicts
+from robench.evaluation.store import LEFT_OUT, Chunk, ChunkVerdicts
 from robench.evaluation.verify import judge, margins, verdict_logits
 from robench.models.classifier import Classifier
+from robench.models.rewrite import searcher
 from robench.models.seeded import seeded
 from robench.types import Attack, Keeps, Outcome, RobenchError, ThreatModel
 
@@ -71,7 +72,7 @@ class Crafted:
 
     Attributes:
         returned: its images, or None where it failed.
-        best, found: see ``Referee``; of no meaning where it was not watched.
+        best, found, found_at: see ``Referee``; of no meaning where it was not watched.
         message: what it failed with, or "".
         ties: see ``ChunkVerdicts``.
     """
@@ -79,6 +80,7 @@ class Crafted:
     returned: Images | None
     best: Images
     found: Tensor
+    found_at: Tensor
     message: str = ""
     ties: int = 0
 
@@ -110,6 +112,7 @@ class Found:
     message: str = ""
     ties: int = 0
     images: Images | None = field(default=None)
+    found_at: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @classmethod
     def nothing(cls, images: Images) -> Found:
@@ -147,7 +150,9 @@ def attack_chunk(
     for prefix in prefixes:
         short = snapshots.get(prefix.params["steps"])
         if short is not None:
-            made.append((prefix, Crafted(short.queries, short.best, short.found), Cost(mode=f"prefix of {attack.name}")))
+            made.append(
+                (prefix, Crafted(short.queries, short.best, short.found, short.found_at), Cost(mode=f"prefix of {attack.name}"))
+            )
         elif crafted.returned is None and len(places):  # the run that was to serve both failed before
             made.append((prefix, replace(crafted, ties=0), Cost(mode=f"prefix of {attack.name}")))
         else:  # an attack that asks the model nothing, as PGD at eps 0
@@ -203,7 +208,7 @@ def _judge_crafted(classifier: Classifier, images: Images, labels: Labels, craft
             distance[rows], margin[rows] = seen.distance.numpy()[held], seen.margin.numpy()[held]
         if adv_images is not None and (conditions.counts_best or conditions.save):
             adv_images[rows] = crafted.best[rows]
-    return Found(outcome, best, adv_pred, distance, margin, message, ties, adv_images)
+    return Found(outcome, best, adv_pred, distance, margin, message, ties, adv_images, crafted.found_at.cpu().numpy())
 
 
 def _spread(
@@ -214,12 +219,26 @@ def _spread(
     outcome = np.where(wrong, Outcome.MISCLASSIFIED, Outcome.SKIPPED).astype("U13")
     best, adv_pred = outcome.copy(), np.where(wrong, clean.clean_pred, -1)
     distance, margin = np.where(wrong, 0, np.nan).astype(np.float32), np.full(len(before), np.nan, np.float32)
+    found_at = np.full(len(before), np.nan, np.float32)
+    at_the_end = np.where(np.isnan(found.found_at), cost.forwards + 2 * cost.backwards, found.found_at)
+    found_at[places] = np.where(found.best == Outcome.BROKEN, at_the_end, np.nan)
     adv_pred[places], distance[places], margin[places] = found.adv_pred, found.distance, found.margin
     outcome[places] = np.where(wrong[places], Outcome.MISCLASSIFIED, found.outcome)
     best[places] = np.where(wrong[places], Outcome.MISCLASSIFIED, found.best)
     return ChunkVerdicts(
         clean.index, clean.label, clean.clean_pred, outcome, adv_pred, distance, margin, cost.forwards, cost.backwards,
-        cost.seconds, machine, found.message, best, found.ties, cost.mode, peak,
+        cost.seconds, machine, found.message, best, found.ties, cost.mode, peak, found_at=found_at,
+    )  # fmt: skip
+
+
+def pass_over(previous: ChunkVerdicts, why: str) -> ChunkVerdicts:
+    """The verdicts of a stage that is left out: who was robust before it stays so, with the image of the stage before."""
+    broken = previous.outcome == Outcome.BROKEN
+    outcome = np.where(broken, Outcome.SKIPPED, previous.outcome).astype("U13")
+    return ChunkVerdicts(
+        previous.index, previous.label, previous.clean_pred, outcome, np.where(broken, -1, previous.adv_pred),
+        np.where(broken, np.nan, previous.distance).astype(np.float32), np.where(broken, np.nan, previous.margin).astype(np.float32),
+        0, 0, 0.0, previous.machine, mode=f"{LEFT_OUT}: {why}",
     )  # fmt: skip
 
 
@@ -230,35 +249,40 @@ def _craft(
     """Runs the attack on the samples at ``places``."""
     chosen = torch.from_numpy(places).to(data.images.device)
     images, labels = data.images[chosen], data.labels[chosen]
-    nothing = Crafted(None, images, torch.zeros(len(places), dtype=torch.bool, device=images.device))
+    nobody = torch.zeros(len(places), dtype=torch.bool, device=images.device)
+    nothing = Crafted(None, images, nobody, torch.full_like(nobody, float("nan"), dtype=torch.float32))
     if not len(places):
         return nothing, {}, Cost()
     if attack.stored is not None:
         return replace(nothing, returned=attack.stored[data.chunk.start : data.chunk.stop].to(images.device)), {}, Cost()
-    victim, own_guard = classifier, guard
+    victim = classifier
     started = time.perf_counter()
     if attack.elsewhere is not None:
         victim, victim_labels = attack.elsewhere.prepare(data.images, data.labels, torch.from_numpy(data.clean.index))
-        labels, own_guard = victim_labels[chosen], Guard(victim)
+        labels = victim_labels[chosen]
+    victim = searcher(victim, attack.search, images)
+    own_guard = guard if victim is classifier else Guard(victim)
     cut = Keeps.ANY if conditions.counts_best else attack.keeps
     if classifier.draws > 1:  # one draw decides nothing
         cut = Keeps.LAST
     taps = [prefix.params["steps"] for prefix in prefixes]
 
     def attempt() -> tuple[Crafted, Referee, Cost]:
-        referee = Referee(
-            images, labels, conditions.threat, classify=partial(_unwatched, victim),
-            cut=cut if attack.elsewhere is None else Keeps.LAST, taps=taps,
-        )  # fmt: skip
-        with victim.counting() as passes, victim.watched_by(referee):
-            returned, message = _call(attack, victim, images, labels, conditions)
+        with victim.counting() as passes:
+            referee = Referee(
+                images, labels, conditions.threat, classify=partial(_unwatched, victim.exact),
+                cut=cut if attack.elsewhere is None else Keeps.LAST, taps=taps, passes=passes,
+            )  # fmt: skip
+            with victim.watched_by(referee):
+                returned, message = _call(attack, victim, images, labels, conditions)
         complaint = own_guard.mend()
         if complaint:
             returned, message = None, complaint
         found = referee.found if attack.elsewhere is None else torch.zeros_like(referee.found)
         cost = Cost(passes.forwards, passes.backwards, time.perf_counter() - started)
         adv_images = referee.best if returned is CUT else returned
-        return Crafted(adv_images, referee.best, found, message, referee.ties), referee, cost
+        found_at = torch.where(found, referee.found_at, float("nan"))
+        return Crafted(adv_images, referee.best, found, found_at, message, referee.ties), referee, cost
 
     crafted, referee, cost = backing_off(victim, len(images), attempt)
     return crafted, referee.snapshots, cost

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robench.data.augment import to_unit
-from robench.evaluation.chunk import ChunkData, Conditions, attack_chunk, classify_chunk
+from robench.evaluation.chunk import ChunkData, Conditions, attack_chunk, classify_chunk, pass_over
 from robench.evaluation.guard import Guard
 from robench.evaluation.store import CLEAN, Chunk, ChunkVerdicts, RunFolder, attack_folder, chunk_seed, keeps_images, split
 from robench.models.classifier import Classifier
@@ -111,20 +111,25 @@ def compute(
 
 
 def _cascade(job: Job, suite: Suite, data: ChunkData, known: Mapping[str, ChunkVerdicts]) -> Iterator[Made]:
-    """Each member gets what the earlier ones left undecided or robust."""
+    """Each member gets what the earlier ones left undecided or robust; behind a member of doubt only if that one broke something."""
     before = data.clean.outcome
     if suite.skip:
         decided = np.isin(data.clean.index, list(suite.skip)) & (before != Outcome.MISCLASSIFIED)
         before = np.where(decided, Outcome.SKIPPED, before)
+    needed, previous = True, data.clean
     for member in suite.members:
         folder = attack_folder(suite, member)
         verdicts = known.get(folder)
-        if verdicts is None:
+        if verdicts is None and not needed:
+            verdicts = pass_over(previous, f"{suite.doubt} broke nothing")
+            yield folder, verdicts, None
+        elif verdicts is None:
             seed = chunk_seed(job.seed, member.family, data.chunk)
             conditions = Conditions(job.threat, seed, counts_best=suite.counts_best, save=job.save)
             ((_, verdicts, images),) = attack_chunk(job.classifier, job.guard, member, data, before, conditions)
             yield folder, verdicts, images
-        before = verdicts.outcome
+        needed = bool((verdicts.outcome == Outcome.BROKEN).any()) if member.name == suite.doubt else needed
+        before, previous = verdicts.outcome, verdicts
 
 
 def _together(job: Job, unit: Unit, data: ChunkData, known: Mapping[str, ChunkVerdicts]) -> Iterator[Made]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robench.evaluation.verify import in_box, margins
+from robench.models.classifier import Passes
 from robench.types import TOLERANCE, Keeps, ThreatModel
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Snapshot:
     queries: Images
     best: Images
     found: Tensor
+    found_at: Tensor
 
 
 class Referee:
@@ -43,16 +45,24 @@ class Referee:
         classify: logits of images, unwatched; what is to end the call is classified again first, in one batch.
         cut: which queries end the call with ``AllDecided`` once they decided every sample, see ``Keeps``; ``LAST`` for none.
         taps: numbers of queries to take a ``Snapshot`` of; the first query is 0.
+        passes: what the call has cost so far.
+
+    Attributes:
+        found: whether a query broke the sample, bool (N,).
+        found_at: units (a forward pass 1, a backward pass 2) that the whole call had cost by then, float32 (N,); NaN for the others.
+        best: the query of least margin among those, else the clean image.
     """
 
     def __init__(
         self, images: Images, labels: Labels, threat: ThreatModel, *, classify: Callable[[Images], Logits],
-        cut: str = Keeps.LAST, taps: Iterable[int] = (),
+        cut: str = Keeps.LAST, taps: Iterable[int] = (), passes: Passes | None = None,
     ) -> None:  # fmt: skip
         self.images, self.labels, self.threat, self.cut, self.taps = images, labels, threat, cut, frozenset(taps)
         n = len(images)
         self.best = images.clone()
         self.found = torch.zeros(n, dtype=torch.bool, device=images.device)
+        self.found_at = torch.full((n,), float("nan"), device=images.device)
+        self.passes = passes or Passes()
         self.ties = 0
         self.snapshots: dict[int, Snapshot] = {}
         self._margin = torch.full((n,), float("inf"), device=images.device)
@@ -71,7 +81,9 @@ class Referee:
             if queries.shape[1:] == self.images.shape[1:]:
                 self._note(queries.detach().float(), logits.detach().float(), for_gradient)
                 if self._queries in self.taps and len(queries) == len(self.images):
-                    self.snapshots[self._queries] = Snapshot(queries.detach().clone(), self.best.clone(), self.found.clone())
+                    self.snapshots[self._queries] = Snapshot(
+                        queries.detach().clone(), self.best.clone(), self.found.clone(), self.found_at.clone()
+                    )
             self._queries += 1
             if self.cut != Keeps.LAST and bool(self._decided.all()):
                 self._confirm()
@@ -92,6 +104,8 @@ class Referee:
         better = proof & (margin <= lowest[places]) & ((margin < self._margin[places]) | ~self.found[places])
         self.best[places[better]] = queries[better]
         self._margin = lowest
+        first = places[proof & ~self.found[places]]
+        self.found_at[first] = self.passes.forwards + 2 * self.passes.backwards
         self.found[places[proof]] = True
 
     def _decide(self, places: Tensor, distance: Tensor, for_gradient: bool) -> None:
@@ -128,4 +142,4 @@ class Referee:
         robust = (self._classify(self.best).argmax(1) == self.labels) & self._decided
         self.ties += int(robust.sum())
         self.found[robust] = self._decided[robust] = False
-        self._margin[robust] = float("inf")
+        self._margin[robust], self.found_at[robust] = float("inf"), float("nan")

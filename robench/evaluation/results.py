@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robench.evaluation.store import CLEAN, ChunkVerdicts, RunFolder, attack_folder, read_chunk, read_run, split
+from robench.evaluation.store import CLEAN, Chunk, ChunkVerdicts, RunFolder, attack_folder, read_chunk, read_run, split
 from robench.types import Outcome, RobenchError, Suite
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Results:
     Attributes:
         path: the folder.
         description: run.json.
-        verdicts: a row per sample and attack: attack, index, label, clean_pred, outcome, adv_pred, distance, margin, best. Attacks
+        verdicts: a row per sample and attack: attack, index, label, clean_pred, outcome, adv_pred, distance, margin, best, found_at, chunk. Attacks
             are "clean", every column, and every stage of a cascade as "autoattack/apgd-ce"; outcome is about what an attack returned,
             best about everything that it came across.
         ledger: a row per attack that ran and chunk: attack, chunk, forwards, backwards, seconds, machine, message, ties, mode,
@@ -82,7 +82,7 @@ def read_results(path: Path) -> Results:
         named = {f"{suite['name']}/{name}" if suite["cascade"] else suite["name"]: part for name, part in parts.items()}
         stages[suite["name"]] = list(named) if suite["cascade"] else []
         loaded |= named
-    frames = {name: _verdict_frame(name, parts) for name, parts in loaded.items()}
+    frames = {name: _verdict_frame(name, parts, chunks) for name, parts in loaded.items()}
     for name in columns:
         if stages[name]:
             frames[name] = decide([frames[stage] for stage in stages[name]], name)
@@ -125,11 +125,12 @@ def _deciding(frames: list[pd.DataFrame], which: str) -> np.ndarray:
     return len(frames) - 1 - said[::-1].argmax(0)
 
 
-def _verdict_frame(name: str, parts: list[ChunkVerdicts]) -> pd.DataFrame:
+def _verdict_frame(name: str, parts: list[ChunkVerdicts], chunks: list[Chunk]) -> pd.DataFrame:
     import pandas as pd
 
-    fields = ("index", "label", "clean_pred", "outcome", "adv_pred", "distance", "margin", "best")
+    fields = ("index", "label", "clean_pred", "outcome", "adv_pred", "distance", "margin", "best", "found_at")
     frame = pd.DataFrame({field: np.concatenate([getattr(part, field) for part in parts]) for field in fields})
+    frame["chunk"] = np.concatenate([np.full(len(part.index), chunk.name) for chunk, part in zip(chunks, parts, strict=True)])
     frame.insert(0, "attack", name)
     return frame
 

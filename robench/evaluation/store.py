@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 CLEAN = "clean"
+LEFT_OUT = "left out"  # begins the mode of a stage that a cascade did not need on a chunk
 PLAIN = frozenset(("forwards", "backwards", "seconds", "machine", "message", "ties", "mode", "peak_bytes", "adv_digest"))
 
 
@@ -68,6 +69,8 @@ class ChunkVerdicts:
         mode: how the attack was run where that is not by itself: "prefix of pgd50".
         peak_bytes: the most memory that the process had used by then (on CUDA: that the device had).
         adv_digest: of the saved adversarial images, or "".
+        found_at: units that the call of the whole chunk had cost when a query first broke the sample, or in all where none did but what
+            was returned; NaN where it is not broken. See ``Referee``.
         shown, shown_clean, shown_adv: indices and float32 images that the report may show; mostly empty.
     """
 
@@ -88,6 +91,7 @@ class ChunkVerdicts:
     mode: str = ""
     peak_bytes: int = 0
     adv_digest: str = ""
+    found_at: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     shown: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     shown_clean: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.float32))
     shown_adv: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.float32))
@@ -95,6 +99,8 @@ class ChunkVerdicts:
     def __post_init__(self) -> None:
         if len(self.best) != len(self.outcome):
             object.__setattr__(self, "best", self.outcome)
+        if len(self.found_at) != len(self.outcome):  # a chunk of an earlier version
+            object.__setattr__(self, "found_at", np.full(len(self.outcome), np.nan, np.float32))
 
     @property
     def failed(self) -> bool:
@@ -113,6 +119,8 @@ def attack_folder(suite: Suite, member: Attack) -> str:
 
 def keeps_images(verdicts: ChunkVerdicts, cascade: bool) -> bool:
     """Whether ``--save-adv`` keeps any image of a finished chunk: of every sample, in a cascade of those that the stage was given."""
+    if verdicts.mode.startswith(LEFT_OUT):
+        return False
     nothing = {Outcome.INVALID} | ({Outcome.MISCLASSIFIED, Outcome.SKIPPED} if cascade else set())
     return not nothing.issuperset(verdicts.outcome)
 

@@ -24,11 +24,14 @@ class SmallMapConv2d(nn.Conv2d):
         if size > 2 or images.shape[-2] != size:
             return super().forward(images)
         side = -(-size // stride)
-        taps = self.weight.permute(0, 2, 3, 1)  # (out, 3, 3, in)
-        offsets = [1 - stride * place for place in range(side)]
-        dense = torch.cat([taps[:, y : y + size, x : x + size].flatten(1) for y in offsets for x in offsets])
-        flat = F.linear(images.permute(0, 2, 3, 1).flatten(1), dense)
+        flat = F.linear(images.permute(0, 2, 3, 1).flatten(1), self.dense(self.weight, size))
         return flat.view(len(images), side, side, -1).permute(0, 3, 1, 2)
+
+    def dense(self, weight: Tensor, size: int) -> Tensor:
+        """The matrix that the convolution is on maps of ``size`` x ``size``: (out * side * side, in * size * size), channels last."""
+        taps, side = weight.permute(0, 2, 3, 1), -(-size // self.stride[0])  # (out, 3, 3, in)
+        offsets = [1 - self.stride[0] * place for place in range(side)]
+        return torch.cat([taps[:, y : y + size, x : x + size].flatten(1) for y in offsets for x in offsets])
 
 
 def _skip_padding_taps(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -60,6 +60,8 @@ class Classifier(nn.Module):
         self._watcher: Callable[[Images, Logits], None] | None = None
         self.largest_pass: int | None = None
         self.draws = 1
+        self._exact: tuple[Classifier, ...] = ()  # in a tuple, so that torch takes it for no part of this module
+        self.twins: dict[Hashable, Classifier] = {}
         self.requires_grad_(False).eval()
 
     def forward(self, images: Images) -> Logits:
@@ -128,8 +130,19 @@ class Classifier(nn.Module):
         other = Classifier(copy.deepcopy(module) if double else module, self.n_classes)
         other.mean, other.std = (nn.Parameter(each.detach().clone(), requires_grad=False) for each in (self.mean, self.std))
         other._normalises, other._passes, other._watcher = self._normalises, self._passes, self._watcher
-        other.largest_pass, other.draws = self.largest_pass, self.draws
+        other.largest_pass, other.draws, other._exact = self.largest_pass, self.draws, (self.exact,)
         return other.double() if double else other
+
+    @torch.no_grad()
+    def certain(self, images: Images) -> Logits:
+        """What the classifier that has the last word says, counted and watched as this one's own passes."""
+        exact = self.exact
+        outer = exact._passes, exact._watcher
+        exact._passes, exact._watcher = self._passes, self._watcher
+        try:
+            return exact(images)
+        finally:
+            exact._passes, exact._watcher = outer
 
     @torch.no_grad()
     def votes(self, images: Images) -> Tensor:
@@ -150,6 +163,11 @@ class Classifier(nn.Module):
             first, *others = (self(images) for _ in range(ASKED))
         same = all(torch.allclose(first, again, rtol=1e-4, atol=1e-4, equal_nan=True) for again in others)
         self.draws = 1 if same else VOTES
+
+    @property
+    def exact(self) -> Classifier:
+        """Who has the last word on an image: the classifier itself, or the one whose twin it is."""
+        return self._exact[0] if self._exact else self
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from robench.evaluation.results import Results
 from robench.evaluation.store import CLEAN
+from robench.report.anytime import draw_costs
 from robench.report.tables import UNION, accuracy_text, per_class, title
 
 INK, BLUE, ORANGE, GRAY = "#22272e", "#2f6db3", "#d9822b", "#9aa4b0"
@@ -20,6 +21,9 @@ def draw_all(results: Results, summary: pd.DataFrame) -> dict[str, Figure]:
     if examples is not None:
         figures["examples"] = examples
     figures["per_class"] = draw_per_class(results, summary)
+    costs = draw_costs(results)
+    if costs is not None:
+        figures["cost"] = costs
     return figures
 
 

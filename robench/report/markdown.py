@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from robench.evaluation.results import Results
+from robench.report.anytime import outlook_lines
 from robench.report.tables import UNION, accuracy_text, percent, title
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ FIGURES = {
     "robust_accuracy": "Robust accuracy after each attack, with 95 % intervals",
     "examples": "Clean images, adversarial images and the perturbation, enlarged; captions are what the model sees",
     "per_class": "Robust accuracy per class",
+    "cost": "Robust accuracy against cost, every query counted",
 }
 
 
@@ -29,11 +31,17 @@ def render(results: Results, summary: pd.DataFrame, figures: list[str]) -> str:
         _verdict(run, summary),
         "## In the paper's layout\n\n" + layout_table({run["model"]["name"]: summary}) + "\n\nPercent of all samples.",
         "## Every attack\n\n" + _detail_table(summary) + "\n\n" + _reading_notes(),
+        _outlook(results),
         *[f"## {FIGURES[name]}\n\n![{FIGURES[name]}](figures/{name}.png)" for name in figures],
         "## How it was obtained\n\n" + _provenance(results),
         "## Repeat it\n\n" + _commands(results),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _outlook(results: Results) -> str:
+    lines = outlook_lines(results)
+    return "## What more attacking might still break\n\n" + "\n".join(lines) if lines else ""
 
 
 def layout_table(summaries: dict[str, pd.DataFrame]) -> str:

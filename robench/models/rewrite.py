@@ -1,0 +1,198 @@
+"""The same function in fewer and cheaper operations: for looking for adversarial images, never for judging them."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from robench.models.backbones import SmallMapConv2d
+from robench.models.classifier import Classifier
+from robench.types import OWN, RobenchError, Search
+
+if TYPE_CHECKING:
+    from robench.types import Images
+
+WORTH = 1.2  # below it, what bf16 gains is spent on checking in float32 what it found
+CLOSE = 1e-4  # of the largest logit: more than float32 rounding makes of a deep network, far less than any mistake
+
+
+class FrozenSmallMapConv2d(nn.Module):
+    """A ``SmallMapConv2d`` whose weights are frozen: its dense matrix is laid out once for each size of map, not at every pass."""
+
+    def __init__(self, conv: SmallMapConv2d, weight: nn.Parameter, bias: nn.Parameter) -> None:
+        super().__init__()
+        self.conv = conv
+        self.weight, self.bias = weight, bias
+        self._dense: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        size, stride = images.shape[-1], self.conv.stride[0]
+        if size > 2 or images.shape[-2] != size:
+            return F.conv2d(images, self.weight, self.bias, self.conv.stride, self.conv.padding)
+        side = -(-size // stride)
+        key = (size, images.dtype, images.device)
+        if key not in self._dense:
+            self._dense[key] = self.conv.dense(self.weight, size).contiguous(), self.bias.repeat(side * side)
+        flat = F.linear(images.permute(0, 2, 3, 1).flatten(1), *self._dense[key])
+        return flat.view(len(images), side, side, -1).permute(0, 3, 1, 2)
+
+
+class InPrecision(nn.Module):
+    """A module that computes in another dtype; images and logits stay as they are."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.dtype = module.to(dtype), dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.module(images.to(self.dtype)).to(images.dtype)
+
+
+class _Tracer(fx.Tracer):
+    """Looks into a model's modules, but not into a layer, also where somebody has derived a class from it."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+def searcher(classifier: Classifier, search: Search, images: Images) -> Classifier:
+    """A twin of a classifier whose passes are cheaper; the classifier itself where nothing is asked for, or where it is random.
+
+    Logits differ in their last bits, in bf16 in their third digit: what a twin finds is judged by the classifier. Passes of the twin are
+    counted and watched by itself. It is built once.
+
+    Args:
+        classifier: stays as it is.
+        search: what to change.
+        images: a few, to see that the folded function is the same.
+
+    Raises:
+        RobenchError: torch cannot compile the model here.
+    """
+    if search == OWN or classifier.draws > 1:
+        return classifier
+    key = (search, classifier.device)
+    if key not in classifier.twins:
+        classifier.twins[key] = _rewrite(classifier, search, images[:8])
+    twin = classifier.twins[key]
+    twin.largest_pass = min((each for each in (twin.largest_pass, classifier.largest_pass) if each), default=None)
+    return twin
+
+
+def _rewrite(classifier: Classifier, search: Search, images: Images) -> Classifier:
+    module = copy.deepcopy(classifier.module)
+    if search.folded:
+        folded = fold(module)
+        if folded is not None and _agree(classifier, classifier.twin(folded), images):
+            module = folded
+        else:
+            module = copy.deepcopy(classifier.module)
+        module = module.to(memory_format=torch.channels_last)
+    if search.precision == "bf16":
+        module = InPrecision(module, torch.bfloat16)
+    if search.compiled:
+        module = cast(nn.Module, torch.compile(module, dynamic=True))
+    twin = classifier.twin(module)
+    twin.requires_grad_(False).eval()
+    if search.compiled:
+        _try(twin, images)
+    return twin
+
+
+def quicker_precision(classifier: Classifier, images: Images) -> str:
+    """ "bf16" where gradient steps in it are at least ``WORTH`` times as fast as in float32 on this device, else "fp32"."""
+    seconds = {}
+    for precision in ("fp32", "bf16"):
+        twin = searcher(classifier, Search(folded=True, precision=precision), images)
+        with twin.counting():
+            spent = [_step_seconds(twin, images) for _ in range(4)]
+        seconds[precision] = min(spent[1:])
+    return "bf16" if seconds["fp32"] >= WORTH * seconds["bf16"] else "fp32"
+
+
+def _step_seconds(twin: Classifier, images: Images) -> float:
+    started = time.perf_counter()
+    with torch.enable_grad():
+        queries = images.clone().requires_grad_()
+        torch.autograd.grad(twin(queries).sum(), queries)
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    return time.perf_counter() - started
+
+
+def _try(twin: Classifier, images: Images) -> None:
+    """One pass forward and back, in which torch compiles."""
+    images = images.clone().requires_grad_()
+    try:
+        with twin.counting(), torch.enable_grad():
+            twin(images).sum().backward()
+    except Exception as error:  # a compiler, a linker and somebody else's model: anything may be raised
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise RobenchError(
+            f"--compile: torch cannot compile this model here ({type(error).__name__}: {first[:150]}); leave it out"
+        ) from error
+
+
+@torch.no_grad()
+def _agree(classifier: Classifier, twin: Classifier, images: Images) -> bool:
+    with classifier.counting(), classifier.watched_by(None):
+        own = classifier(images)
+    with twin.counting(), twin.watched_by(None):
+        other = twin(images)
+    return bool((own - other).abs().amax() <= CLOSE * own.abs().amax().clamp(min=1))
+
+
+def fold(module: nn.Module) -> nn.Module | None:
+    """A module in eval mode with every BatchNorm that follows a convolution folded into it; None where its code cannot be followed.
+
+    Args:
+        module: its layers are replaced, so hand in a copy.
+    """
+    try:
+        graph = _Tracer().trace(module)
+    except Exception:  # somebody else's code: what cannot be traced symbolically is left as it is
+        return None
+    traced = fx.GraphModule(module, graph)
+    layers = dict(traced.named_modules())
+    for node in list(graph.nodes):
+        if node.op != "call_module" or not isinstance(layers[node.target], nn.BatchNorm2d):
+            continue
+        before = node.args[0]
+        conv = layers.get(before.target) if before.op == "call_module" else None
+        norm = layers[node.target]
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
+            continue  # it normalises by the batch
+        if isinstance(conv, nn.Conv2d) and len(before.users) == 1 and _used_once(graph, before.target, node.target):
+            _replace(traced, before.target, _folded(conv, norm, norm.running_mean, norm.running_var))
+            node.replace_all_uses_with(before)
+            graph.erase_node(node)
+    graph.lint()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+def _used_once(graph: fx.Graph, *targets: str) -> bool:
+    called = [node.target for node in graph.nodes if node.op == "call_module"]
+    return all(called.count(target) == 1 for target in targets)
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> nn.Module:
+    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias)
+    frozen = nn.Parameter(weight.detach(), requires_grad=False), nn.Parameter(bias.detach(), requires_grad=False)
+    if isinstance(conv, SmallMapConv2d):
+        return FrozenSmallMapConv2d(conv, *frozen)
+    fused = copy.deepcopy(conv)
+    fused.weight, fused.bias = frozen
+    return fused
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, layer)

@@ -1,0 +1,284 @@
+"""The fast suite, rewritten passes, and the curve against cost."""
+
+import numpy as np
+import pytest
+import torch
+from cases import LINF, Linear, brightness_data, linear_case
+from torch import nn
+
+import robench
+from robench.attacks import AttackOptions, parse_suites
+from robench.attacks.nearest import AUTOATTACK_UNITS, Known, nearest
+from robench.evaluation.results import read_results
+from robench.models.backbones import BACKBONES, SmallMapConv2d
+from robench.models.classifier import Classifier
+from robench.models.rewrite import fold, searcher
+from robench.models.seeded import seeded
+from robench.report.anytime import cost_curve, outlook, outlook_lines
+from robench.types import OWN, Outcome, RobenchError, Search, ThreatModel
+
+FOLDED, BF16 = Search(folded=True), Search(folded=True, precision="bf16")
+
+
+def lively(module, seed=0):
+    """Statistics and scales as after a training, so that folding has something to fold."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for tensor, low, high in ((layer.running_mean, -0.5, 0.5), (layer.running_var, 0.5, 2), (layer.weight.data, 0.5, 2)):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+    return module.eval()
+
+
+def classifier_of(backbone):
+    entry = BACKBONES[backbone]
+    torch.manual_seed(0)
+    return Classifier(lively(nn.Sequential(entry.build(), nn.Linear(entry.n_features, 10))), 10)
+
+
+def gradient(classifier, images):
+    queries = images.clone().requires_grad_()
+    return torch.autograd.grad(classifier(queries)[:, 0].sum(), queries)[0]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_folded_passes_have_the_same_logits_and_gradients_and_no_batchnorm_left(backbone):
+    classifier, images = classifier_of(backbone), torch.rand(3, 3, 32, 32)
+    twin = searcher(classifier, FOLDED, images)
+    assert not [layer for layer in twin.module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert [layer for layer in classifier.module.modules() if isinstance(layer, nn.BatchNorm2d)]  # the model itself keeps its own
+    largest = classifier(images).abs().max()
+    assert torch.allclose(twin(images), classifier(images), atol=1e-5 * largest)
+    assert not any(isinstance(layer, SmallMapConv2d) for layer in twin.module.children())
+    expected = gradient(classifier, images)
+    assert torch.allclose(gradient(twin, images), expected, atol=1e-4 * expected.abs().max())
+
+
+class Shared(nn.Module):
+    """A convolution whose output is used twice, and a BatchNorm that is called twice: neither can be folded."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, images):
+        x = self.first(images)
+        y = self.norm(x) + x
+        z = self.norm(self.second(y))
+        return self.other(z).mean((2, 3))
+
+
+class Branching(nn.Module):
+    """Looks at values, so that it cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, images):
+        return self.body(images).mean((2, 3)) * (2 if images.mean() > 0.5 else 1)
+
+
+def test_what_is_used_twice_is_not_folded():
+    module = lively(Shared())
+    folded = fold(lively(Shared()).requires_grad_(False))
+    folded.load_state_dict(module.state_dict())
+    images = torch.rand(5, 3, 8, 8)
+    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules()) == 2
+    assert torch.allclose(folded(images), module(images), atol=1e-6)
+
+
+def test_a_model_that_cannot_be_traced_is_searched_as_it_is():
+    classifier, images = Classifier(lively(Branching()), 4), torch.rand(4, 3, 8, 8)
+    assert fold(lively(Branching())) is None
+    assert torch.allclose(searcher(classifier, FOLDED, images)(images), classifier(images), atol=1e-6)
+
+
+def test_a_trace_that_computes_something_else_is_not_used():
+    module = lively(nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    module[0].register_forward_hook(lambda layer, inputs, output: output * 3)  # a trace does not see it
+    classifier, images = Classifier(module, 4), torch.rand(4, 3, 8, 8)
+    assert torch.allclose(searcher(classifier, FOLDED, images)(images), classifier(images), atol=1e-6)
+
+
+def test_nothing_asked_for_and_random_models_are_searched_by_their_own_passes():
+    classifier, images = classifier_of("small"), torch.rand(2, 3, 32, 32)
+    assert searcher(classifier, OWN, images) is classifier
+    classifier.draws = 100
+    assert searcher(classifier, FOLDED, images) is classifier
+
+
+def run_nearest(classifier, images, labels, threat, **settings):
+    with seeded(0, images.device), classifier.counting() as passes:
+        adv_images = nearest(classifier, images, labels, threat, 0, **settings)
+    with torch.no_grad():
+        return classifier.exact(adv_images).argmax(1) == labels, passes
+
+
+@pytest.mark.parametrize("search", [OWN, FOLDED, BF16], ids=str)
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_nearest_reaches_the_closed_form_in_every_precision(norm, search):
+    threat = ThreatModel(norm, 0.02 if norm == "Linf" else 0.1)
+    model, images, labels, robust = linear_case(threat.eps, norm)
+    twin = searcher(Classifier(model, 10), search, images)
+    survived, _ = run_nearest(twin, images, labels, threat, budget=0.01)
+    assert torch.equal(survived, robust)
+
+
+class Coarse(Linear):
+    """Says the opposite in bf16: whatever is found there is false in float32."""
+
+    def forward(self, images):
+        logits = super().forward(images.to(self.weight.dtype))
+        return -logits if images.dtype == torch.bfloat16 else logits
+
+
+def test_what_bf16_alone_calls_broken_is_not_given_up():
+    model, images, labels, robust = linear_case(0.02, "Linf")
+    coarse = Coarse(model.weight.data, model.bias.data)
+    twin = searcher(Classifier(coarse, 10), Search(precision="bf16"), images)
+    assert not (twin(images).argmax(1) == labels).any()
+    with seeded(0, images.device):
+        adv_images = nearest(twin, images, labels, ThreatModel("Linf", 0.02), 0, budget=0.01)
+    assert torch.isfinite(adv_images).all()
+    assert (twin.exact(adv_images).argmax(1) == labels)[robust].all()
+
+
+@pytest.mark.parametrize("budget", [0.02, 0.1])
+def test_nearest_stays_within_its_budget(budget):
+    model, images, labels, _robust = linear_case(0.02, "Linf")
+    survived, passes = run_nearest(Classifier(model, 10), images, labels, ThreatModel("Linf", 0.02), budget=budget)
+    spent = passes.forwards + 2 * passes.backwards
+    allowed = budget * AUTOATTACK_UNITS * int(survived.sum())
+    one_round = 31 * 16  # the least samples at a time, ten steps each
+    first = len(images) * 31 + int(survived.sum()) * 61
+    assert 0.9 * allowed < spent <= max(allowed, first) + one_round
+
+
+def test_the_next_pair_is_the_nearest_and_moves_away_when_tried():
+    near = torch.tensor([[float("inf"), 0.3, 0.2], [0.5, float("inf"), 0.1], [-1.0, 2.0, float("inf")]])
+    known = Known(torch.zeros(3, 1, 1, 1), torch.tensor([0, 1, 2]), torch.zeros(3, 1, 1, 1), near, torch.zeros(3, 3))
+    assert known.left.tolist() == [0, 1]  # the third is broken
+    rows, targets = known.next_pairs(0.5, 1)
+    assert (rows.tolist(), targets.tolist()) == ([1], [2])
+    known.tried[1, 2] = 3
+    rows, targets = known.next_pairs(0.5, 1)
+    assert (rows.tolist(), targets.tolist()) == ([0], [2])
+    known.tried[0, 2] = 1
+    assert known.next_pairs(1.0, 1)[1].tolist() == [1, 2]
+
+
+def test_nearest_refuses_a_random_model():
+    model, images, labels, _ = linear_case(0.02, "Linf", n=4)
+    classifier = Classifier(model, 10)
+    classifier.draws = 100
+    with pytest.raises(RobenchError, match="answer alike every time"):
+        nearest(classifier, images, labels, LINF, 0, budget=0.01)
+
+
+class Flat(nn.Module):
+    """An honest linear model behind a rounding that stops every gradient."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model((images * 64).round() / 64)
+
+
+def evaluated(tmp_path, model, images, labels, suite, eps=0.06):
+    path = tmp_path / "run"
+    robench.evaluate(model, images, labels, suite=suite, eps=eps, batch_size=30, device="cpu", out=path)
+    return read_results(path)
+
+
+def test_fast_trusts_an_honest_model_and_leaves_autoattack_out(tmp_path):
+    model, images, labels, robust = linear_case(0.02, "Linf", shape=(3, 12, 12))
+    results = evaluated(tmp_path, model, images, labels, "fast", eps=0.02)
+    fast = results.verdicts[results.verdicts["attack"] == "fast"]
+    assert ((fast["outcome"] == Outcome.ROBUST).to_numpy() == robust.numpy()).all()
+    left_out = results.ledger[results.ledger["attack"] == "fast/apgd-ce"]
+    assert left_out["mode"].tolist() == ["left out: suspect broke nothing"] * 2
+    assert not left_out[["forwards", "backwards"]].to_numpy().any()
+    assert fast["margin"].notna().all()  # of the stage that judged last, not of those that were left out
+    assert not any("does not trust" in line for line in outlook_lines(results))
+
+
+def test_fast_calls_autoattack_where_gradients_are_masked_and_says_so(tmp_path):
+    model, images, labels, _ = linear_case(0.02, "Linf", n=20)
+    results = evaluated(tmp_path, Flat(model), images, labels, "fast")
+    counted = results.verdicts.groupby("attack")["outcome"].apply(lambda outcome: int((outcome == Outcome.ROBUST).sum()))
+    assert counted["fast/nearest"] > counted["fast"]  # gradients alone left more
+    costs = results.ledger.set_index("attack")["forwards"]
+    assert costs["fast/square"] > 200 * counted["fast"]
+    assert any("does not trust its gradients" in line for line in outlook_lines(results))
+
+
+def test_the_cost_curve_is_what_the_attack_did(tmp_path):
+    """One sample breaks and the others never: the curve has one step, at the units of the query that broke it."""
+    images, labels = brightness_data([0.5 / 255, 0.4, 0.4, 0.4, -0.1])
+    from cases import BrightnessClassifier
+
+    path = tmp_path / "run"
+    robench.evaluate(BrightnessClassifier(), images, labels, suite="fgsm", eps="8/255", device="cpu", out=path)
+    results = read_results(path)
+    curve = cost_curve(results, "fgsm")
+    # FGSM asks once, with a gradient: 4 units forward and 8 backward, over 5 samples; what breaks is what it returns.
+    assert curve["robust_accuracy"].tolist() == pytest.approx([0.8, 0.6, 0.6])
+    assert curve["units"].tolist() == pytest.approx([0, 12 / 5, 12 / 5])
+    robench.evaluate(BrightnessClassifier(), images, labels, suite="pgd2", eps="8/255", device="cpu", out=tmp_path / "pgd")
+    curve = cost_curve(read_results(tmp_path / "pgd"), "pgd2")
+    assert curve["robust_accuracy"].tolist() == pytest.approx([0.8, 0.6, 0.6])
+    assert curve["units"].iloc[1] in (pytest.approx(4 / 5), pytest.approx(16 / 5))  # the random start, or one step on
+
+
+def test_the_outlook_counts_halves_and_quarters():
+    import pandas as pd
+
+    curve = pd.DataFrame({"units": [0, 1, 30, 40, 60, 100], "robust_accuracy": np.linspace(1, 0.5, 6)})
+    seen = outlook(curve)
+    assert (seen.late, seen.before, seen.more) == (1, 2, 0.5)
+    assert seen.most == pytest.approx(4.744, abs=1e-3)  # the upper bound of a Poisson mean after one event
+
+
+def test_a_folded_column_has_a_name_and_a_key_of_its_own():
+    own, *_ = parse_suites("autoattack", LINF, 10)
+    folded, *_ = parse_suites("autoattack", LINF, 10, AttackOptions(search=FOLDED))
+    assert (own.name, folded.name) == ("autoattack", "autoattack(folded)")
+    assert all(member.params["passes"] == "folded" for member in folded.members)
+    assert [suite.name for suite in parse_suites("fast,pgd7", LINF, 10, AttackOptions(budget=1.0, search=BF16))] == [
+        "fast(budget=1, bf16)", "pgd7(folded, bf16)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"budget": 1.0}, "--budget is what the fast suite may spend"), ({"budget": 0.0}, "expected a number above 0")],
+)
+def test_a_budget_that_means_nothing_is_refused(options, message):
+    with pytest.raises(RobenchError, match=message):
+        parse_suites("pgd7", LINF, 10, AttackOptions(**options))
+
+
+def test_folded_autoattack_says_of_a_trained_model_what_its_own_passes_say(tmp_path, few):
+    from robench.training import TrainSpec, train
+
+    spec = TrainSpec.of("single", few, backbone="small", batch_size=32, epochs=4, lr=5e-3)
+    path = train(spec, few, few, out=tmp_path / "m.safetensors", show_progress=False)
+    from robench.api import AttackRequest, attack
+
+    runs = {}
+    for passes in ("own", "folded"):
+        request = AttackRequest("apgd-ce,fast", eps="0.05", n=24, passes=passes)
+        runs[passes] = read_results(
+            attack(request, ckpt=path, dataset="digits", out=tmp_path / passes, device="cpu", show_progress=False)
+        )
+    tables = [
+        {name: (rows["outcome"] == Outcome.ROBUST).sum() for name, rows in results.verdicts.groupby("attack")}
+        for results in runs.values()
+    ]
+    assert set(runs["folded"].columns) == {"apgd-ce(folded)", "fast"}
+    assert tables[0]["apgd-ce"] == tables[1]["apgd-ce(folded)"]
+    assert tables[0]["fast"] == tables[1]["fast"]
