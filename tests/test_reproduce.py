@@ -201,3 +201,12 @@ def test_a_damaged_table_is_refused(tmp_path):
     table.write_text("\n".join(table.read_text().splitlines()[:50]))
     with pytest.raises(RobenchError, match="is damaged .*49 rows, 100 expected"):
         recall(tmp_path, found.model)
+
+
+def test_a_model_that_is_not_in_the_plan_is_named_with_those_that_are(tmp_path):
+    done = CliRunner().invoke(
+        main, ["reproduce", "--only", "cifar10-singel-0", "--out", str(tmp_path / "o"), "--weights", str(tmp_path / "w")]
+    )
+    assert done.exit_code == 1
+    assert "cifar10-singel-0: no such model; there are cifar10-single-0, cifar10-contrastive-0" in done.output
+    assert not (tmp_path / "w").exists()

@@ -92,8 +92,9 @@ QUICK = Settings(
 
 
 def reproduce(
-    settings: Settings, *, out: Path, weights: Path, data_dir: Path | None = None, device: str = "auto", threads: int | None = None
-) -> Path:
+    settings: Settings, *, out: Path, weights: Path, data_dir: Path | None = None, device: str = "auto", threads: int | None = None,
+    only: tuple[str, ...] = (),
+) -> Path:  # fmt: skip
     """Trains, attacks and reports whatever is missing; called again after a kill, it goes on.
 
     Args:
@@ -102,6 +103,7 @@ def reproduce(
         weights: for the final models in 16 bits, which are what is evaluated; a model that lies there is not trained again.
         data_dir: see ``robench.data.data_folder``.
         device, threads: see ``use_device``.
+        only: names of models; the others are left for another call.
 
     Returns:
         The report.
@@ -111,7 +113,11 @@ def reproduce(
     """
     bench = _Bench(settings, Path(out), Path(weights), {"data_dir": data_dir, "device": device, "threads": threads})
     commands = {name: settings.command(name) for name in dict.fromkeys((*settings.datasets, *TABLES["all"]))}
-    for model in settings.plan():
+    plan = settings.plan()
+    unknown = set(only) - {model.name for model in plan}
+    if unknown:
+        raise RobenchError(f"--only {', '.join(sorted(unknown))}: no such model; there are {', '.join(model.name for model in plan)}")
+    for model in (each for each in plan if not only or each.name in only):
         found = recall(bench.out, model)
         if found is not None:
             bench.refuse_difference(model, found.about["model"]["origin"]["recipe"], bench.out)
