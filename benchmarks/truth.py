@@ -4,6 +4,7 @@ python benchmarks/truth.py
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,30 +14,46 @@ import robench
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from truth import EPS, ROBUST, UNKNOWN, WRONG, load_truth
+from verdicts import CONTESTANTS, counted
 
 from robench.attacks import SUITES, AttackOptions, parse_suites
 from robench.data import load_dataset
-from robench.evaluation.chunk import ChunkData, Conditions, attack_chunk, classify_chunk
-from robench.evaluation.guard import Guard
-from robench.evaluation.store import Chunk, chunk_seed
+from robench.evaluation.engine import Job, Unit, compute
+from robench.evaluation.store import CLEAN, Chunk
 from robench.models.classifier import Classifier
 from robench.types import Outcome, ThreatModel
 
 ATTACKS = ["fgsm", "pgd7", "pgd20", "pgd50", "pgd50 x 10", "apgd-ce", "apgd-t", "fab-t", "square"]
+PEERS = ["pyautoattack", "torchattacks AutoAttack", "adversarial-library APGD-CE, -T", "Foolbox PGD-50", "ART PGD-50"]
 
 
 def survivors(classifier, images, labels, name):
-    """(which samples are left, forwards, backwards) of a column, best queries counted."""
+    """Who is left of a column of ours, best queries counted, bool (n,)."""
     threat, chunk = ThreatModel("Linf", EPS), Chunk(0, len(images))
-    name, _, restarts = name.partition(" x ")
-    (suite,) = parse_suites(name, threat, 10, AttackOptions(restarts=int(restarts)) if restarts else None)
-    clean = classify_chunk(classifier, images, labels, chunk)
-    data, before, forwards, backwards = ChunkData(chunk, images, labels, clean), clean.outcome, 0, 0
-    for member in suite.members:
-        conditions = Conditions(threat, chunk_seed(0, member.family, chunk), counts_best=True)
-        ((_, verdicts, _),) = attack_chunk(classifier, Guard(classifier), member, data, before, conditions)
-        before, forwards, backwards = verdicts.outcome, forwards + verdicts.forwards, backwards + verdicts.backwards
-    return torch.from_numpy(before == Outcome.ROBUST), forwards, backwards
+    name, _, more = name.partition(" x ")
+    options = AttackOptions(budget=float(more)) if name == "fast" and more else AttackOptions(restarts=int(more or 1))
+    (suite,) = parse_suites(name, threat, 10, options)
+    job, suite = Job(classifier, threat, 0), replace(suite, counts_best=True)
+    known = {CLEAN: next(compute(job, Unit(()), images, labels, chunk, {}))[1]}
+    *_, (_, last, _) = compute(job, Unit((suite,)), images, labels, chunk, known)
+    return torch.from_numpy(last.best == Outcome.ROBUST)
+
+
+def rows(classifier, images, labels):
+    """(name, who is left, passes) of every attack, suite and installed peer."""
+    cascades = [name for name, entry in SUITES.items() if entry.cascade]
+    for name in [*ATTACKS, *cascades, "fast x 1"]:
+        with counted() as passes:
+            left = survivors(classifier, images, labels, name)
+        yield name, left, passes
+    for name in PEERS:
+        try:
+            with counted() as passes, torch.random.fork_rng():
+                left = CONTESTANTS[name](classifier, images, labels, ThreatModel("Linf", EPS), Chunk(0, len(images)))
+        except ImportError as error:
+            print(f"{name} is left out: {error}; pip install 'robench[peers]'", file=sys.stderr)
+            continue
+        yield name, torch.from_numpy(left), passes
 
 
 def main():
@@ -57,12 +74,12 @@ def main():
         "| attack | left | left beyond the proven | of the breakable, found | proven ones broken | forwards | backwards | units |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for name in [*ATTACKS, *(name for name, entry in SUITES.items() if entry.cascade)]:
-        left, forwards, backwards = survivors(classifier, images, labels, name)
+    for name, left, passes in rows(classifier, images, labels):
         beyond = int((left & ~proven & ~unknown).sum())
         print(
-            f"| {name} | {int(left.sum())} | {beyond} | {breakable - beyond} of {breakable} | {int((proven & ~left).sum())} | {forwards:,} | "
-            f"{backwards:,} | {forwards + 2 * backwards:,} |"
+            f"| {name} | {int(left.sum())} | {beyond} | {breakable - beyond} of {breakable} | {int((proven & ~left).sum())} | "
+            f"{passes.forwards:,} | {passes.backwards:,} | {passes.forwards + 2 * passes.backwards:,} |",
+            flush=True,
         )
 
 

@@ -1,0 +1,116 @@
+"""The paper's four columns, FGSM and PGD-7, -20, -50: robench against plain torchattacks on the same chunks and seeds.
+
+python benchmarks/columns.py --ckpt FILE [--n 1000] [--threads 2] [--data-dir DIR]
+"""
+
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torchattacks
+from verdicts import counted
+
+from robench.attacks import AttackOptions, parse_suites
+from robench.data import load_dataset
+from robench.data.augment import to_unit
+from robench.evaluation.device import use_device
+from robench.evaluation.engine import Job, Unit, compute, plan
+from robench.evaluation.store import CLEAN, chunk_seed, split
+from robench.models.loading import classifier_of_checkpoint
+from robench.models.seeded import seeded
+from robench.types import Outcome, Search, ThreatModel
+
+COLUMNS = {"fgsm": None, "pgd7": 7, "pgd20": 20, "pgd50": 50}
+
+
+def plain(classifier, images, labels, threat, chunk):
+    """Four calls of torchattacks on the correctly classified samples, from robench's seeds; the images judged by one more pass each."""
+    with torch.no_grad():
+        right = classifier(images).argmax(1) == labels
+    robust = {}
+    for name, steps in COLUMNS.items():
+        family = "fgsm" if steps is None else "pgd"
+        with seeded(chunk_seed(0, family, chunk), images.device):
+            if steps is None:
+                attack = torchattacks.FGSM(classifier, eps=threat.eps)
+            else:
+                attack = torchattacks.PGD(classifier, eps=threat.eps, alpha=threat.eps / 4, steps=steps, random_start=True)
+            adv_images = attack(images[right], labels[right])
+        held = right.clone()
+        with torch.no_grad():
+            held[right] = classifier(adv_images).argmax(1) == labels[right]
+        robust[name] = held.cpu().numpy()
+    return robust
+
+
+def ours(search):
+    def run(classifier, images, labels, threat, chunk):
+        suites = parse_suites("paper", threat, classifier.n_classes, AttackOptions(search=search))
+        job = Job(classifier, threat, 0)
+        known = {CLEAN: next(compute(job, Unit(()), images, labels, chunk, {}))[1]}
+        found = {}
+        for unit in plan(suites):
+            for folder, verdicts, _ in compute(job, unit, images, labels, chunk, known):
+                found[folder.partition("_")[0].partition("-")[0]] = verdicts.outcome == Outcome.ROBUST
+        return found
+
+    return run
+
+
+CONTESTANTS = {"torchattacks": plain, "robench": ours(Search()), "robench (folded)": ours(Search(folded=True))}
+
+
+def measure(classifier, data, threat, chunks):
+    """For each contestant: verdicts by column, units and seconds by chunk."""
+    found = {name: {"robust": {column: [] for column in COLUMNS}, "units": 0, "seconds": []} for name in CONTESTANTS}
+    names = list(CONTESTANTS)
+    for place, chunk in enumerate(chunks):
+        images = to_unit(data.images[chunk.start : chunk.stop]).to(classifier.device)
+        labels = data.labels[chunk.start : chunk.stop].to(classifier.device)
+        shift = place % len(names)
+        for name in names[shift:] + names[:shift]:
+            started = time.perf_counter()
+            with counted() as passes:
+                robust = CONTESTANTS[name](classifier, images, labels, threat, chunk)
+            found[name]["seconds"].append(time.perf_counter() - started)
+            found[name]["units"] += passes.forwards + 2 * passes.backwards
+            for column in COLUMNS:
+                found[name]["robust"][column].append(robust[column])
+    return found
+
+
+@click.command()
+@click.option("--ckpt", required=True, type=click.Path(path_type=Path))
+@click.option("--n", default=1000)
+@click.option("--chunk", default=250)
+@click.option("--threads", default=2)
+@click.option("--device", default="cpu")
+@click.option("--data-dir", type=click.Path(path_type=Path))
+def main(ckpt, n, chunk, threads, device, data_dir):
+    data = load_dataset(classifier_of_checkpoint(ckpt, None, "cpu").origin["dataset"], "test", data_dir)
+    with use_device(device, threads) as chosen:
+        classifier = classifier_of_checkpoint(ckpt, data, chosen).classifier
+        threat = ThreatModel.parse("Linf", data.default_eps["Linf"])
+        chunks = split(n, chunk)
+        measure(classifier, data, threat, split(min(n, 16), 16))  # warm
+        found = measure(classifier, data, threat, chunks)
+    click.echo(
+        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {threads} threads, {ckpt.stem}, n = {n}, {threat}\n"
+    )
+    click.echo(f"| | {' | '.join(COLUMNS)} | verdicts that differ | units | seconds | units, ratio | seconds, ratio |")
+    click.echo("|---|" + "---:|" * (len(COLUMNS) + 5))
+    theirs = found["torchattacks"]
+    for name, row in found.items():
+        left = {column: np.concatenate(parts) for column, parts in row["robust"].items()}
+        differ = sum(int((left[column] != np.concatenate(theirs["robust"][column])).sum()) for column in COLUMNS)
+        ratio = np.median([other / own for other, own in zip(theirs["seconds"], row["seconds"], strict=True)])
+        click.echo(
+            f"| {name} | {' | '.join(str(left[column].sum()) for column in COLUMNS)} | {differ} | {row['units']:,} | "
+            f"{sum(row['seconds']):.1f} | {theirs['units'] / row['units']:.2f} | {ratio:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
