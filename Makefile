@@ -5,6 +5,7 @@ ROBENCH := $(VENV)/bin/robench
 
 DEMO_TRAIN := --dataset digits --backbone small --batch-size 64 --lr 5e-3
 DEMO_ATTACK := --suite fgsm,pgd7,pgd20,pgd50,autoattack --n 100
+BENCH_MODEL := checkpoints/paper/cifar10-single-0.safetensors
 DEMO_MODELS := single-0 supervised-0 contrastive-0 single-nfgsm-0
 
 .PHONY: demo test check bench clean
@@ -21,8 +22,14 @@ test: $(VENV)/.ok
 	$(VENV)/bin/python -m pytest
 
 bench: $(VENV)/.ok
+	$(VENV)/bin/python -m pip install --editable '.[dev,peers]' --constraint constraints.txt
+	$(VENV)/bin/python -m pip install --no-deps 'adv-lib>=0.2.8'  # it needs visdom, which builds no more, for plots alone
+	$(VENV)/bin/python benchmarks/startup.py
 	$(VENV)/bin/python benchmarks/training.py
 	$(VENV)/bin/python benchmarks/truth.py
+	$(VENV)/bin/python benchmarks/passes.py --ckpt $(BENCH_MODEL)
+	$(VENV)/bin/python benchmarks/columns.py --ckpt $(BENCH_MODEL)
+	$(VENV)/bin/python benchmarks/verdicts.py --ckpt $(BENCH_MODEL)
 
 check: $(VENV)/.ok
 	$(VENV)/bin/ruff check robench tests benchmarks

@@ -1,6 +1,6 @@
 """What a verdict costs: robench and its peers on the same model and images, chunk by chunk in turn.
 
-    pip install 'robench[peers]'
+    pip install 'robench[peers]'; pip install --no-deps adv-lib
     python benchmarks/verdicts.py --ckpt FILE [--n 1000] [--only pyautoattack,fast] [--threads 2] [--data-dir DIR]
 
 Every pass through the model is counted, whoever makes it, robench's own checks of each image included; a forward pass is 1 unit, a backward pass
