@@ -37,7 +37,7 @@ from robench.cli.group import main, print_run, shared
 @click.option("--save-adv", is_flag=True, help="Keep the adversarial images in the run folder, for `robench verify` and --adv.")
 @click.option("--adv", multiple=True, help="Evaluate stored images too: a .pt file, or RUN:ATTACK of a run with --save-adv.")
 @click.option(
-    "--budget", type=float, help="Of the fast suite, in multiples of what AutoAttack costs a surviving sample [default: 0.04]."
+    "--budget", type=float, help="Of the fast suite, in multiples of what AutoAttack costs a surviving sample [default: 0.035]."
 )
 @click.option(
     "--passes",
