@@ -5,10 +5,12 @@ ROBENCH := $(VENV)/bin/robench
 
 DEMO_TRAIN := --dataset digits --backbone small --batch-size 64 --lr 5e-3
 DEMO_ATTACK := --suite fgsm,pgd7,pgd20,pgd50,autoattack --n 100
+API := $(addprefix robench.,api types checkpoint attacks.registry attacks.nearest attacks.descent data models.classifier models.rewrite \
+	evaluation.engine evaluation.verify evaluation.referee audit audit.checks report.tables report.anytime training)
 BENCH_MODEL := checkpoints/paper/cifar10-single-0.safetensors
 DEMO_MODELS := single-0 supervised-0 contrastive-0 single-nfgsm-0
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench docs clean
 
 demo: $(VENV)/.ok
 	$(ROBENCH) train $(DEMO_TRAIN) --arch single --epochs 15
@@ -30,6 +32,10 @@ bench: $(VENV)/.ok
 	$(VENV)/bin/python benchmarks/passes.py --ckpt $(BENCH_MODEL)
 	$(VENV)/bin/python benchmarks/columns.py --ckpt $(BENCH_MODEL)
 	$(VENV)/bin/python benchmarks/verdicts.py --ckpt $(BENCH_MODEL)
+
+docs: $(VENV)/.ok
+	$(VENV)/bin/python -m pip install --editable '.[docs]' --constraint constraints.txt
+	$(VENV)/bin/python -m pdoc $(API) --docformat google --output-directory docs/api
 
 check: $(VENV)/.ok
 	$(VENV)/bin/ruff check robench tests benchmarks

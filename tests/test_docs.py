@@ -1,0 +1,82 @@
+"""What the documentation tells people to type."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from robench.audit.checks import CHECKS
+from robench.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("reports/**/README.md")])
+RUN = ["docs/README.md", "docs/reading-a-report.md", "docs/audit.md"]  # in this order, in one folder
+
+
+def commands(page):
+    """Lines of indented or fenced blocks, and spans in the text, that begin with robench; comments cut off."""
+    text = page.read_text()
+    blocks = re.findall(r"^(?:    |\t)?(robench .+)$", text, re.MULTILINE)
+    spans = re.findall(r"`(robench [a-z]+ [^`\n]+)`", text)
+    for line in [*blocks, *spans]:
+        words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)
+        if "..." not in line and "…" not in line:
+            yield words[1:]
+
+
+def understood(words):
+    """Parses a command line without running it."""
+    command = main.commands.get(words[0])
+    assert command is not None, f"there is no `robench {words[0]}`"
+    command.make_parser(click.Context(command)).parse_args(list(words[1:]))
+
+
+ALL = [(str(page.relative_to(ROOT)), words) for page in PAGES for words in commands(page)]
+
+
+def test_commands_are_found():
+    assert len(ALL) > 20
+
+
+@pytest.mark.parametrize(("page", "words"), ALL, ids=[f"{page}: {' '.join(words)[:60]}" for page, words in ALL])
+def test_every_command_and_option_of_the_documentation_exists(page, words):
+    if words[0].isupper() or words[0].startswith("-"):
+        pytest.skip("names no command")
+    understood(words)
+
+
+def test_a_command_that_does_not_exist_is_noticed():
+    with pytest.raises(click.NoSuchOption):
+        understood(["attack", "--no-such-option", "1"])
+    with pytest.raises(AssertionError, match="no `robench atack`"):
+        understood(["atack"])
+
+
+def test_the_commands_of_the_first_pages_run_as_a_newcomer_would_run_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    for page in RUN:
+        for line in re.findall(r"^    (robench .+)$", (ROOT / page).read_text(), re.MULTILINE):
+            done = CliRunner().invoke(main, shlex.split(line)[1:])
+            assert done.exit_code in (0, 3), f"{line}: {done.output}"  # 3: the audit refuted a number, as it should
+            ran += 1
+    assert ran == 5
+    assert (tmp_path / "reports/digits-single-0-Linf-0.2/report.md").exists()
+
+
+def test_links_of_the_documentation_lead_somewhere():
+    missing = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            if not target.startswith("http") and not (page.parent / target).exists():
+                missing.append(f"{page.relative_to(ROOT)}: {target}")
+    assert not missing
+
+
+def test_every_check_of_the_audit_is_explained():
+    text = (ROOT / "docs" / "audit.md").read_text()
+    assert not [name for name in CHECKS if name not in text]
+    assert f"reads {len(CHECKS)} checks" in text
