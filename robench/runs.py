@@ -96,6 +96,7 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
     few = images[:ASKED_ABOUT].to(subject.classifier.device)
     settle_randomness(subject.classifier, to_unit(few) if few.dtype == torch.uint8 else few.float())
     votes = {"votes": subject.classifier.draws} if subject.classifier.draws > 1 else {}
+    where = {"path": data.path} if data.path else {}
     environment = describe_environment(place.device, torch.get_num_threads())
 
     def describe(n: int, **more: Any) -> None:
@@ -104,7 +105,7 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
         folder.describe(
             {
                 "model": {"name": subject.name, "origin": subject.origin} | votes,
-                "data": {"name": data.name, "split": data.split, "n": len(data), "classes": list(data.classes)},
+                "data": {"name": data.name, "split": data.split, "n": len(data), "classes": list(data.classes)} | where,
                 "threat": {"norm": threat.norm, "eps": threat.eps, "eps_text": threat.eps_text},
                 "n": n,
                 "suites": _columns_with_earlier(run.suites, earlier["suites"]),

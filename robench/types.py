@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from robench.digest import digest_tensors
@@ -104,6 +105,52 @@ class ThreatModel:
 
     def __str__(self) -> str:
         return f"{self.norm} {self.eps_text}"
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """A model that robench did not train, as ``--model`` and the options around it name it.
+
+    Attributes:
+        where: one of the ways of ``robench list models``.
+        weights: a file with its state dict, for ways that name an architecture.
+        mean, std: of the normalisation in front of it, per channel or one number for all, in pixel units of [0, 1]; where empty,
+            what its own files say, or none.
+        trust: whether a file that is a program may be run.
+        data_dir: where downloads lie, see ``robench.data.data_folder``.
+    """
+
+    where: str
+    weights: Path | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    trust: bool = False
+    data_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise RobenchError(f"--mean has {len(self.mean)} values and --std {len(self.std)}; give both, one value a channel")
+        if any(not 0 <= value <= 1 for value in self.mean) or any(not 0 < value <= 1 for value in self.std):
+            raise RobenchError(
+                f"--mean {_listed(self.mean)} --std {_listed(self.std)}: expected values in pixel units of [0, 1], and no std of 0; "
+                "divide values of 0 to 255 by 255"
+            )
+
+
+def parse_channels(text: str | None, option: str) -> tuple[float, ...]:
+    """What ``--mean 0.49,0.48,0.45`` means, () for None.
+
+    Raises:
+        RobenchError: a part is no number.
+    """
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise RobenchError(f"{option} {text!r}: expected numbers separated by commas, such as 0.4914,0.4822,0.4465") from None
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 AttackFn = Callable[..., "Images"]
@@ -239,13 +286,14 @@ class Dataset:
     Attributes:
         name: "digits", "cifar10", "cifar100", or the folder's name.
         split: "train" or "test".
-        images: uint8 (N, C, H, W).
+        images: uint8 (N, C, H, W); of people's own data also float32 in [0, 1].
         labels: int64 (N,).
         classes: name of each class, in label order.
         default_eps: eps per norm where the user names none.
         coarse_labels: int64 (N,), or None where the set has no coarser labels.
         coarse_classes: their names.
         mirror: whether a mirrored image keeps its label (a digit does not).
+        path: of people's own data, where it lies.
     """
 
     name: str
@@ -257,9 +305,15 @@ class Dataset:
     coarse_labels: Tensor | None = None
     coarse_classes: tuple[str, ...] = ()
     mirror: bool = True
+    path: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
+        channels, height, width = self.image_shape
+        return f"{len(self):,} {self.split} images, {channels} x {height} x {width}, {len(self.classes)} classes: {shown}"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

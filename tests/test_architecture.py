@@ -11,7 +11,7 @@ ROOT = Path(robench.__file__).parent
 LAYERS = [  # a module may import from its own layer and from those below it
     {"digest"},
     {"types"},
-    {"files", "processes"},
+    {"files", "formats", "processes"},
     {"checkpoint"},
     {"data", "adapters"},
     {"models"},
@@ -20,7 +20,7 @@ LAYERS = [  # a module may import from its own layer and from those below it
     {"report"},
     {"runs"},
     {"api"},
-    {"reproduce", "audit"},
+    {"reproduce", "audit", "doctor"},
     {"cli", "__main__", "__init__"},
 ]
 FLOOR = {name: level for level, names in enumerate(LAYERS) for name in names}

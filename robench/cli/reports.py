@@ -32,18 +32,24 @@ def compare(runs: tuple[Path, ...], out: Path | None) -> None:
 
 
 @main.command("list")
-@click.argument("kind", type=click.Choice(["attacks", "suites", "datasets", "archs"]))
+@click.argument("kind", type=click.Choice(["attacks", "suites", "datasets", "archs", "models"]))
 def list_names(kind: str) -> None:
-    """Show what can be named: attacks, suites, datasets or archs."""
-    for name, about in _known(kind).items():
-        click.echo(f"{name:<16}{about}")
+    """Show what can be named: attacks, suites, datasets, archs, or the ways to name a model of your own."""
+    known = _known(kind)
+    width = max(16, *(len(name) + 2 for name in known))
+    for name, about in known.items():
+        click.echo(f"{name:<{width}}{about}")
 
 
 def _known(kind: str) -> dict[str, str]:
     if kind == "datasets":
-        from robench.data import DATASETS
+        from robench.data import DATASETS, OWN_DATA
 
-        return {name: entry.about for name, entry in DATASETS.items()}
+        return {name: entry.about for name, entry in {**DATASETS, **OWN_DATA}.items()}
+    if kind == "models":
+        from robench.models.sources import SOURCES
+
+        return {shown: source.about for shown, source in SOURCES.items()}
     if kind == "archs":
         from robench.training.objectives import OBJECTIVES
 

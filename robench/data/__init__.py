@@ -1,4 +1,4 @@
-"""DATASETS: name -> one split as one tensor. A folder of images per class is a data set too."""
+"""DATASETS: name -> one split as one tensor. OWN_DATA: what people's own data may look like."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """How to load a data set: ``load(split, data_dir) -> Dataset``, and one line about it for ``robench list``."""
+    """How to load a data set: ``load(split, data_dir or its own path) -> Dataset``, and one line about it for ``robench list``."""
 
     load: Callable[[str, Path], Dataset]
     about: str
@@ -47,6 +47,42 @@ DATASETS: dict[str, DatasetEntry] = {
 }
 
 
+def _folder(split: str, path: Path) -> Dataset:
+    from robench.data.folder import load_folder
+
+    return load_folder(path, split)
+
+
+def _npz(split: str, path: Path) -> Dataset:
+    from robench.data.npz import load_npz
+
+    return load_npz(path, split)
+
+
+def _parquet(split: str, path: Path) -> Dataset:
+    from robench.data.parquet import load_parquet
+
+    return load_parquet(path, split)
+
+
+OWN_DATA: dict[str, DatasetEntry] = {
+    "FOLDER": DatasetEntry(_folder, "your images, one sub-folder per class, alone or below train/ and test/; Linf 8/255"),
+    "FOLDER of parquet": DatasetEntry(_parquet, "an image set as the Hugging Face Hub keeps it, train-*.parquet, test-*.parquet"),
+    "FILE.npz": DatasetEntry(_npz, "your arrays: images and labels, or x_test and y_test (and x_train, y_train), and classes"),
+}
+
+
+def own_data(path: Path) -> DatasetEntry | None:
+    """How to load what lies at a path, None where nothing does that looks like data."""
+    if path.is_file():
+        return OWN_DATA["FILE.npz"] if path.suffix == ".npz" else None
+    if not path.is_dir():
+        return None
+    from robench.data.parquet import parquet_files
+
+    return OWN_DATA["FOLDER of parquet" if parquet_files(path) else "FOLDER"]
+
+
 def data_folder(data_dir: str | Path | None = None) -> Path:
     """Where data sets lie: ``data_dir``, else ``$ROBENCH_DATA``, else the user's cache."""
     if data_dir:
@@ -58,7 +94,7 @@ def data_folder(data_dir: str | Path | None = None) -> Path:
 
 
 def load_dataset(name: str, split: str = "test", data_dir: str | Path | None = None) -> Dataset:
-    """One split of a data set by name, or of a folder that has one sub-folder of images per class.
+    """One split of a data set by name, or of people's own data by its path.
 
     Args:
         name: a name in ``DATASETS``, or a path.
@@ -66,19 +102,20 @@ def load_dataset(name: str, split: str = "test", data_dir: str | Path | None = N
         data_dir: see ``data_folder``.
 
     Raises:
-        RobenchError: no such data set or folder; the files are absent, damaged, or of unequal size.
+        RobenchError: no such data set or folder; the files are absent, damaged, or not what they should be.
     """
     if split not in SPLITS:
         raise RobenchError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     if name in DATASETS:
         return DATASETS[name].load(split, data_folder(data_dir))
-    if Path(name).is_dir():
-        from robench.data.folder import load_folder
-
-        return load_folder(Path(name), split)
+    own = own_data(Path(name))
+    if own is not None:
+        return own.load(split, Path(name))
+    if Path(name).is_file():
+        raise RobenchError(f"--dataset {name}: expected a folder of images per class, a folder of parquet files, or a .npz file")
     raise RobenchError(
         f"unknown dataset {name!r}{did_you_mean(name, DATASETS)}; `robench list datasets` shows all {len(DATASETS)}, and a path to "
-        "a folder with one sub-folder of images per class works too"
+        "a folder with one sub-folder of images per class, or to a .npz file, works too"
     )
 
 

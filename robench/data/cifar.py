@@ -50,6 +50,18 @@ def load_cifar(name: str, split: str, data_dir: Path) -> Dataset:
     )
 
 
+def cifar_files(name: str, data_dir: Path) -> tuple[Path, list[str], list[str]]:
+    """The folder of "cifar10" or "cifar100", which of its files are missing, and which are not the published ones."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    official = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    folder = data_dir / official.base_folder
+    files = [*official.train_list, *official.test_list, (official.meta["filename"], official.meta["md5"])]
+    missing = [file for file, _ in files if not (folder / file).is_file()]
+    there = [(file, md5) for file, md5 in files if file not in missing]
+    return folder, missing, [file for file, md5 in there if hashlib.md5((folder / file).read_bytes()).hexdigest() != md5]
+
+
 def _read(folder: Path, file: str, md5: str) -> dict:
     """The content of one official pickle, which is opened only if it is the published one to the byte."""
     content = (folder / file).read_bytes()

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from robench.types import Dataset, RobenchError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 TEST_SHARE = 5  # one image in five
@@ -20,7 +25,6 @@ def load_folder(root: Path, split: str) -> Dataset:
     Raises:
         RobenchError: no classes, no images, images of unequal size, an unreadable image.
     """
-    import numpy as np
     import torch
 
     sources = {"train": ["train"], "test": ["test", "val"]}[split]
@@ -34,22 +38,34 @@ def load_folder(root: Path, split: str) -> Dataset:
     listed = [(path, label) for label, name in enumerate(classes) for path in _images_of(base / name, split, ours=given is None)]
     if not listed:
         raise RobenchError(f"{base} holds no images in its class folders; known endings: {' '.join(sorted(IMAGE_SUFFIXES))}")
-    order = _balanced_order([label for _, label in listed])
-    pixels = [_read(listed[i][0]) for i in order]
+    order = balanced_order([label for _, label in listed])
+    return Dataset(
+        name=root.resolve().name,
+        split=split,
+        images=stack([read_image(listed[i][0], str(listed[i][0])) for i in order], base),
+        labels=torch.tensor([listed[i][1] for i in order]),
+        classes=classes,
+        path=str(root),
+    )
+
+
+def stack(pixels: list[np.ndarray], base: Path) -> Tensor:
+    """Images (N, C, H, W) of arrays (H, W, C).
+
+    Raises:
+        RobenchError: they differ in size.
+    """
+    import numpy as np
+    import torch
+
     sizes = Counter(image.shape[:2] for image in pixels)
     if len(sizes) > 1:
         seen = ", ".join(f"{width}x{height}: {count}" for (height, width), count in sizes.most_common(4))
         raise RobenchError(f"the images in {base} differ in size ({seen}); scale them to one size first")
-    return Dataset(
-        name=root.resolve().name,
-        split=split,
-        images=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(),
-        labels=torch.tensor([listed[i][1] for i in order]),
-        classes=classes,
-    )
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
 
 
-def _balanced_order(labels: list[int]) -> list[int]:
+def balanced_order(labels: list[int]) -> list[int]:
     """One fixed order in which the first n samples hold all classes as evenly as they come: shuffled within each, then dealt in turn."""
     import numpy as np
 
@@ -68,13 +84,17 @@ def _images_of(folder: Path, split: str, *, ours: bool) -> list[Path]:
     return [path for place, path in enumerate(paths) if (place % TEST_SHARE == 0) == (split == "test")]
 
 
-def _read(path: Path):
-    """uint8 (H, W, 3)."""
+def read_image(source: Path | BinaryIO, where: str) -> np.ndarray:
+    """An image file as RGB, uint8 (H, W, 3).
+
+    Raises:
+        RobenchError: it is none.
+    """
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
-        raise RobenchError(f"cannot read the image {path}: {error}") from None
+        raise RobenchError(f"cannot read the image {where}: {error}") from None

@@ -34,7 +34,8 @@ def cost_curve(results: Results, column: str) -> pd.DataFrame:
         costs = results.ledger[results.ledger["attack"] == stage].set_index("chunk")
         if rows["found_at"].isna().any() or costs["mode"].str.startswith("prefix").any():
             return pd.DataFrame(columns=["units", "robust_accuracy"])
-        when.append((rows["found_at"] + rows["chunk"].map(offset)) / rows["chunk"].map(sizes))
+        chunks = rows["chunk"]
+        when.append((rows["found_at"].to_numpy() + offset[chunks].to_numpy()) / sizes[chunks].to_numpy())
         offset = offset + costs["forwards"] + 2 * costs["backwards"]
         total += float((costs["forwards"] + 2 * costs["backwards"]).sum()) / n
     if not total:

@@ -1,0 +1,109 @@
+"""Somebody's arrays of images and labels: brought into one form, or refused with what is wrong with them and the remedy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from robench.types import RobenchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHANNELS = (1, 3)
+
+
+def to_images(pixels: np.ndarray, where: str) -> Tensor:
+    """Images (N, C, H, W), uint8, or float32 in [0, 1] where 8 bits would lose something.
+
+    Args:
+        pixels: (N, H, W, C), (N, C, H, W) or (N, H, W), with 1 or 3 channels; integers of 0 to 255, or floats in [0, 1].
+        where: what they are called in messages.
+
+    Raises:
+        RobenchError: another shape or type, or pixel values outside the range.
+    """
+    import torch
+
+    arranged = _channels_first(pixels, where)
+    if not len(arranged):
+        raise RobenchError(f"{where} holds no images")
+    if np.issubdtype(arranged.dtype, np.floating):
+        return torch.from_numpy(_floats(arranged.astype(np.float32), where))
+    if arranged.dtype == np.bool_ or not np.issubdtype(arranged.dtype, np.integer):
+        raise RobenchError(f"{where} are {arranged.dtype}, expected uint8, or floats in [0, 1]")
+    low, high = int(arranged.min()), int(arranged.max())
+    if low < 0 or high > 255:
+        raise RobenchError(f"{where} range from {low} to {high}; expected 0 to 255: scale them to 8 bits, or to floats in [0, 1]")
+    if high <= 1 and low != high:
+        raise RobenchError(
+            f"{where} are integers of 0 and 1 only; were they floats in [0, 1] before? multiply by 255 first, then store uint8"
+        )
+    return torch.from_numpy(np.ascontiguousarray(arranged.astype(np.uint8)))
+
+
+def _channels_first(pixels: np.ndarray, where: str) -> np.ndarray:
+    shape = pixels.shape
+    if pixels.ndim == 3:
+        return pixels[:, None]
+    if pixels.ndim != 4:
+        raise RobenchError(f"{where} have shape {shape}, expected (N, H, W, C) or (N, C, H, W)")
+    first, last = shape[1] in CHANNELS, shape[3] in CHANNELS
+    if first == last:
+        why = "both could be the channels" if first else "neither has 1 or 3 channels"
+        raise RobenchError(f"{where} have shape {shape}: expected (N, H, W, C) or (N, C, H, W), but {why}")
+    return pixels if first else pixels.transpose(0, 3, 1, 2)
+
+
+def _floats(pixels: np.ndarray, where: str) -> np.ndarray:
+    """Floats in [0, 1], as uint8 where they are exactly k/255: smaller, and the same to the last bit."""
+    if not np.isfinite(pixels).all():
+        raise RobenchError(f"{where} hold NaN or infinity; expected pixel values in [0, 1]")
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < 0 or high > 1:
+        remedy = (
+            "they look normalised already: store them as they were before, and give the normalisation with --mean and --std"
+            if low < 0
+            else "they look like 0 to 255: store them as uint8, or divide by 255"
+            if high <= 255 and high > 2
+            else "clip or scale them"
+        )
+        raise RobenchError(f"{where} range from {low:g} to {high:g}, expected floats in [0, 1]: {remedy}")
+    levels = np.rint(pixels * 255)
+    exact = np.array_equal(levels.astype(np.float32) / np.float32(255), pixels)
+    return np.ascontiguousarray(levels.astype(np.uint8) if exact else pixels)
+
+
+def to_labels(labels: np.ndarray, n: int, classes: tuple[str, ...], where: str) -> Tensor:
+    """Labels int64 (N,).
+
+    Args:
+        labels: integers (N,) or (N, 1).
+        n: images.
+        classes: names of the classes, empty where they are unknown.
+        where: what they are called in messages.
+
+    Raises:
+        RobenchError: not one integer an image, or one that is no class.
+    """
+    import torch
+
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        raise RobenchError(f"{where} have shape {labels.shape}: one-hot? store their argmax(1), one integer an image")
+    flat = labels.reshape(len(labels)) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if flat.shape != (n,):
+        raise RobenchError(
+            f"{where} have shape {labels.shape} for {n} images, expected ({n},): one label an image, in the same order"
+        )
+    if not np.issubdtype(flat.dtype, np.integer):
+        raise RobenchError(f"{where} are {flat.dtype}, expected integers: store labels.astype('int64'), and names under `classes`")
+    low, high = int(flat.min()), int(flat.max())
+    if low < 0 or (classes and high >= len(classes)):
+        from_one = "; they start at 1: subtract 1" if low == 1 and high == len(classes) else ""
+        raise RobenchError(
+            f"{where} range from {low} to {high}, expected 0 to {len(classes) - 1 if classes else 'the number of classes less 1'}"
+            + (f" for the {len(classes)} classes {', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''}" if classes else "")
+            + from_one
+        )
+    return torch.from_numpy(flat.astype(np.int64))
