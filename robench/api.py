@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,20 +23,23 @@ from robench.data.augment import to_unit
 from robench.evaluation.cluster import connect, evaluate_on_ray
 from robench.evaluation.device import own_device, own_threads, use_device
 from robench.evaluation.engine import evaluate_suites
+from robench.evaluation.first_look import first_look
 from robench.evaluation.replay import Replay, replay_run
 from robench.evaluation.results import failures
 from robench.evaluation.store import read_run
 from robench.evaluation.stored import stored_suite
 from robench.evaluation.verify import check_images
-from robench.models.loading import Subject, classifier_of_checkpoint, classifier_of_factory, classifier_of_module, of_head
+from robench.models.loading import Subject, classifier_of_checkpoint, classifier_of_model, classifier_of_module, of_head
 from robench.models.multihead import MAIN
+from robench.models.output import describe
 from robench.models.rewrite import quicker_precision
+from robench.models.sources import SOURCES, source_of
 from robench.processes import Processes
 from robench.report import write_report
 from robench.report.markdown import terminal_table
 from robench.report.tables import summarise, verdict_rows
 from robench.runs import DEFAULT_CHUNK, Place, Run, run_suites
-from robench.types import Dataset, RobenchError, Search, Suite, ThreatModel, format_eps, parse_eps
+from robench.types import Dataset, OwnModel, RobenchError, Search, Suite, ThreatModel, format_eps, parse_eps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,7 +149,7 @@ def attack(
     request: AttackRequest,
     *,
     ckpt: Path | None = None,
-    model: str | None = None,
+    model: str | OwnModel | None = None,
     dataset: str | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
@@ -155,7 +158,7 @@ def attack(
     ray: str | None = None,
     show_progress: bool = True,
 ) -> Path | None:
-    """Attacks a checkpoint, or the module of somebody's factory, and writes the run folder with its report.
+    """Attacks a checkpoint, or a model of somebody else's, and writes the run folder with its report.
 
     Called again, it computes only the chunks that are missing. Under torchrun or SLURM it computes this process's share of them, and
     whoever finds them complete writes the report.
@@ -163,7 +166,7 @@ def attack(
     Args:
         request: the attacks.
         ckpt: a checkpoint of ours; or
-        model: ``file.py:factory``, whose module takes [0, 1] images.
+        model: one of the ways of ``robench list models``, such as ``file.py:factory``.
         dataset: a name or a folder; the checkpoint's own by default.
         data_dir: see ``robench.data.data_folder``.
         device, threads: see ``use_device``.
@@ -178,17 +181,20 @@ def attack(
         RobenchError: anything the user can mend; what was measured before is kept.
     """
     if (ckpt is None) == (model is None):
-        raise RobenchError("name what to attack: either --ckpt FILE or --model FILE.py:FACTORY")
+        raise RobenchError(
+            "name what to attack: either --ckpt FILE or --model (`robench list models`), such as --model FILE.py:FACTORY"
+        )
     if request.names is not None:
         check_names(request.names)  # before anything is downloaded
     trained_on = read_description(ckpt)["dataset"] if ckpt is not None else None
     tested_on = dataset or trained_on
     if tested_on is None:
-        raise RobenchError("--model needs --dataset, a name of `robench list datasets` or a folder of images per class")
+        raise RobenchError("--model needs --dataset: one of `robench list datasets`, or your own folder or .npz file")
     if dataset is None and tested_on not in DATASETS:
         raise RobenchError(f"{ckpt} was trained on the folder {tested_on!r}; say where it lies: --dataset PATH")
+    task = request.head if model is None else MAIN  # the heads of other people's models have no labels of their own
     whole = load_dataset(tested_on, "test", data_dir)
-    data = of_head(whole, request.head)
+    data = of_head(whole, task)
     if not 0 <= request.seed < 2**63:
         raise RobenchError(f"--seed {request.seed}: expected 0 to 2^63 - 1")
     threat = request.threat(data)
@@ -196,6 +202,11 @@ def attack(
     here = Processes.here()
     if ray is not None and here.world_size > 1:
         raise RobenchError("--ray under torchrun: both hand out chunks; use one of them")
+    own = OwnModel(model) if isinstance(model, str) else model
+    if ray is not None and own is not None and source_of(own.where) is SOURCES["FILE.pt"]:
+        raise RobenchError(
+            f"--ray cannot send the program {own.where} to its workers; use torchrun, whose processes load it themselves"
+        )
     with ExitStack() as stack:
         if ray is not None:
             cluster = stack.enter_context(connect(ray, device, threads))
@@ -204,10 +215,11 @@ def attack(
         else:
             chosen = stack.enter_context(use_device(own_device(device, here), threads or own_threads(here)))
             place = Place(chosen, chosen.split(":")[0], here, partial(evaluate_suites, processes=here))
-        subject = subject_of(ckpt, model, data, chosen, request.head)
-        sources = {
-            path: classifier_of_checkpoint(Path(path), data, chosen, request.head) for path in source_paths(request.names or "")
-        }
+        subject = subject_of(ckpt, own, data, chosen, request.head)
+        warn_of_guessing(subject, data, n, say=here.rank == 0)
+        if data.path and show_progress and here.rank == 0:
+            print(f"robench: {data.path}: {data}", file=sys.stderr)
+        sources = {path: classifier_of_checkpoint(Path(path), data, chosen, task) for path in source_paths(request.names or "")}
         folder = out or Path("reports") / request.folder_name(subject.name, threat, data, trained_on)
         request = replace(request, precision=_settled_precision(request, subject, data, folder))
         suites = _suites(request, subject, whole, data, threat, n, sources)
@@ -221,17 +233,26 @@ def attack(
     return folder
 
 
-def subject_of(ckpt: Path | None, model: str | None, data: Dataset, device: str, head: str) -> Subject:
+def subject_of(ckpt: Path | None, model: str | OwnModel | None, data: Dataset, device: str, head: str) -> Subject:
     """The model that ``--ckpt`` or ``--model`` names, as a classifier of the data.
 
     Raises:
-        RobenchError: see ``classifier_of_checkpoint`` and ``classifier_of_factory``.
+        RobenchError: see ``classifier_of_checkpoint`` and ``classifier_of_model``.
     """
-    if ckpt is not None:
-        return classifier_of_checkpoint(ckpt, data, device, head)
-    if head != MAIN:
-        raise RobenchError(f"--head {head}: only checkpoints of robench have named heads; leave it out for --model")
-    return classifier_of_factory(str(model), data, device)
+    if model is None:
+        return classifier_of_checkpoint(Path(str(ckpt)), data, device, head)
+    return classifier_of_model(OwnModel(model) if isinstance(model, str) else model, data, device, head)
+
+
+def warn_of_guessing(subject: Subject, data: Dataset, n: int, *, say: bool = True) -> None:
+    """Says on stderr, before hours of attacks, that a model of somebody else's is no better than a guess.
+
+    Raises:
+        RobenchError: see ``first_look``.
+    """
+    found = first_look(subject.classifier, data, n) if subject.model is None else ""
+    if found and say:
+        print(f"robench: warning: {found}", file=sys.stderr)
 
 
 def _settled_precision(request: AttackRequest, subject: Subject, data: Dataset, folder: Path) -> str:
@@ -274,14 +295,15 @@ def _suites(
 
 
 def verify(
-    run: Path, *, ckpt: Path | None = None, model: str | None = None, dataset: str | None = None, data_dir: Path | None = None,
+    run: Path, *, ckpt: Path | None = None, model: str | OwnModel | None = None, dataset: str | None = None, data_dir: Path | None = None,
     device: str = "auto", threads: int | None = None,
 ) -> tuple[list[Replay], str]:  # fmt: skip
     """Replays a run's stored adversarial images against the model.
 
     Args:
         run: a folder of ``robench attack --save-adv``.
-        ckpt, model: the model, where it no longer lies where the run found it.
+        ckpt, model: the model, where it no longer lies where the run found it; a model without ``where`` is the run's own, as
+            ``OwnModel.trust`` allows.
         dataset, data_dir: the data, likewise.
         device, threads: see ``use_device``.
 
@@ -293,11 +315,10 @@ def verify(
     """
     described = read_run(run)
     origin, head = described["model"]["origin"], described["model"]["origin"].get("head", MAIN)
-    if ckpt is None and model is None:
-        ckpt, model = (Path(origin["checkpoint"]), None) if "checkpoint" in origin else (None, origin.get("model"))
-        if ckpt is None and model is None:
-            raise RobenchError(f"{run} does not say where its model lies; name it with --ckpt or --model")
-    data = of_head(load_dataset(dataset or described["data"]["name"], "test", data_dir), head)
+    if ckpt is None and (model is None or (isinstance(model, OwnModel) and not model.where)):
+        ckpt, model = _named_by(run, origin, model)
+    data = load_dataset(dataset or described["data"].get("path") or described["data"]["name"], "test", data_dir)
+    data = of_head(data, head) if model is None else data
     with use_device(device, threads) as chosen:
         subject = subject_of(ckpt, model, data, chosen, head)
         subject.classifier.draws = described["model"].get("votes", 1)
@@ -305,6 +326,28 @@ def verify(
     attacked = described["spec"]["model"]
     changed = "" if subject.digest == attacked else f"its digest is {subject.digest[:12]}, the run attacked {attacked[:12]}"
     return replays, changed
+
+
+def _named_by(run: Path, origin: dict[str, Any], given: OwnModel | None) -> tuple[Path | None, OwnModel | None]:
+    """The checkpoint or the model that a run says it attacked.
+
+    Raises:
+        RobenchError: it says nothing, or names code: run.json may come from anybody, and verifying must not run what it names.
+    """
+    if "checkpoint" in origin:
+        return Path(origin["checkpoint"]), None
+    if "model" not in origin:
+        raise RobenchError(f"{run} does not say where its model lies; name it with --ckpt or --model")
+    where, trust = str(origin["model"]), given is not None and given.trust
+    if source_of(where).runs_code and not trust:
+        raise RobenchError(
+            f"{run} says that its model is {where}, which is code that would be run: add --trust where you trust it, or name the model "
+            "yourself with --model"
+        )
+    own = given or OwnModel("")
+    weights = Path(origin["weights file"]) if source_of(where).takes_weights and "weights file" in origin else None
+    mean, std = (getattr(own, name) or tuple(origin.get(name, ())) for name in ("mean", "std"))
+    return None, replace(own, where=where, weights=own.weights or weights, mean=mean, std=std)
 
 
 def evaluate(
@@ -320,6 +363,9 @@ def evaluate(
     device: str = "auto",
     out: str | Path | None = None,
     classes: Sequence[str] = (),
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    head: int | str = MAIN,
     show_progress: bool = False,
 ) -> Evaluation:
     """Attacks any module on any images and returns the tables.
@@ -327,7 +373,7 @@ def evaluate(
     The module is copied: its mode, gradients and device stay as they are.
 
     Args:
-        model: takes float images (N, C, H, W) in [0, 1], returns logits (N, n_classes).
+        model: takes float images (N, C, H, W) in [0, 1], or normalised by ``mean`` and ``std``, and returns logits (N, n_classes).
         images: float in [0, 1] or uint8, (N, C, H, W).
         labels: int64 (N,).
         suite: as ``--suite``, or a list of names.
@@ -337,6 +383,8 @@ def evaluate(
         device: see ``use_device``.
         out: a run folder to keep, with report and resume; by default nothing is kept.
         classes: names of the classes; the model's outputs are counted where not given.
+        mean, std: of a normalisation in front of the model, per channel.
+        head: which output of a model that returns several holds the logits: its place or its name.
         show_progress: bars on stderr.
 
     Raises:
@@ -348,10 +396,11 @@ def evaluate(
     suite = suite if isinstance(suite, str) else ",".join(suite)
     request = AttackRequest(suite, norm, None if eps is None else format_eps(parse_eps(eps)), seed=seed, chunk=batch_size)
     with use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
-        classes = tuple(classes) or tuple(str(label) for label in range(_count_outputs(model, images[:1], chosen)))
+        own: dict[str, Any] = {"mean": mean, "std": std, "head": str(head)}
+        classes = tuple(classes) or tuple(str(label) for label in range(_count_outputs(model, images[:1], chosen, own)))
         check_images(images, labels, len(classes))
         data = Dataset("images", "test", images.detach().cpu(), labels.detach().cpu(), classes)
-        subject = classifier_of_module(model, len(classes), chosen, name=type(model).__name__)
+        subject = classifier_of_module(model, len(classes), chosen, name=type(model).__name__, **own)
         threat = request.threat(data)
         sources = {path: classifier_of_checkpoint(Path(path), None, chosen) for path in source_paths(suite)}
         suites = parse_suites(suite, threat, len(classes), sources=sources)
@@ -380,19 +429,27 @@ def parse_chunk(text: str) -> int:
     return int(text)
 
 
-def _count_outputs(model: nn.Module, images: Images, device: str) -> int:
+def _count_outputs(model: nn.Module, images: Images, device: str, own: dict[str, Any]) -> int:
     """How many logits a model returns, asked with one image."""
-    module = classifier_of_module(model, 1, device).classifier.module
+    classifier = classifier_of_module(model, 1, device, **own).classifier
     try:
         with torch.no_grad():
-            outputs = module((to_unit(images) if images.dtype == torch.uint8 else images.float()).to(device))
+            outputs = classifier.module(
+                classifier.normalised((to_unit(images) if images.dtype == torch.uint8 else images.float()).to(device))
+            )
+    except RobenchError:
+        raise
     except Exception as error:  # somebody else's model may raise anything
         raise RobenchError(
             f"the model cannot classify an image of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
         ) from error
+    if isinstance(outputs, dict) and MAIN in outputs:
+        outputs = outputs[MAIN]
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
-        kind = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-        raise RobenchError(f"the model returned {kind} for one image, expected one tensor of logits (1, n_classes)")
+        raise RobenchError(
+            f"the model returned {describe(outputs)} for one image, expected one tensor of logits (1, n_classes); of several outputs, "
+            "name one with head="
+        )
     return outputs.shape[1]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robench.files import write_atomically
+from robench.formats import Format, recognise
 from robench.types import Checkpoint, RobenchError
 
 FORMAT = 1
@@ -42,10 +43,7 @@ def read_description(path: Path) -> dict[str, Any]:
             start = file.read(9)
             # A safetensors file begins with the length of its JSON header, whose first byte may well look like a pickle's.
             if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
-                raise RobenchError(
-                    f"{path} is a pickled file (torch.save); loading one can execute code, so robench does not. Build the model "
-                    "in a Python file, load it there with torch.load(..., weights_only=True), and pass --model FILE.py:FACTORY"
-                )
+                raise RobenchError(f"{path} {_not_ours(path)}")
             if len(start) < 9:
                 raise RobenchError(f"{path} is {'empty' if size == 0 else 'truncated'} ({size} bytes); copy it again")
             (length,) = struct.unpack("<Q", start[:8])
@@ -64,11 +62,23 @@ def read_description(path: Path) -> dict[str, Any]:
     return _check_description(path, text)
 
 
+def _not_ours(path: Path) -> str:
+    """What a zip or pickled file is, and the option that takes it."""
+    kind = recognise(path)
+    if kind in Format.PROGRAMS:
+        return f"is {kind}, not a checkpoint of robench; where you trust its source: --model {path} --trust"
+    return (
+        "is a pickled file (torch.save); loading one can execute code, so --ckpt does not. Where it is a state dict, name its "
+        f"architecture: --model torchvision:NAME --weights {path} (or timm:NAME; robench reads plain tensors only); else build the model "
+        "in a Python file: --model FILE.py:FACTORY"
+    )
+
+
 def _check_description(path: Path, text: str | None) -> dict[str, Any]:
     if text is None:
         raise RobenchError(
             f"{path} is a safetensors file, but not a robench checkpoint (no description in its header); to attack a model that "
-            "robench did not train, pass --model FILE.py:FACTORY"
+            f"robench did not train, name its architecture: --model torchvision:NAME --weights {path} (or timm:NAME, FILE.py:FACTORY)"
         )
     try:
         described = json.loads(text)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from robench.api import command, subject_of
+from robench.api import command, subject_of, warn_of_guessing
 from robench.audit.checks import run_checks
 from robench.audit.desk import Desk
 from robench.audit.evidence import MAIN, Evidence
@@ -24,7 +24,7 @@ from robench.evaluation.device import use_device
 from robench.evaluation.environment import describe_environment
 from robench.evaluation.results import Results
 from robench.models.loading import Subject, of_head
-from robench.types import Dataset, Finding, RobenchError
+from robench.types import Dataset, Finding, OwnModel, RobenchError
 
 __all__ = ["Audit", "AuditRequest", "audit", "audit_subject"]
 
@@ -47,7 +47,7 @@ class Audit:
 
 
 def audit(
-    request: AuditRequest, *, ckpt: Path | None = None, model: str | None = None, dataset: str | None = None,
+    request: AuditRequest, *, ckpt: Path | None = None, model: str | OwnModel | None = None, dataset: str | None = None,
     data_dir: Path | None = None, device: str = "auto", threads: int | None = None, out: Path | None = None,
 ) -> Audit:  # fmt: skip
     """Judges a robustness number of a checkpoint or of somebody's model; called again, it computes only what is missing.
@@ -61,15 +61,19 @@ def audit(
         RobenchError: anything the user can mend; what was measured before is kept.
     """
     if (ckpt is None) == (model is None):
-        raise RobenchError("name what to audit: either --ckpt FILE or --model FILE.py:FACTORY")
+        raise RobenchError(
+            "name what to audit: either --ckpt FILE or --model (`robench list models`), such as --model FILE.py:FACTORY"
+        )
     description = read_description(ckpt) if ckpt is not None else {}
     name = dataset or description.get("dataset")
     if name is None:
-        raise RobenchError("--model needs --dataset, a name of `robench list datasets` or a folder of images per class")
-    data = of_head(load_dataset(name, "test", data_dir), request.head)
+        raise RobenchError("--model needs --dataset: one of `robench list datasets`, or your own folder or .npz file")
+    data = load_dataset(name, "test", data_dir)
+    data = of_head(data, request.head) if model is None else data
     learn_from = load_dataset(name, "train", data_dir) if name in DATASETS else data
     with use_device(device, threads) as chosen:
         subject = subject_of(ckpt, model, data, chosen, request.head)
+        warn_of_guessing(subject, data, request.samples(data))
         folder = out or Path("reports") / request.folder_name(subject.name, data)
         return audit_subject(subject, data, request, folder, chosen, learn_from=learn_from, command=command())
 

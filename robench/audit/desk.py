@@ -25,6 +25,7 @@ from robench.evaluation.store import read_run
 from robench.evaluation.stored import stored_suite
 from robench.files import write_atomically
 from robench.models.loading import Subject, classifier_of_checkpoint
+from robench.models.output import MAIN as MAIN_HEAD
 from robench.runs import DEFAULT_CHUNK, Place, Run, run_suites
 from robench.types import Dataset, Outcome, Suite, ThreatModel
 
@@ -53,6 +54,11 @@ class Desk:
         return self.request.samples(self.data)
 
     @property
+    def task(self) -> str:
+        """The judged head of checkpoints; other people's outputs have names of their own."""
+        return MAIN_HEAD if self.subject.model is None else self.request.head
+
+    @property
     def n_classes(self) -> int:
         return self.subject.classifier.n_classes
 
@@ -76,7 +82,7 @@ class Desk:
         stored = tuple(self._provenance(where, suite) for where, suite in zip(request.adv, given, strict=True))
         self.suites.extend([*panel(self.threat, self.n_classes, quick=request.quick), *given])
         for path in request.siblings:
-            sources = {str(path): classifier_of_checkpoint(path, self.data, self.device, request.head)}
+            sources = {str(path): classifier_of_checkpoint(path, self.data, self.device, self.task)}
             self.suites.extend(parse_suites(f"{TRANSFER}{path}", self.threat, self.n_classes, sources=sources))
         runs = {MAIN: self.measure(self.suites)}
         if self.subject.classifier.draws > 1:
@@ -139,7 +145,7 @@ class Desk:
                 return Stored(suite.name, params["transfer from"], attack.partition("@")[2], heads)
             return Stored(suite.name, self._same(described["spec"]["model"], named["origin"]), named["name"], heads)
         if self.request.source is not None:
-            source = classifier_of_checkpoint(self.request.source, self.data, self.device, self.request.head)
+            source = classifier_of_checkpoint(self.request.source, self.data, self.device, self.task)
             return Stored(suite.name, self._same(source.digest, source.origin), source.name)
         return Stored(suite.name)
 

@@ -7,13 +7,12 @@ from pathlib import Path
 import click
 
 from robench.cli.group import main, print_run, shared
+from robench.cli.own import own_model
 
 
 @main.command()
 @click.option("--ckpt", type=click.Path(path_type=Path), help="A checkpoint of `robench train`.")
-@click.option(
-    "--model", help="FILE.py:FACTORY instead: a function that returns any module which takes [0, 1] images. Runs the file."
-)
+@own_model
 @click.option(
     "--suite",
     help="Names of `robench list attacks` and `suites`, comma-separated; NAME@FILE crafts on another checkpoint (transfer) "
@@ -33,7 +32,12 @@ from robench.cli.group import main, print_run, shared
     help="Samples a chunk; auto: 250. Where memory runs out, a chunk goes through the model in smaller passes.",
 )
 @click.option("--attack-heads", help="Craft on another head than the judged one, or on all: main, joint, coarse, projection.")
-@click.option("--head", default="main", show_default=True, help="The head that is judged.")
+@click.option(
+    "--head",
+    default="main",
+    show_default=True,
+    help="The head that is judged; of a --model that returns several outputs, the place (0) or name (logits) of the logits.",
+)
 @click.option("--save-adv", is_flag=True, help="Keep the adversarial images in the run folder, for `robench verify` and --adv.")
 @click.option("--adv", multiple=True, help="Evaluate stored images too: a .pt file, or RUN:ATTACK of a run with --save-adv.")
 @click.option(
@@ -59,11 +63,16 @@ from robench.cli.group import main, print_run, shared
     flag_value="local",
     help="Hand chunks to Ray: the address of a cluster, or nothing for one on this machine (pip install 'robench[ray]').",
 )
-@click.option("--dataset", help="A name of `robench list datasets`, or a folder [default: the checkpoint's own].")
+@click.option("--dataset", help="One of `robench list datasets`, a folder, or a .npz file [default: the checkpoint's own].")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: reports/CHECKPOINT-NORM-EPS].")
 @shared
 def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, attack_heads, **asked) -> None:
-    """Attack a checkpoint, or any module; the same command continues after a kill.
+    """Attack a checkpoint, or anybody's model; the same command continues after a kill.
+
+    \b
+    robench attack --ckpt checkpoints/cifar10-single-0.safetensors
+    robench attack --model my_model.py:make --dataset cifar10
+    robench attack --model torchvision:resnet18 --weights w.safetensors --mean .49,.48,.45 --std .25,.24,.26 --dataset images.npz
 
     Exits with 1 where an attack failed on samples: the rest of the table stands.
     """
@@ -92,8 +101,8 @@ def _warn_of_clash() -> None:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--ckpt", type=click.Path(path_type=Path), help="The model [default: where the run found it].")
-@click.option("--model", help="FILE.py:FACTORY instead. Runs the file.")
-@click.option("--dataset", help="A name of `robench list datasets`, or a folder [default: the run's].")
+@own_model
+@click.option("--dataset", help="One of `robench list datasets`, a folder, or a .npz file [default: the run's].")
 @shared
 def verify(run, **where) -> None:
     """Replay a run's stored adversarial images against the model, without any attack.

@@ -7,13 +7,12 @@ from pathlib import Path
 import click
 
 from robench.cli.group import main, shared
+from robench.cli.own import own_model
 
 
 @main.command()
 @click.option("--ckpt", type=click.Path(path_type=Path), help="A checkpoint of `robench train`.")
-@click.option(
-    "--model", help="FILE.py:FACTORY instead: a function that returns any module which takes [0, 1] images. Runs the file."
-)
+@own_model
 @click.option("--claim", type=float, help="Robust accuracy to judge, such as 0.606 [default: what FGSM and PGD-20 report].")
 @click.option("--claim-protocol", "protocol", default="unknown", show_default=True, help="white-box, transfer or unknown.")
 @click.option(
@@ -38,14 +37,19 @@ from robench.cli.group import main, shared
     show_default=True,
     help="Of the stronger attacks that findings call for, in multiples of AutoAttack's cost a surviving sample.",
 )
-@click.option("--head", default="main", show_default=True, help="The head that is judged.")
+@click.option(
+    "--head",
+    default="main",
+    show_default=True,
+    help="The head that is judged; of a --model that returns several outputs, the place (0) or name (logits) of the logits.",
+)
 @click.option("--quick", is_flag=True, help="A first answer from few samples and attacks: it can refute, not support.")
 @click.option(
     "--self-test",
     is_flag=True,
     help="Audit models that are built to cheat, and honest ones, instead: on digits, or wrapped around --ckpt.",
 )
-@click.option("--dataset", help="A name of `robench list datasets`, or a folder [default: the checkpoint's own].")
+@click.option("--dataset", help="One of `robench list datasets`, a folder, or a .npz file [default: the checkpoint's own].")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder [default: reports/audit-NAME].")
 @shared
 def audit(ckpt, model, dataset, data_dir, device, threads, out, self_test, **asked) -> None:

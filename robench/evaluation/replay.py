@@ -31,7 +31,7 @@ class Replay:
         attack: its name, with the stage in a cascade.
         claimed: samples that the run calls broken, by what was returned or by the best query.
         float32: those whose stored image lies in the box and the ball and is misclassified in float32, in batches.
-        float64: the same in float64.
+        float64: the same in float64; None where the model cannot be computed so, as a program that names float32 inside.
         single: in float32, one image at a time.
         rounded: after rounding to 8 bits a pixel, inside the ball again, in float32.
         tampered: chunks whose images are not the ones that were stored.
@@ -41,7 +41,7 @@ class Replay:
     attack: str
     claimed: int = 0
     float32: int = 0
-    float64: int = 0
+    float64: int | None = 0
     single: int = 0
     rounded: int = 0
     tampered: int = 0
@@ -53,8 +53,10 @@ class Replay:
         return self.float32 == self.claimed and not self.tampered and not self.missing
 
     def __add__(self, other: Replay) -> Replay:
-        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "attack"}
-        return Replay(self.attack, **sums)
+        counted = [f.name for f in fields(self) if f.name not in ("attack", "float64")]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in counted}
+        doubles = None if self.float64 is None or other.float64 is None else self.float64 + other.float64
+        return Replay(self.attack, **sums, float64=doubles)
 
 
 def replay_run(run: Path, classifier: Classifier, dataset: Dataset) -> list[Replay]:
@@ -118,10 +120,14 @@ def _replay_chunk(
         predicted = (classify or _batched)(model, tried) if model.draws == 1 else _voted(model, tried, labels)
         return int(((predicted != labels) & near & threat.contains(images, tried.float())).sum())
 
+    try:
+        in_float64 = seen(doubled, adv_images.double())
+    except (RuntimeError, AssertionError, TypeError):
+        in_float64 = None
     return counts + Replay(
         name,
         float32=seen(classifier, adv_images),
-        float64=seen(doubled, adv_images.double()),
+        float64=in_float64,
         single=seen(classifier, adv_images, _one_by_one),
         rounded=seen(classifier, rounded),
     )

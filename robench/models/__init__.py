@@ -1,6 +1,13 @@
-"""Models: backbones, heads, and how any of them becomes a Classifier."""
+"""Models: backbones, heads, and how any of them becomes a Classifier. The public names load their modules on first use."""
 
-from robench.models.classifier import Classifier
-from robench.models.loading import load_classifier
+from importlib import import_module
+
+_PUBLIC = {"Classifier": "robench.models.classifier", "load_classifier": "robench.models.loading"}
 
 __all__ = ["Classifier", "load_classifier"]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'robench.models' has no attribute {name!r}")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from robench.digest import digest_tensors
+from robench.models.output import MAIN, describe, likely
 from robench.models.seeded import seeded
 from robench.types import RobenchError
 
@@ -206,11 +207,13 @@ def _source(kind: type) -> str:
         return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _checked(logits, n: int, n_classes: int, dtype: torch.dtype) -> Tensor:
+def _checked(logits: Any, n: int, n_classes: int, dtype: torch.dtype) -> Tensor:
+    if isinstance(logits, Mapping) and MAIN in logits:
+        logits = logits[MAIN]
     if not isinstance(logits, Tensor):
         raise RobenchError(
-            f"the model returned a {type(logits).__name__}, expected one tensor of logits (N, {n_classes}); wrap it so that it returns "
-            "the main task's logits only"
+            f"the model returned {describe(logits)}, expected one tensor of logits (N, {n_classes}); name the output that holds them with "
+            f"--head (in Python head=), such as --head {likely(logits, (n, n_classes))}"
         )
     if logits.shape != (n, n_classes):
         raise RobenchError(

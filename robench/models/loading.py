@@ -1,12 +1,10 @@
-"""Where a classifier comes from: a checkpoint of ours, or a factory in somebody's Python file."""
+"""Where a classifier comes from: a checkpoint of ours, or a model of somebody else's."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.util
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,9 @@ from torch import nn
 from robench.checkpoint import load_checkpoint
 from robench.models.classifier import Classifier
 from robench.models.multihead import MAIN, HeadLogits, MultiHead, rebuild
-from robench.types import Dataset, RobenchError
+from robench.models.output import Output
+from robench.models.sources import load_own
+from robench.types import Dataset, OwnModel, RobenchError
 
 
 @dataclass(frozen=True)
@@ -108,51 +108,69 @@ def of_head(dataset: Dataset, head: str) -> Dataset:
     return replace(dataset, labels=dataset.coarse_labels, classes=dataset.coarse_classes)
 
 
-def classifier_of_module(module: nn.Module, n_classes: int, device: str, name: str = "model") -> Subject:
+def classifier_of_module(
+    module: nn.Module, n_classes: int, device: str, name: str = "model", *, mean: Sequence[float] = (), std: Sequence[float] = (),
+    head: str = MAIN,
+) -> Subject:  # fmt: skip
     """Anybody's module, copied so that the original keeps its mode, its gradients and its place.
+
+    Args:
+        module: takes images, returns logits.
+        n_classes: of the logits.
+        device: where to put it.
+        name: for titles.
+        mean, std: of the normalisation in front of it, none by default.
+        head: which of its outputs holds the logits, where it returns several.
 
     Raises:
         RobenchError: it is no ``torch.nn.Module``.
     """
     if not isinstance(module, nn.Module):
         raise RobenchError(f"the model is a {type(module).__name__}, expected a torch.nn.Module that takes [0, 1] images")
-    classifier = Classifier(copy.deepcopy(module), n_classes).to(device)
-    return Subject(name, classifier, classifier.digest(), {"module": type(module).__qualname__})
+    chosen = copy.deepcopy(module) if head == MAIN else Output(copy.deepcopy(module), head)
+    classifier = Classifier(chosen, n_classes, mean=tuple(mean) or (0.0,), std=tuple(std) or (1.0,)).to(device)
+    origin = {"module": type(module).__qualname__} | _described(mean, std, head)
+    return Subject(name, classifier, classifier.digest(), origin)
 
 
-def classifier_of_factory(where: str, dataset: Dataset, device: str) -> Subject:
-    """The module that ``file.py:factory`` returns. This runs the file.
+def classifier_of_model(own: OwnModel, dataset: Dataset, device: str, head: str = MAIN) -> Subject:
+    """The model that ``--model`` names, as a classifier of the data.
+
+    Args:
+        own: see ``robench list models``.
+        dataset: what it is to be tested on.
+        device: where to put it.
+        head: which of its outputs holds the logits, where it returns several.
 
     Raises:
-        RobenchError: no such file or function; it raised; its result is no module.
+        RobenchError: see ``load_own``; the normalisation has other channels than the images; the model names its classes in
+            another order than the data does.
     """
-    file, _, function = where.rpartition(":")
-    path = Path(file)
-    if not file and Path(where).is_file():
-        raise RobenchError(f"--model {where!r} lacks the function to call: write {where}:FACTORY, such as {where}:make")
-    if not file or not path.is_file():
-        raise RobenchError(f"--model {where!r}: no file {file or where!r}; expected FILE.py:FACTORY, such as my_model.py:make")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise RobenchError(f"--model {where!r}: {path} is not a Python file")
-    namespace = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = namespace  # dataclasses look their module up there
-    sys.path.insert(0, str(path.resolve().parent))  # so that the file can import its neighbours, as a script can
-    try:
-        spec.loader.exec_module(namespace)
-        factory = getattr(namespace, function, None)
-        if not callable(factory):
-            raise RobenchError(f"--model {where!r}: {path} has no function {function!r}")
-        module = factory()
-    except RobenchError:
-        raise
-    except Exception as error:  # somebody else's code may raise anything
-        raise RobenchError(f"--model {where!r} raised {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    subject = classifier_of_module(module, len(dataset.classes), device, name=f"{path.stem}-{function}")
-    code = hashlib.sha256(subject.digest.encode() + path.read_bytes()).hexdigest()
-    return Subject(subject.name, subject.classifier, code, {"model": where})
+    loaded = load_own(own, dataset)
+    _refuse_other_order(own, loaded.classes, dataset)
+    mean, std = (own.mean, own.std) if own.mean else (loaded.mean, loaded.std)
+    channels = dataset.image_shape[0]
+    if len(mean) != len(std) or len(mean) not in (0, 1, channels):
+        raise RobenchError(
+            f"--model {own.where}: normalisation by mean {list(mean)} and std {list(std)}, but {dataset.name} has {channels} channels"
+        )
+    subject = classifier_of_module(loaded.module, len(dataset.classes), device, loaded.name, mean=mean, std=std, head=head)
+    digest = hashlib.sha256(subject.digest.encode() + loaded.code).hexdigest() if loaded.code else subject.digest
+    origin = {"model": own.where, **loaded.origin} | _described(mean, std, head)
+    return replace(subject, digest=digest, origin=origin)
+
+
+def _described(mean: Sequence[float], std: Sequence[float], head: str) -> dict[str, Any]:
+    """What run.json says about how a module is used."""
+    return ({"mean": list(mean), "std": list(std)} if mean else {}) | ({"head": head} if head != MAIN else {})
+
+
+def _refuse_other_order(own: OwnModel, classes: tuple[str, ...], dataset: Dataset) -> None:
+    if set(classes) == set(dataset.classes) and classes != dataset.classes:
+        raise RobenchError(
+            f"--model {own.where} has the classes of {dataset.name} in another order: {_some(classes)}; the data has "
+            f"{_some(dataset.classes)}; bring one into the order of the other, or every number is wrong"
+        )
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from robench.models.backbones import BACKBONES
+from robench.models.output import MAIN
 from robench.types import Checkpoint, RobenchError
 
-MAIN = "main"
+__all__ = ["MAIN", "HeadLogits", "MultiHead", "rebuild"]
 
 
 class MultiHead(nn.Module):

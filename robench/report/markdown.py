@@ -187,7 +187,21 @@ def replay_table(replays: list[Replay]) -> str:
     """What ``robench verify`` found, one line an attack."""
     header = ["attack", "broken", "float32", "float64", "one by one", "8 bits", "tampered chunks", "missing"]
     rows = [
-        [each.attack, *map(str, (each.claimed, each.float32, each.float64, each.single, each.rounded, each.tampered, each.missing))]
+        [
+            each.attack,
+            *map(
+                str,
+                (
+                    each.claimed,
+                    each.float32,
+                    "-" if each.float64 is None else each.float64,
+                    each.single,
+                    each.rounded,
+                    each.tampered,
+                    each.missing,
+                ),
+            ),
+        ]
         for each in replays
     ]
     widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]

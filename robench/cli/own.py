@@ -1,0 +1,40 @@
+"""``--model`` and the options around it, which several commands share."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import click
+
+from robench.types import OwnModel, RobenchError, parse_channels
+
+
+def own_model(command):
+    """Adds --model, --weights, --mean, --std and --trust; the command gets them as one ``model``, an ``OwnModel`` or None."""
+
+    @functools.wraps(command)
+    def wrapped(*, model, weights, mean, std, trust, **rest):
+        mean, std = parse_channels(mean, "--mean"), parse_channels(std, "--std")
+        given = OwnModel(model or "", weights, mean, std, trust, rest.get("data_dir"))
+        used = bool(weights or mean or std or trust)
+        if used and model is None and (rest.get("ckpt") is not None or command.__name__ != "verify"):
+            raise RobenchError("--weights, --mean, --std and --trust belong to --model; a checkpoint of robench knows its own")
+        return command(model=given if model is not None or used else None, **rest)
+
+    options = [
+        click.option(
+            "--model",
+            help="Or a model that robench did not train: FILE.py:FACTORY, package.module:FACTORY, torchvision:NAME, timm:NAME, hf:ORG/NAME, "
+            "robustbench:NAME, a Hub model's folder, a TorchScript or torch.export file; see `robench list models`.",
+        ),
+        click.option(
+            "--weights", type=click.Path(path_type=Path), help="State dict for --model: safetensors, or torch.save of one."
+        ),
+        click.option(
+            "--mean", help="Normalisation in front of --model, per channel, such as 0.4914,0.4822,0.4465 [default: none]."
+        ),
+        click.option("--std", help="Its standard deviations."),
+        click.option("--trust", is_flag=True, help="Let --model be a program in a file: using it runs code that came with it."),
+    ]
+    return functools.reduce(lambda inner, option: option(inner), reversed(options), wrapped)

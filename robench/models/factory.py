@@ -1,0 +1,88 @@
+"""Models that somebody's Python code builds: ``FILE.py:FACTORY`` and ``package.module:FACTORY``. Loading one runs that code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from robench.models.sources import Loaded
+from robench.types import Dataset, OwnModel, RobenchError
+
+
+def load_file(own: OwnModel, dataset: Dataset) -> Loaded:
+    """The module that ``FILE.py:FACTORY`` returns.
+
+    Raises:
+        RobenchError: no such file or function; it raised; its result is no module.
+    """
+    where = own.where
+    file, _, function = where.rpartition(":")
+    path = Path(file)
+    if not file and Path(where).is_file():
+        raise RobenchError(f"--model {where!r} lacks the function to call: write {where}:FACTORY, such as {where}:make")
+    if not file or not path.is_file():
+        raise RobenchError(f"--model {where!r}: no file {file or where!r}; expected FILE.py:FACTORY, such as my_model.py:make")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise RobenchError(f"--model {where!r}: {path} is not a Python file")
+    namespace = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = namespace  # dataclasses look their module up there
+    with _somebody_elses_code(where, path.resolve().parent):
+        spec.loader.exec_module(namespace)
+        module = _factory(namespace, function, where, str(path))()
+    return Loaded(_checked(module), f"{path.stem}-{function}", code=path.read_bytes())
+
+
+def load_package(own: OwnModel, dataset: Dataset) -> Loaded:
+    """The module that ``package.module:FACTORY`` returns, of an installed package or one in the working directory.
+
+    Raises:
+        RobenchError: no such module or function; it raised; its result is no module.
+    """
+    name, _, function = own.where.rpartition(":")
+    with _somebody_elses_code(own.where, Path.cwd()):
+        try:
+            namespace = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+                raise
+            raise RobenchError(
+                f"--model {own.where!r}: there is no Python module {error.name!r} here; install it, or write FILE.py:FACTORY"
+            ) from None
+        module = _factory(namespace, function, own.where, name)()
+    file = getattr(namespace, "__file__", None)
+    return Loaded(_checked(module), f"{name.rpartition('.')[2]}-{function}", code=Path(file).read_bytes() if file else b"")
+
+
+def _factory(namespace: ModuleType, function: str, where: str, shown: str) -> Callable[[], nn.Module]:
+    factory = getattr(namespace, function, None)
+    if not callable(factory):
+        raise RobenchError(f"--model {where!r}: {shown} has no function {function!r}")
+    return factory
+
+
+def _checked(module: object) -> nn.Module:
+    if not isinstance(module, nn.Module):
+        raise RobenchError(f"the model is a {type(module).__name__}, expected a torch.nn.Module that takes [0, 1] images")
+    return module
+
+
+@contextmanager
+def _somebody_elses_code(where: str, neighbours: Path) -> Iterator[None]:
+    """Lets code import what lies beside it, as a script can, and says in one line what it raised."""
+    sys.path.insert(0, str(neighbours))
+    try:
+        yield
+    except RobenchError:
+        raise
+    except Exception as error:  # somebody else's code may raise anything
+        raise RobenchError(f"--model {where!r} raised {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(neighbours))

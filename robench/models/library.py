@@ -1,0 +1,68 @@
+"""Architectures by name, of torchvision and of timm."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from robench.data import did_you_mean
+from robench.models.sources import Loaded
+from robench.types import Dataset, OwnModel, RobenchError
+
+NO_TIMM = "timm is not installed: pip install 'robench[models]'"
+
+
+def load_torchvision(own: OwnModel, dataset: Dataset) -> Loaded:
+    """``torchvision:NAME``, a classifier of torchvision.models with as many outputs as the data has classes.
+
+    Raises:
+        RobenchError: torchvision has no such classifier, or no weights were named.
+    """
+    import torchvision
+
+    name = own.where.partition(":")[2]
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise RobenchError(
+            f"--model torchvision:{name}: torchvision {torchvision.__version__} has no classifier of that name{did_you_mean(name, known)}"
+        )
+    weights = _needs_weights(own)
+    return Loaded(torchvision.models.get_model(name, weights=None, num_classes=len(dataset.classes)), f"{name}-{weights}")
+
+
+def load_timm(own: OwnModel, dataset: Dataset) -> Loaded:
+    """``timm:NAME``, with as many outputs as the data has classes and as many inputs as its images have channels.
+
+    Raises:
+        RobenchError: timm is not installed or has no such model, or no weights were named.
+    """
+    name = own.where.partition(":")[2]
+    weights = _needs_weights(own)
+    return Loaded(build_timm(name, num_classes=len(dataset.classes), in_chans=dataset.image_shape[0]), f"{name}-{weights}")
+
+
+def build_timm(name: str, **settings) -> nn.Module:
+    """An architecture of timm with fresh weights.
+
+    Raises:
+        RobenchError: timm is not installed, has no such model, or refuses a setting.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise RobenchError(NO_TIMM) from None
+    if not timm.is_model(name):
+        raise RobenchError(f"timm {timm.__version__} has no model {name!r}{did_you_mean(name, timm.list_models())}")
+    try:
+        return timm.create_model(name, pretrained=False, **settings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RobenchError(f"timm cannot build {name} with {settings}: {error}") from None
+
+
+def _needs_weights(own: OwnModel) -> str:
+    """The stem of the weights file."""
+    if own.weights is None:
+        raise RobenchError(
+            f"--model {own.where} names an architecture, whose weights would be random: add --weights FILE, its state dict "
+            "(safetensors, or torch.save of one)"
+        )
+    return own.weights.stem

@@ -1,0 +1,216 @@
+"""Other people's state dicts: read without running code, unwrapped, and fitted to a module without a silent gap."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robench.formats import Format, recognise
+from robench.types import Dataset, RobenchError
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")  # of DataParallel, torch.compile, Lightning
+LISTED = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A state dict and what its file says about it.
+
+    Attributes:
+        path: the file.
+        tensors: name to tensor.
+        mean, std: of the normalisation that the file brings; empty where it says nothing.
+        sha256: of the file.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sha256: str
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What run.json says about the file."""
+        return {"weights file": str(self.path), "weights file sha256": self.sha256}
+
+
+def read_weights(path: Path) -> Weights:
+    """The state dict in a safetensors file or in a file of ``torch.save``, which is read with weights_only and never otherwise.
+
+    Raises:
+        RobenchError: it is something else (said what), holds code, or holds no state dict.
+    """
+    path, kind = Path(path), recognise(path)
+    if kind == Format.SAFETENSORS:
+        content, about = read_safetensors(path)
+    elif kind in Format.PICKLES:
+        content, about = _unwrap(read_plain(path), path)
+    else:
+        raise RobenchError(f"{path} is {kind}, expected a state dict (safetensors, or torch.save of one){_instead(kind, path)}")
+    normalise = {name: _numbers(about.get(name), name, path) for name in ("mean", "std")}
+    return Weights(path, content, **normalise, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _instead(kind: str, path: Path) -> str:
+    return {
+        Format.CHECKPOINT: f"; attack it with --ckpt {path}",
+        Format.TORCHSCRIPT: f"; a program brings its weights: --model {path} --trust",
+        Format.EXPORT: f"; a program brings its weights: --model {path} --trust",
+        Format.HTML: ": the download failed and saved the server's answer; download it again",
+        Format.LFS: ": fetch the content with `git lfs pull`",
+        Format.EMPTY: "; copy it again",
+        Format.CUT: "; copy or download it again",
+    }.get(kind, "")
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and the metadata that look like JSON.
+
+    Raises:
+        RobenchError: it is truncated or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, KeyError) as error:
+        raise RobenchError(f"{path} is no readable safetensors file: {error}; copy it again") from None
+    about = {}
+    for name in ("mean", "std"):
+        if name in metadata:
+            try:
+                about[name] = json.loads(metadata[name])
+            except ValueError:
+                raise RobenchError(f"{path}: {name} in its header is {metadata[name]!r}, expected a list of numbers") from None
+    return tensors, about
+
+
+def read_plain(path: Path) -> Any:
+    """What a file of ``torch.save`` holds, where it is made of tensors and plain containers.
+
+    Raises:
+        RobenchError: it is damaged, or loading it would run code; with the safe way.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise RobenchError(f"{path} {_why_not_plain(str(error))}") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError, OSError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RobenchError(f"{path} is damaged or no file of torch.save ({first[:120]}); copy it again") from None
+
+
+def _why_not_plain(said: str) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", said) or re.search(r"`([\w.]+)`", said)
+    return (
+        f"is a full pickle{f' (it asks for {found[1]})' if found else ''}: loading it can run code, so robench does not. The safe way: "
+        "where you trust it, save only the weights, torch.save(model.state_dict(), 'weights.pt') or "
+        "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'), and pass that with --weights"
+    )
+
+
+def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict inside the usual wrappers, and the entries beside it."""
+    about: dict[str, Any] = {}
+    while isinstance(content, Mapping) and not (content and all(isinstance(value, Tensor) for value in content.values())):
+        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if inner is None:
+            break
+        own = content.get("normalize")
+        beside = own if isinstance(own, Mapping) else content
+        about |= {name: beside[name] for name in ("mean", "std") if name in beside}
+        content = inner
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        holds = f"entries {_some(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise RobenchError(f"{path} holds {holds}, expected a state dict, alone or under one of {', '.join(WRAPPERS)}")
+    odd = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise RobenchError(f"{path}: its state dict has entries that are no tensors: {_some(odd)}; save model.state_dict() alone")
+    return dict(content), about
+
+
+def _numbers(value: Any, name: str, path: Path) -> tuple[float, ...]:
+    if value is None:
+        return ()
+    flat = value.flatten().tolist() if isinstance(value, Tensor) else value
+    try:
+        return tuple(float(part) for part in (flat if isinstance(flat, list | tuple) else [flat]))
+    except (TypeError, ValueError):
+        raise RobenchError(f"{path}: its {name} is {value!r}, expected a list of numbers") from None
+
+
+def fit(module: nn.Module, weights: Weights, what: str, dataset: Dataset) -> None:
+    """Loads a state dict into a module, whole or not at all.
+
+    Args:
+        module: built for the classes of the data.
+        weights: read from a file.
+        what: the architecture, for messages.
+        dataset: that the module was built for.
+
+    Raises:
+        RobenchError: entries are missing, left over or of another shape, with their names; or the weights are of a model with
+            another number of classes.
+    """
+    expected = module.state_dict()
+    found = _without_prefix(dict(weights.tensors), set(expected))
+    shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in found.keys() & expected.keys()}
+    unequal = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
+    # BatchNorm counts its batches only since torch 0.4.1, and evaluation does not read the count.
+    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in found if name not in expected]
+    if not missing and not unexpected and unequal:
+        _refuse_other_classes(unequal, weights.path, dataset)
+    if missing or unexpected or unequal:
+        told = [
+            f"{len(missing)} missing ({_some(missing)})" if missing else "",
+            f"{len(unexpected)} unexpected ({_some(unexpected)})" if unexpected else "",
+            f"{len(unequal)} of another shape ({_some(f'{name} {here}, expected {there}' for name, (here, there) in unequal.items())})"
+            if unequal
+            else "",
+        ]
+        raise RobenchError(
+            f"the weights in {weights.path} do not fit {what}: {'; '.join(part for part in told if part)}; name the architecture that "
+            "they were trained in, or build it in a Python file: --model FILE.py:FACTORY --weights FILE"
+        )
+    module.load_state_dict(found, strict=False)
+
+
+def _without_prefix(tensors: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
+    """Without what wrappers put in front of every name, unless the module itself has it."""
+    again = True
+    while again and tensors.keys() != expected:
+        again = False
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) for name in tensors) and not any(name.startswith(prefix) for name in expected):
+                tensors, again = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, True
+    return tensors
+
+
+def _refuse_other_classes(unequal: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], path: Path, dataset: Dataset) -> None:
+    """Where only the outputs of the last layer differ, the model is one of other data."""
+    n_classes = len(dataset.classes)
+    if all(here[1:] == there[1:] and there[:1] == (n_classes,) for here, there in unequal.values()):
+        outputs = " and ".join(sorted({str(here[0]) for here, _ in unequal.values()}))
+        raise RobenchError(
+            f"the weights in {path} are of a model with {outputs} classes, {dataset.name} has {n_classes} ({_some(dataset.classes)}); "
+            "name the data that it was trained on with --dataset"
+        )
+
+
+def _some(names: Any) -> str:
+    names = list(names)
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
