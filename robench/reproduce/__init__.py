@@ -65,9 +65,9 @@ class Settings:
         return sorted(dict.fromkeys([*own, *others]), key=lambda model: (TABLES["all"] + self.datasets).index(model.dataset))
 
     def command(self, dataset: str) -> str:
-        """What completes a table, with the same settings where it is one of these."""
+        """What completes a table, with the same settings: models of both tables are trained alike."""
         table = next((f"--table {number}" for number, names in TABLES.items() if names == (dataset,)), "--quick")
-        if dataset not in self.datasets or table == "--quick":
+        if table == "--quick":
             return f"robench reproduce {table}"
         more = f" --recipe {self.recipe}" if self.recipe != "paper" else ""
         more += f" -n {self.n}" if self.n else ""
@@ -192,7 +192,8 @@ class _Bench:
             "backwards": int(results.ledger["backwards"].sum()), "machine": sorted(set(results.ledger["machine"])),
             "device": results.description["spec"]["device_type"], "command": shlex.join(["robench", *sys.argv[1:]]),
             "digest": results.description["spec"]["model"],
-            "source digest": results.description["spec"]["model"] if model.is_source else read_run(source)["spec"]["model"],
+            # Of the weights alone: the digest of a run covers robench's own layers too, which may be written anew.
+            "source digest": (results.description if model.is_source else read_run(source))["model"]["origin"]["weights"],
             "mechanism": {} if model.is_source else self._explain(model, path, dataset, n),
         }  # fmt: skip
         return Measured(model, condense(results, model.source.name), about)
