@@ -1,5 +1,7 @@
 """The fast suite, rewritten passes, and the curve against cost."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from robench.attacks.nearest import AUTOATTACK_UNITS, Known, nearest
 from robench.evaluation.results import read_results
 from robench.models.backbones import BACKBONES, SmallMapConv2d
 from robench.models.classifier import Classifier
-from robench.models.rewrite import fold, searcher
+from robench.models.rewrite import UnshuffledConv2d, fold, searcher
 from robench.models.seeded import seeded
 from robench.report.anytime import cost_curve, outlook, outlook_lines
 from robench.types import OWN, Outcome, RobenchError, Search, ThreatModel
@@ -52,6 +54,38 @@ def test_folded_passes_have_the_same_logits_and_gradients_and_no_batchnorm_left(
     assert not any(isinstance(layer, SmallMapConv2d) for layer in twin.module.children())
     expected = gradient(classifier, images)
     assert torch.allclose(gradient(twin, images), expected, atol=1e-4 * expected.abs().max())
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(7, 3), (3, 1), (5, 0), (1, 0)])
+@pytest.mark.parametrize("size", [32, 18, 15])
+def test_an_unshuffled_convolution_is_the_plain_one_with_its_gradient(kernel, padding, size):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 6, kernel, stride=2, padding=padding).requires_grad_(False)
+    assert UnshuffledConv2d.can_be(conv)
+    images = torch.rand(4, 3, size, size)
+    results = []
+    for layer in (conv, UnshuffledConv2d(conv)):
+        inputs = images.clone().requires_grad_()
+        outputs = layer(inputs)
+        outputs.square().sum().backward()
+        results.append((outputs, inputs.grad))
+    for expected, got in zip(*results, strict=True):
+        assert torch.allclose(got, expected, atol=float(1e-5 * expected.abs().max()))
+
+
+def test_pooling_before_relu_changes_nothing_and_is_done():
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1), nn.Flatten()).requires_grad_(False)
+    folded, images = fold(copy.deepcopy(module)), torch.rand(5, 3, 9, 9)
+    order = [node.target for node in folded.graph.nodes if node.op == "call_module"]
+    assert order == ["0", "2", "1", "3"]
+    found = []
+    for each in (module, folded):
+        inputs = images.clone().requires_grad_()
+        outputs = each(inputs)
+        outputs.sum().backward()
+        found.append((outputs, inputs.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-6)
 
 
 class Shared(nn.Module):

@@ -43,6 +43,29 @@ class FrozenSmallMapConv2d(nn.Module):
         return flat.view(len(images), side, side, -1).permute(0, 3, 1, 2)
 
 
+class UnshuffledConv2d(nn.Module):
+    """A convolution of stride 2 on few channels as one of stride 1 on four times as many, half as large; its gradient costs half."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv, self.padding = conv, int(conv.padding[0])
+        channels, size = conv.in_channels, conv.kernel_size[0] + 1  # an odd kernel with a row and a column of zeros
+        taps = F.pad(conv.weight, (0, 1, 0, 1)).view(-1, channels, size // 2, 2, size // 2, 2)
+        self.weight = nn.Parameter(taps.permute(0, 1, 3, 5, 2, 4).flatten(1, 3).detach(), requires_grad=False)
+
+    @staticmethod
+    def can_be(conv: nn.Conv2d) -> bool:
+        """Whether a convolution is one that this pays for."""
+        square = conv.kernel_size[0] == conv.kernel_size[1] and conv.kernel_size[0] % 2 == 1
+        plain = conv.stride == (2, 2) and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
+        return square and plain and conv.in_channels <= 4 and not isinstance(conv.padding, str) and len(set(conv.padding)) == 1
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[-1] % 2 or images.shape[-2] % 2:
+            return self.conv(images)
+        return F.conv2d(F.pixel_unshuffle(F.pad(images, (self.padding,) * 4), 2), self.weight, self.conv.bias)
+
+
 class InPrecision(nn.Module):
     """A module that computes in another dtype; images and logits stay as they are."""
 
@@ -149,7 +172,8 @@ def _agree(classifier: Classifier, twin: Classifier, images: Images) -> bool:
 
 
 def fold(module: nn.Module) -> nn.Module | None:
-    """A module in eval mode with every BatchNorm that follows a convolution folded into it; None where its code cannot be followed.
+    """A module in eval mode in cheaper operations: every BatchNorm that follows a convolution folded into it, max-pooling before ReLU
+    instead of behind it, strided convolutions of images unshuffled; None where its code cannot be followed.
 
     Args:
         module: its layers are replaced, so hand in a copy.
@@ -173,9 +197,27 @@ def fold(module: nn.Module) -> nn.Module | None:
             node.replace_all_uses_with(before)
             graph.erase_node(node)
     graph.lint()
+    _pool_first(graph, layers)
+    for name, conv in list(traced.named_modules()):
+        if type(conv) is nn.Conv2d and UnshuffledConv2d.can_be(conv):
+            _replace(traced, name, UnshuffledConv2d(conv))
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
+
+
+def _pool_first(graph: fx.Graph, layers: dict[str, nn.Module]) -> None:
+    """The largest of what ReLU leaves is what ReLU leaves of the largest: it then sees a quarter of the map."""
+    for pool in list(graph.nodes):
+        if pool.op != "call_module" or type(layers[pool.target]) is not nn.MaxPool2d or layers[pool.target].return_indices:
+            continue
+        relu = pool.args[0]
+        if relu.op == "call_module" and type(layers[relu.target]) is nn.ReLU and len(relu.users) == 1:
+            before = relu.args[0]
+            pool.args = (before,)
+            pool.replace_all_uses_with(relu)
+            relu.args = (pool,)
+            pool.append(relu)
 
 
 def _used_once(graph: fx.Graph, *targets: str) -> bool:

@@ -116,7 +116,9 @@ def reproduce(
     plan = settings.plan()
     unknown = set(only) - {model.name for model in plan}
     if unknown:
-        raise RobenchError(f"--only {', '.join(sorted(unknown))}: no such model; there are {', '.join(model.name for model in plan)}")
+        raise RobenchError(
+            f"--only {', '.join(sorted(unknown))}: no such model; there are {', '.join(model.name for model in plan)}"
+        )
     for model in (each for each in plan if not only or each.name in only):
         found = recall(bench.out, model)
         if found is not None:
