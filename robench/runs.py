@@ -105,7 +105,7 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
         folder.describe(
             {
                 "model": {"name": subject.name, "origin": subject.origin} | votes,
-                "data": {"name": data.name, "split": data.split, "n": len(data), "classes": list(data.classes)} | where,
+                "data": _describe_data(data) | where,
                 "threat": {"norm": threat.norm, "eps": threat.eps, "eps_text": threat.eps_text},
                 "n": n,
                 "suites": _columns_with_earlier(run.suites, earlier["suites"]),
@@ -149,6 +149,17 @@ def settle_randomness(classifier: Classifier, images: Tensor) -> None:
     except Exception as error:  # somebody else's model may raise anything
         shape = tuple(images.shape)
         raise RobenchError(f"the model cannot classify images of shape {shape}: {type(error).__name__}: {error}") from error
+
+
+def _describe_data(data: Dataset) -> dict[str, Any]:
+    """The data set as run.json has it; ``coarse`` says of every class which superclass it belongs to, where it has just one."""
+    about: dict[str, Any] = {"name": data.name, "split": data.split, "n": len(data), "classes": list(data.classes)}
+    if data.coarse_labels is None or data.classes == data.coarse_classes:
+        return about
+    pairs = dict(zip(data.labels.tolist(), data.coarse_labels.tolist(), strict=True))
+    if any(pairs[label] != coarse for label, coarse in zip(data.labels.tolist(), data.coarse_labels.tolist(), strict=True)):
+        return about
+    return about | {"coarse": {"classes": list(data.coarse_classes), "of_class": [pairs.get(k) for k in range(len(data.classes))]}}
 
 
 def _refuse_same_names(suites: list[Suite]) -> None:

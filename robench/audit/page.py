@@ -1,4 +1,4 @@
-"""audit.md and findings.json: what a reviewer reads in a minute, and what a program reads."""
+"""audit.md, audit.html and findings.json: what a reviewer reads in a minute, and what a program reads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from robench.audit.checks import CHECKS
 from robench.audit.evidence import MAIN, Evidence
 from robench.audit.verdict import Verdict, verdict_line
 from robench.files import write_atomically
+from robench.report.html.run import render_audit
 from robench.report.markdown import layout_table, table
 from robench.report.tables import percent, summarise
 from robench.types import Finding, Level
@@ -19,20 +20,23 @@ MARKS = {Level.FAIL: "FAIL", Level.WARN: "warn", Level.UNKNOWN: "unknown", Level
 
 
 def write_audit(folder: Path, evidence: Evidence, findings: list[Finding], verdict: Verdict, about: dict[str, Any]) -> Path:
-    """Writes both files into the audit's folder, and returns the page.
+    """Writes the three files into the audit's folder, and returns audit.md.
 
     Args:
         folder: of the audit.
         evidence, findings, verdict: what it found.
         about: commands, versions, costs.
     """
-    content = {
+    content = _plain({
         "verdict": asdict(verdict),
+        "line": verdict_line(verdict).replace("**", ""),
+        "honest": {name: entry.about for name, entry in CHECKS.items()},
         "findings": [asdict(finding) for finding in findings],
         "probes": evidence.probes,
         "about": about,
-    }
-    write_atomically(folder / "findings.json", (json.dumps(_plain(content), indent=2) + "\n").encode())
+    })  # fmt: skip
+    write_atomically(folder / "findings.json", (json.dumps(content, indent=2) + "\n").encode())
+    write_atomically(folder / "audit.html", render_audit(evidence.runs[MAIN], content).encode())
     page = folder / "audit.md"
     write_atomically(page, render(evidence, findings, verdict, about).encode())
     return page

@@ -12,6 +12,7 @@ import numpy as np
 from robench.attacks import AttackOptions, parse_suites
 from robench.audit.comparisons import REST
 from robench.audit.readings import GRADIENT_FREE
+from robench.report.tables import AUTOATTACK_COST
 from robench.types import Attack, Finding, Level, Suite, ThreatModel
 
 FULL = (
@@ -30,7 +31,6 @@ RESTARTS = 5
 
 REST_ORDER = ("apgd-ce", "apgd-t", "square", "fab-t")  # FAB costs most and adds least, so that it comes last
 CONSEQUENCES = "consequences"
-AUTOATTACK_COST = 11_672  # units (a forward pass 1, a backward pass 2) a surviving sample
 
 
 @dataclass(frozen=True)

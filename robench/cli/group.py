@@ -59,6 +59,7 @@ def print_run(run: Path) -> None:
     failed = failures(results)
     for line in failed:
         click.echo(f"robench: attack failed: {line}", err=True)
+    click.echo(run / "report.html")
     click.echo(run / "report.md")
     if failed:
         click.get_current_context().exit(1)

@@ -1,4 +1,4 @@
-"""``robench report``, ``compare`` and ``list``: what needs no model."""
+"""``robench report``, ``compare``, ``leaderboard`` and ``list``: what needs no model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robench.cli.group import main, print_run
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
-    """Write a run's tables and figures again, from its verdicts alone."""
+    """Write a run's report.html, report.md, tables and figures again, from its verdicts alone."""
     from robench.report import write_report
 
     write_report(run)
@@ -21,12 +21,36 @@ def report(run: Path) -> None:
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Write the table to this markdown file too.")
-def compare(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Put several runs on the same data and threat model into one table."""
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write it to this file too: a page (.html), or a table in markdown (.md)."
+)
+@click.option("--anyway", is_flag=True, help="Compare runs on different data, samples or threat models; the page says so.")
+@click.option(
+    "--robustbench-info",
+    "robustbench",
+    type=click.Path(path_type=Path),
+    help="The model_info folder of a clone of RobustBench: its entries, in grey, behind the models of the page.",
+)
+def compare(runs: tuple[Path, ...], out: Path | None, anyway: bool, robustbench: Path | None) -> None:
+    """Put several runs on the same data and threat model side by side.
+
+    Models in rows, paired exact tests on the same samples, and how many samples each attack alone breaks.
+    """
     from robench.report.compare import compare_runs
 
-    click.echo(compare_runs(list(runs), out))
+    click.echo(compare_runs(list(runs), out, anyway=anyway, robustbench=robustbench))
+    if out:
+        click.echo(out)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Write a page that sorts to this .html file too.")
+def leaderboard(folder: Path, out: Path | None) -> None:
+    """List all runs below FOLDER, by data and threat model, the most robust first."""
+    from robench.report.leaderboard import write_leaderboard
+
+    click.echo(write_leaderboard(folder, out))
     if out:
         click.echo(out)
 

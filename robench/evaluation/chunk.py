@@ -26,7 +26,7 @@ from robench.types import Attack, Keeps, Outcome, RobenchError, ThreatModel
 if TYPE_CHECKING:
     from robench.types import Images, Labels
 
-SHOWN = 6  # samples of the first chunk whose images are kept for the report
+SHOWN, SHOWN_LARGE, LARGE = 12, 4, 96  # samples of the first chunk whose images are kept for the report; of images wider than LARGE
 DECIDED = (Outcome.MISCLASSIFIED, Outcome.BROKEN, Outcome.SKIPPED)
 CUT: Any = object()
 
@@ -178,7 +178,9 @@ def _conclude(
     packed = _pack(classifier, attack, data, places, found, conditions) if conditions.save else None
     if packed is not None:
         verdicts = replace(verdicts, adv_digest=packed.digest)
-    return _with_images(verdicts, images, found.images, places) if data.chunk.start == 0 and len(places) else verdicts, packed
+    return _with_images(classifier, verdicts, images, found.images, places) if data.chunk.start == 0 and len(
+        places
+    ) else verdicts, packed
 
 
 def _judge_crafted(classifier: Classifier, images: Images, labels: Labels, crafted: Crafted, conditions: Conditions) -> Found:
@@ -346,16 +348,36 @@ def _pack(
     return pack(data.images[chosen], adv_images, data.clean.index[places], kind, conditions.threat, predict)
 
 
-def _with_images(verdicts: ChunkVerdicts, images: Images, adv_images: Images, places: np.ndarray) -> ChunkVerdicts:
-    """The same verdicts with images of those of the chunk's first correctly classified samples that were attacked."""
-    correct = np.flatnonzero(~np.isin(verdicts.outcome, (Outcome.MISCLASSIFIED, Outcome.INVALID)))[:SHOWN]
-    rows = np.flatnonzero(np.isin(places, correct))
+def _with_images(
+    classifier: Classifier, verdicts: ChunkVerdicts, images: Images, adv_images: Images, places: np.ndarray
+) -> ChunkVerdicts:
+    """The same verdicts with images of those of the chosen samples of a chunk that were attacked."""
+    rows = np.flatnonzero(np.isin(places, _to_show(verdicts, SHOWN if images.shape[-1] <= LARGE else SHOWN_LARGE)))
+    clean, adv = images[rows].float(), adv_images[rows].detach().float()
     return replace(
         verdicts,
         shown=verdicts.index[places[rows]],
-        shown_clean=images[rows].float().cpu().numpy(),
-        shown_adv=adv_images[rows].detach().float().cpu().numpy(),
+        shown_clean=clean.cpu().numpy(),
+        shown_adv=adv.cpu().numpy(),
+        shown_confidence=np.stack([_confidence(classifier, clean), _confidence(classifier, adv)], 1),
     )
+
+
+def _to_show(verdicts: ChunkVerdicts, count: int) -> np.ndarray:
+    """Places of the first correctly classified sample of every class, then of the second, up to ``count``."""
+    correct = np.flatnonzero(~np.isin(verdicts.outcome, (Outcome.MISCLASSIFIED, Outcome.INVALID)))
+    labels, seen = verdicts.label[correct], np.zeros(len(correct), np.int64)
+    for label in np.unique(labels):
+        seen[labels == label] = np.arange((labels == label).sum())
+    return np.sort(correct[np.argsort(seen, kind="stable")][:count])
+
+
+@torch.no_grad()
+def _confidence(classifier: Classifier, images: Images) -> np.ndarray:
+    """Softmax of the predicted class, float32 (N,); NaN for a random model, of which one pass says nothing."""
+    if classifier.draws > 1 or not len(images):
+        return np.full(len(images), np.nan, np.float32)
+    return _unwatched(classifier, images).softmax(1).amax(1).cpu().numpy()
 
 
 @torch.no_grad()

@@ -26,6 +26,22 @@ _SAYS = {
 
 
 @dataclass(frozen=True, eq=False)
+class Examples:
+    """Samples that a report may show, of one attack.
+
+    Attributes:
+        index: their places in the data set, int64 (S,).
+        clean, adv: images, float32 (S, C, H, W) in [0, 1].
+        confidence: float32 (S, 2), the softmax of the predicted class on each; NaN where it is not known.
+    """
+
+    index: np.ndarray
+    clean: np.ndarray
+    adv: np.ndarray
+    confidence: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Results:
     """One run, read from its folder.
 
@@ -40,7 +56,7 @@ class Results:
         columns: the names that make the union, in order, without "clean".
         stages: column to the names of its stages, empty for a single attack.
         unfinished: columns of which chunks are missing, which no table shows.
-        examples: attack to (indices, clean images, adversarial images) that the report may show.
+        examples: attack to what the report may show.
     """
 
     path: Path
@@ -50,7 +66,7 @@ class Results:
     columns: list[str]
     stages: dict[str, list[str]]
     unfinished: list[str]
-    examples: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    examples: dict[str, Examples]
 
 
 def read_results(path: Path) -> Results:
@@ -149,5 +165,5 @@ def _ledger_frame(loaded: dict[str, list[ChunkVerdicts]], chunks) -> pd.DataFram
     )
 
 
-def _examples(parts: list[ChunkVerdicts]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return parts[0].shown, parts[0].shown_clean, parts[0].shown_adv
+def _examples(parts: list[ChunkVerdicts]) -> Examples:
+    return Examples(parts[0].shown, parts[0].shown_clean, parts[0].shown_adv, parts[0].shown_confidence)

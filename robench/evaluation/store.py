@@ -72,6 +72,7 @@ class ChunkVerdicts:
         found_at: units that the call of the whole chunk had cost when a query first broke the sample, or in all where none did but what
             was returned; NaN where it is not broken. See ``Referee``.
         shown, shown_clean, shown_adv: indices and float32 images that the report may show; mostly empty.
+        shown_confidence: float32 (S, 2), the softmax of the predicted class on their clean and adversarial images; NaN for a random model.
     """
 
     index: np.ndarray
@@ -95,12 +96,15 @@ class ChunkVerdicts:
     shown: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     shown_clean: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.float32))
     shown_adv: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.float32))
+    shown_confidence: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
 
     def __post_init__(self) -> None:
         if len(self.best) != len(self.outcome):
             object.__setattr__(self, "best", self.outcome)
         if len(self.found_at) != len(self.outcome):  # a chunk of an earlier version
             object.__setattr__(self, "found_at", np.full(len(self.outcome), np.nan, np.float32))
+        if len(self.shown_confidence) != len(self.shown):  # a file of an earlier robench
+            object.__setattr__(self, "shown_confidence", np.full((len(self.shown), 2), np.nan, np.float32))
 
     @property
     def failed(self) -> bool:

@@ -8,12 +8,13 @@ from pathlib import Path
 from robench.evaluation.results import read_results
 from robench.files import write_atomically
 from robench.report.figures import draw_all
+from robench.report.html.run import render_run
 from robench.report.markdown import render
 from robench.report.tables import summarise, verdict_rows
 
 
 def write_report(run: Path):
-    """Writes report.md, summary.csv, verdicts.csv and figures/ into a run folder, from its verdicts alone.
+    """Writes report.html, report.md, summary.csv, verdicts.csv and figures/ into a run folder, from its verdicts alone.
 
     Returns:
         The summary as a DataFrame.
@@ -30,6 +31,7 @@ def write_report(run: Path):
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150)
         write_atomically(results.path / "figures" / f"{name}.png", buffer.getvalue())
+    write_atomically(results.path / "report.html", render_run(results, summary).encode())
     write_atomically(results.path / "report.md", render(results, summary, list(figures)).encode())
     return summary
 

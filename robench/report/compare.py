@@ -1,35 +1,182 @@
-"""Several runs side by side."""
+"""Several runs side by side: their tables, paired tests on the same samples, and which samples each attack alone breaks."""
 
 from __future__ import annotations
 
+import itertools
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from robench.evaluation.results import read_results
+import numpy as np
+import pandas as pd
+
+from robench.evaluation.results import Results, read_results
+from robench.evaluation.store import CLEAN
 from robench.files import write_atomically
-from robench.report.markdown import layout_table
-from robench.report.tables import summarise
-from robench.types import RobenchError
+from robench.report.breakdown import broken_alone
+from robench.report.markdown import layout_table, table
+from robench.report.paired import Paired, holm, p_text, paired
+from robench.report.published import Published, read_robustbench
+from robench.report.tables import summarise, title
+from robench.types import Outcome, RobenchError
+
+ALL_SHARED = "all shared attacks"
 
 
-def compare_runs(runs: list[Path], out: Path | None = None) -> str:
-    """One table, models in rows and attacks in columns; written to ``out`` as markdown where given.
+@dataclass(frozen=True)
+class Pair:
+    """Two models under one attack, on the samples that both runs have.
+
+    Attributes:
+        first, second: names of the models.
+        attack: a column that every run has, "clean", or ``ALL_SHARED``: robust against each of these columns, whatever they came across.
+        test: accuracies' difference and the exact McNemar test.
+        p_corrected: by Holm, over all pairs of the comparison.
+    """
+
+    first: str
+    second: str
+    attack: str
+    test: Paired
+    p_corrected: float
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        results, summaries: by the model's name, or the folder's where names are not unique.
+        differences: what the runs differ in, so that their numbers cannot be compared; empty where they can.
+        about: data, samples and threat model, one text a kind.
+        shared: columns that every run has.
+        pairs: empty where the runs are about different data.
+        alone: model to attack to the samples that it alone breaks.
+        published: RobustBench's entries, where they were asked for.
+    """
+
+    results: dict[str, Results]
+    summaries: dict[str, pd.DataFrame]
+    differences: list[str]
+    about: list[str]
+    shared: list[str]
+    pairs: list[Pair]
+    alone: dict[str, dict[str, list[int]]]
+    published: list[Published]
+
+
+def compare_runs(runs: list[Path], out: Path | None = None, *, anyway: bool = False, robustbench: Path | None = None) -> str:
+    """Models in rows and attacks in columns, paired tests, and what each attack alone breaks, as text.
+
+    Args:
+        runs: run folders.
+        out: also written there, as a page (.html) or as markdown (.md).
+        anyway: compare runs on different data, samples or threat models, and say so.
+        robustbench: see ``read_robustbench``; shown on the page.
 
     Raises:
         RobenchError: the runs differ in data, number of samples or threat model, so that a table of them would mislead.
     """
-    results = [read_results(run) for run in runs]
-    kinds = {_what(result.description): result.path for result in results}
-    if len(kinds) > 1:
-        listed = "; ".join(f"{path}: {what}" for what, path in kinds.items())
-        raise RobenchError(f"these runs are about different things and cannot stand in one table: {listed}")
-    summaries = {result.description["model"]["name"]: summarise(result) for result in results}
-    if len(summaries) < len(results):
-        summaries = {str(result.path): summarise(result) for result in results}
-    text = f"{next(iter(kinds))}; percent of all samples\n\n{layout_table(summaries)}\n"
-    if out is not None:
-        links = "\n".join(f"- [{result.path.name}]({_relative(result.path, out)}/report.md)" for result in results)
+    if out is not None and out.suffix not in (".html", ".md"):
+        raise RobenchError(f"--out {out}: expected a name that ends in .html, for a page, or in .md, for a table in markdown")
+    found = compare(runs, anyway=anyway, robustbench=robustbench)
+    text = comparison_text(found)
+    if out is not None and out.suffix == ".html":
+        from robench.report.html.comparison import render_comparison
+
+        write_atomically(
+            out, render_comparison(found, {name: relative(each.path, out) for name, each in found.results.items()}).encode()
+        )
+    elif out is not None:
+        links = "\n".join(f"- [{each.path.name}]({relative(each.path, out)}/report.md)" for each in found.results.values())
         write_atomically(out, f"# Comparison\n\n{text}\n{links}\n".encode())
     return text
+
+
+def compare(runs: list[Path], *, anyway: bool = False, robustbench: Path | None = None) -> Comparison:
+    """As ``compare_runs``, as a value."""
+    read = list({run.resolve(): read_results(run) for run in runs}.values())
+    kinds = {_what(each.description): each.path for each in read}
+    if len(kinds) > 1 and not anyway:
+        listed = "; ".join(f"{path}: {what}" for what, path in kinds.items())
+        raise RobenchError(
+            f"these runs are about different things and cannot stand in one table: {listed}. Told with --anyway, robench puts them there, and says so"
+        )
+    names = [each.description["model"]["name"] for each in read]
+    results = dict(zip(names if len(set(names)) == len(names) else [str(each.path) for each in read], read, strict=True))
+    shared = [name for name in read[0].columns if all(name in each.columns for each in read)]
+    threat = read[0].description["threat"]
+    published = (
+        []
+        if robustbench is None
+        else read_robustbench(robustbench, read[0].description["data"]["name"], threat["norm"], threat["eps"])
+    )
+    return Comparison(
+        results, {name: summarise(each) for name, each in results.items()}, _differences(read), list(kinds), shared,
+        _pairs(results, shared), {name: broken_alone(each) for name, each in results.items()}, published,
+    )  # fmt: skip
+
+
+def _pairs(results: dict[str, Results], shared: list[str]) -> list[Pair]:
+    """Every two models under every shared attack; none where a sample of one run is not the same sample of another."""
+    if len({each.description["spec"]["data"] for each in results.values()}) > 1:
+        return []
+    attacks = [CLEAN, *shared, *([ALL_SHARED] if len(shared) > 1 else [])]
+    found = [
+        (first, second, attack, paired(_robust(results[first], attack, shared), _robust(results[second], attack, shared)))
+        for first, second in itertools.combinations(results, 2)
+        for attack in attacks
+    ]
+    corrected = holm([test.p for *_, test in found])
+    return [Pair(*each, p) for each, p in zip(found, corrected, strict=True)]
+
+
+def _robust(results: Results, attack: str, shared: list[str]) -> np.ndarray:
+    """Which samples survive, bool (n,). Where an attack failed on a sample, it does not count as robust."""
+    which, names = ("best", shared) if attack == ALL_SHARED else ("outcome", [attack])
+    rows = results.verdicts[results.verdicts["attack"].isin(names)]
+    return (rows[which] == Outcome.ROBUST).groupby(rows["index"]).all().sort_index().to_numpy()
+
+
+def _differences(read: list[Results]) -> list[str]:
+    """What keeps the numbers of several runs from being about the same thing, a sentence each."""
+    described = [each.description for each in read]
+    kinds = {
+        "the data": {f"{each['data']['name']} ({each['spec']['data'][:8]})" for each in described},
+        "the number of samples": {f"{each['n']:,}" for each in described},
+        "the threat model": {f"{each['threat']['norm']} {each['threat']['eps_text']}" for each in described},
+    }
+    return [f"{what}: {', '.join(sorted(values))}" for what, values in kinds.items() if len(values) > 1]
+
+
+def comparison_text(found: Comparison) -> str:
+    """The comparison as markdown, without a heading."""
+    parts = ["; ".join(found.about) + "; percent of all samples"]
+    if found.differences:
+        parts.append(f"**These runs cannot be compared number by number.** They differ in {'; '.join(found.differences)}.")
+    parts.append(layout_table(found.summaries))
+    best = [
+        pair
+        for pair in found.pairs
+        if pair.attack in (CLEAN, ALL_SHARED if len(found.shared) > 1 else found.shared[0] if found.shared else CLEAN)
+    ]
+    if best:
+        rows = [
+            [f"{pair.first} - {pair.second}", attack_title(pair.attack), f"{100 * pair.test.difference:+.2f}", f"{100 * pair.test.low:+.2f} to {100 * pair.test.high:+.2f}",
+             str(pair.test.only_first), str(pair.test.only_second), p_text(pair.p_corrected)]
+            for pair in best
+        ]  # fmt: skip
+        header = ["models", "under", "points", "95 % interval", "first alone", "second alone", "exact McNemar, Holm"]
+        parts.append("Paired, on the same samples:\n\n" + table(header, rows))
+    alone = [[name, title(attack), str(len(places))] for name, by in found.alone.items() for attack, places in by.items() if places]
+    if alone:
+        parts.append("Samples that one attack alone breaks:\n\n" + table(["model", "attack", "samples"], alone))
+    return "\n\n".join(parts) + "\n"
+
+
+def attack_title(attack: str) -> str:
+    """As ``title``, of what a pair is compared under."""
+    return attack if attack == ALL_SHARED else title(attack)
 
 
 def _what(description: dict) -> str:
@@ -38,7 +185,6 @@ def _what(description: dict) -> str:
     return f"{data['name']} (digest {spec['data'][:8]}), n = {description['n']}, {threat['norm']} {threat['eps_text']}"
 
 
-def _relative(path: Path, out: Path) -> str:
-    import os
-
-    return os.path.relpath(path, out.parent)
+def relative(path: Path, out: Path) -> str:
+    """The way from a file to a folder, as links need it."""
+    return Path(os.path.relpath(path.resolve(), out.parent.resolve())).as_posix()

@@ -11,6 +11,7 @@ from robench.evaluation.store import CLEAN
 from robench.report.anytime import draw_costs
 from robench.report.tables import UNION, accuracy_text, per_class, title
 
+DRAWN = 6  # samples in the picture of examples; report.html shows them all
 INK, BLUE, ORANGE, GRAY = "#22272e", "#2f6db3", "#d9822b", "#9aa4b0"
 
 
@@ -54,7 +55,7 @@ def draw_examples(results: Results) -> Figure | None:
         return None
     clean_images: dict[int, np.ndarray] = {}
     shown = {column: _examples_of(results, column, clean_images) for column in columns}
-    indices = sorted(clean_images)
+    indices = sorted(clean_images)[:DRAWN]
     classes = results.description["data"]["classes"]
     verdicts = results.verdicts.set_index(["attack", "index"])
     figure = Figure(figsize=(1.35 * (1 + 2 * len(columns)) + 0.3, 1.62 * len(indices) + 0.5), layout="constrained")
@@ -91,9 +92,10 @@ def _examples_of(results: Results, column: str, clean_images: dict[int, np.ndarr
     """Adversarial image per sample index: a cascade's is from the last stage that attacked the sample."""
     found: dict[int, np.ndarray] = {}
     for name in results.stages[column] or [column]:
-        for index, clean, adv_image in zip(*results.examples.get(name, ((), (), ())), strict=True):
-            found[int(index)] = adv_image
-            clean_images[int(index)] = clean
+        if name in results.examples:
+            examples = results.examples[name]
+            found |= zip(examples.index.tolist(), examples.adv, strict=True)
+            clean_images |= zip(examples.index.tolist(), examples.clean, strict=True)
     return found
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from robench.evaluation.results import Results
 from robench.report.anytime import outlook_lines
+from robench.report.facts import READING, attack_facts, commands, notes, provenance
 from robench.report.tables import UNION, accuracy_text, percent, title
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def render(results: Results, summary: pd.DataFrame, figures: list[str]) -> str:
         _stamps(results, summary),
         _verdict(run, summary),
         "## In the paper's layout\n\n" + layout_table({run["model"]["name"]: summary}) + "\n\nPercent of all samples.",
-        "## Every attack\n\n" + _detail_table(summary) + "\n\n" + _reading_notes(),
+        "## Every attack\n\n" + _detail_table(summary) + "\n\n" + READING,
         _outlook(results),
         *[f"## {FIGURES[name]}\n\n![{FIGURES[name]}](figures/{name}.png)" for name in figures],
         "## How it was obtained\n\n" + _provenance(results),
@@ -62,30 +62,9 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _stamps(results: Results, summary: pd.DataFrame) -> str:
-    run, notes = results.description, []
-    if run["n"] < run["data"]["n"]:
-        notes.append(f"**Partial:** the first {run['n']:,} of {run['data']['n']:,} {run['data']['split']} samples.")
-    undecided = summary[summary["undecided"] > 0]
-    if len(undecided):
-        said = results.ledger[results.ledger["message"] != ""].groupby("attack")["message"].first()
-        listed = "\n".join(f"> - {name}: {message}" for name, message in said.items())
-        notes.append(
-            "**An attack failed:** samples it failed on count neither as robust nor as broken, so that accuracies are given as bounds.\n"
-            + listed
-        )
-    if results.unfinished:
-        notes.append(f"**Unfinished, not shown:** {', '.join(results.unfinished)}. The same command goes on.")
-    machines = sorted(set(results.ledger["machine"]))
-    if len(machines) > 1:
-        notes.append("**Mixed machines:** last bits may differ between them. " + "; ".join(machines))
-    ties = results.ledger.groupby("attack", sort=False)["ties"].sum()
-    if ties.any():
-        listed = ", ".join(f"{name} {count}" for name, count in ties.items() if count)
-        notes.append(
-            f"**Last-bit ties:** {listed}. Samples that an attack saw misclassified, and robench's own pass over the same image in another "
-            "batch did not; they count as robust."
-        )
-    return "\n\n".join("> " + note for note in notes)
+    return "\n\n".join(
+        "\n".join([f"> **{each.title}:** {each.text}", *(f"> - {item}" for item in each.items)]) for each in notes(results, summary)
+    )
 
 
 def _verdict(run: dict, summary: pd.DataFrame) -> str:
@@ -129,58 +108,15 @@ def _detail_table(summary: pd.DataFrame) -> str:
     return table(header, rows) + ("\n\n" + " ".join(modes) if modes else "")
 
 
-def _reading_notes() -> str:
-    return (
-        "Robust accuracy measured by attacks is an upper bound: a stronger attack can only lower it. Samples misclassified without "
-        "attack count as not robust. Intervals are Wilson's (Clopper-Pearson's at 0 and n) and cover the sampling of test images only. "
-        "`broken` counts what an attack returned, `by best query` every image that it showed to the model inside the ball, each verified by "
-        "robench. `union` counts a sample as robust only where no query of any attack broke it; a row `suite/stage` shows what is left "
-        "after that stage. `attack@model` is a transfer attack: crafted on that other model. Passes "
-        "are counted in samples; the check of every adversarial image by robench itself is not among them."
-    )
-
-
 def _provenance(results: Results) -> str:
-    run = results.description
-    rows = [
-        *([f"model, {name}", _inline({"": value}).strip()] for name, value in run["model"]["origin"].items()),
-        ["digest of weights and code", f"`{run['spec']['model']}`"],
-        ["digest of the data", f"`{run['spec']['data']}`"],
-        ["attack seed", str(run["spec"]["seed"])],
-        ["samples a chunk", str(run["spec"]["chunk"])],
-        ["machine", "; ".join(sorted(set(results.ledger["machine"])))],
-        ["peak memory", f"{results.ledger['peak_bytes'].max() / 2**30:.1f} GiB"],
-        ["environment", _inline(run["environment"])],
-    ]
-    attacks = [
-        [
-            f"{suite['name']}/{member['name']}" if suite["cascade"] else suite["name"],
-            member["library"],
-            _inline(member["params"]),
-            member["source"],
-        ]
-        for suite in run["suites"]
-        for member in suite["members"]
-        if suite["name"] in results.columns
-    ]
-    facts = "\n".join(f"- {name}: {text}" for name, text in rows)
-    listed = "\n".join(f"| {' | '.join(row)} |" for row in attacks)
-    return f"{facts}\n\n| attack | library | parameters | source |\n|---|---|---|---|\n{listed}" if attacks else facts
+    facts = "\n".join(f"- {name}: {f'`{text}`' if 'digest' in name else text}" for name, text in provenance(results))
+    listed = "\n".join(f"| {' | '.join(row)} |" for row in attack_facts(results))
+    return f"{facts}\n\n| attack | library | parameters | source |\n|---|---|---|---|\n{listed}" if listed else facts
 
 
 def _commands(results: Results) -> str:
-    commands = "\n".join(results.description["commands"] or ["robench.evaluate(...), called from Python"])
-    return f"```\n{commands}\n```\n\nTables again from the verdicts alone: `robench report {results.path}`"
-
-
-def _inline(values: dict) -> str:
-    return ", ".join(f"{name} {_text(value)}" for name, value in values.items()) or "none"
-
-
-def _text(value) -> str:
-    if isinstance(value, dict):
-        return _inline(value)
-    return value if isinstance(value, str) else json.dumps(value)
+    listed = "\n".join(commands(results))
+    return f"```\n{listed}\n```\n\nTables again from the verdicts alone: `robench report {results.path}`"
 
 
 def replay_table(replays: list[Replay]) -> str:

@@ -11,6 +11,7 @@ from robench.types import Outcome
 
 UNION = "union"
 CONFIDENCE = 0.95
+AUTOATTACK_COST = 11_672  # units (a forward pass 1, a backward pass 2) a surviving sample
 
 
 def interval(successes: int, n: int) -> tuple[float, float]:
@@ -115,6 +116,11 @@ def accuracy_text(row: pd.Series) -> str:
     if not row["undecided"]:
         return percent(row["robust_accuracy"])
     return f"{percent(row['robust_low'])} to {percent(row['robust_high'])}"
+
+
+def in_autoattacks(forwards: int, backwards: int, samples: int) -> float:
+    """Passes as a multiple of what AutoAttack costs on so many samples that survive it."""
+    return (forwards + 2 * backwards) / (AUTOATTACK_COST * samples) if samples else float("nan")
 
 
 def title(attack: str) -> str:

@@ -1,0 +1,109 @@
+"""What a report says besides its numbers: reservations, threat model, provenance. Plain text, laid out by each kind of page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pandas as pd
+
+from robench.evaluation.results import Results
+
+READING = (
+    "Robust accuracy measured by attacks is an upper bound: a stronger attack can only lower it. Samples misclassified without "
+    "attack count as not robust. Intervals are Wilson's (Clopper-Pearson's at 0 and n) and cover the sampling of test images only. "
+    "`broken` counts what an attack returned, `by best query` every image that it showed to the model inside the ball, each verified by "
+    "robench. `union` counts a sample as robust only where no query of any attack broke it; a row `suite/stage` shows what is left "
+    "after that stage. `attack@model` is a transfer attack: crafted on that other model. Passes "
+    "are counted in samples; the check of every adversarial image by robench itself is not among them."
+)
+MOVES = {
+    "Linf": "every pixel value may move by at most {eps}",
+    "L2": "the image may move by at most {eps} in Euclidean distance",
+    "L1": "the changes of all pixel values may add up to at most {eps}",
+}
+
+
+@dataclass(frozen=True)
+class Note:
+    """A reservation about a whole run: a word or two, a sentence, and what it is about, item by item."""
+
+    title: str
+    text: str
+    items: tuple[str, ...] = ()
+
+
+def notes(results: Results, summary: pd.DataFrame) -> list[Note]:
+    """What a reader must know before believing a table."""
+    run, found = results.description, []
+    if run["n"] < run["data"]["n"]:
+        found.append(Note("Partial", f"the first {run['n']:,} of {run['data']['n']:,} {run['data']['split']} samples."))
+    if (summary["undecided"] > 0).any():
+        said = results.ledger[results.ledger["message"] != ""].groupby("attack")["message"].first()
+        text = "samples it failed on count neither as robust nor as broken, so that accuracies are given as bounds."
+        found.append(Note("An attack failed", text, tuple(f"{name}: {message}" for name, message in said.items())))
+    if results.unfinished:
+        found.append(Note("Unfinished, not shown", f"{', '.join(results.unfinished)}. The same command goes on."))
+    machines = sorted(set(results.ledger["machine"]))
+    if len(machines) > 1:
+        found.append(Note("Mixed machines", f"last bits may differ between them. {'; '.join(machines)}"))
+    ties = results.ledger.groupby("attack", sort=False)["ties"].sum()
+    if ties.any():
+        listed = ", ".join(f"{name} {count}" for name, count in ties.items() if count)
+        text = (
+            f"{listed}. Samples that an attack saw misclassified, and robench's own pass over the same image in another "
+            "batch did not; they count as robust."
+        )
+        found.append(Note("Last-bit ties", text))
+    return found
+
+
+def provenance(results: Results) -> list[tuple[str, str]]:
+    """What was measured, on which data and machine, with which versions."""
+    run = results.description
+    return [
+        *((f"model, {name}", inline({"": value}).strip()) for name, value in run["model"]["origin"].items()),
+        ("digest of weights and code", run["spec"]["model"]),
+        ("digest of the data", run["spec"]["data"]),
+        ("attack seed", str(run["spec"]["seed"])),
+        ("samples a chunk", str(run["spec"]["chunk"])),
+        ("machine", "; ".join(sorted(set(results.ledger["machine"])))),
+        ("peak memory", f"{results.ledger['peak_bytes'].max() / 2**30:.1f} GiB"),
+        ("environment", inline(run["environment"])),
+    ]
+
+
+def attack_facts(results: Results) -> list[tuple[str, str, str, str]]:
+    """Name, library, parameters and source of every attack and stage."""
+    return [
+        (
+            f"{suite['name']}/{member['name']}" if suite["cascade"] else suite["name"],
+            member["library"],
+            inline(member["params"]),
+            member["source"],
+        )
+        for suite in results.description["suites"]
+        for member in suite["members"]
+        if suite["name"] in results.columns
+    ]
+
+
+def commands(results: Results) -> list[str]:
+    """What to type to have the run again."""
+    return results.description["commands"] or ["robench.evaluate(...), called from Python"]
+
+
+def threat_text(threat: dict) -> str:
+    """What the adversary may do, in words."""
+    return MOVES.get(threat["norm"], f"the image may move by at most {{eps}} in {threat['norm']}").format(eps=threat["eps_text"])
+
+
+def inline(values: dict) -> str:
+    """Names and values on one line, or "none"."""
+    return ", ".join(f"{name} {_text(value)}" for name, value in values.items()) or "none"
+
+
+def _text(value) -> str:
+    if isinstance(value, dict):
+        return inline(value)
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,119 @@
+"""What was found, section by section: attacks, curves, classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robench.evaluation.results import Results
+from robench.evaluation.store import CLEAN
+from robench.report.breakdown import broken_alone, superclass_errors
+from robench.report.curves import Curve, against_eps, against_steps
+from robench.report.html.charts import line_chart
+from robench.report.html.parts import ACCURACY, Cell, Column, Table, accuracy_cells, count, listed, share
+from robench.report.tables import UNION, per_class, percent, title
+
+
+def attack_table(results: Results, summary: pd.DataFrame) -> Table:
+    """Every attack and stage, with intervals."""
+    alone = broken_alone(results)
+    columns = (
+        Column("attack", number=False), *ACCURACY, Column("broken", about="by the images that it returned"),
+        Column("by best query", about="by any image that it showed to the model"),
+        Column("it alone", about="samples that no other column broke"), Column("success %", about="of the samples that it was given"),
+    )  # fmt: skip
+    rows = []
+    for _, row in summary.iterrows():
+        name = row["attack"]
+        kind = "stage" if "/" in name else "union" if name == UNION else ""
+        found = Cell("", float("nan")) if name not in alone else count(len(alone[name]))
+        head = Cell(name if "/" in name else title(name), kind=kind, note=name)
+        rows.append(
+            [head, *accuracy_cells(row), count(row["broken"]), count(row["best_broken"]), found, share(row["attack_success_rate"])]
+        )
+    return Table("attacks", "Robust accuracy after each attack, of all samples", columns, rows)
+
+
+def chart_context(results: Results, summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """A chart and its numbers against eps and against steps, where there are two points or more."""
+    norm, found = results.description["threat"]["norm"], []
+    for what, label, curves in (
+        ("eps", f"eps, {norm}", against_eps(results, summary)),
+        ("steps", "steps", against_steps(results, summary)),
+    ):
+        if curves:
+            said = f"Robust accuracy against {what}: " + "; ".join(map(_spoken, curves))
+            accent = next((curve.name for curve in curves if curve.name in (UNION, "AutoAttack")), "")
+            svg = line_chart(curves, label=label, said=said, log=what == "steps", accent=accent)
+            found.append({"what": what, "svg": svg, "table": _curve_table(what, label, curves)})
+    return found
+
+
+def _spoken(curve: Curve) -> str:
+    return f"{curve.name} " + ", ".join(f"{percent(point.accuracy)} % at {point.said}" for point in curve.points)
+
+
+def _curve_table(what: str, label: str, curves: list[Curve]) -> Table:
+    columns = (Column("attack", number=False), Column(label), Column("n"), Column("robust %"), Column("95 % interval"))
+    rows = [
+        [
+            Cell(curve.name), Cell(point.said, point.x), count(point.n), share(point.accuracy),
+            Cell(f"{percent(point.low)} to {percent(point.high)}", point.low),
+        ]
+        for curve in curves
+        for point in curve.points
+    ]  # fmt: skip
+    return Table(f"against-{what}", f"The numbers of the chart against {what}", columns, rows)
+
+
+def class_table(results: Results) -> Table:
+    """Robust accuracy of every class under every attack."""
+    names = [CLEAN, *results.columns]
+    shares = per_class(results, names)
+    labels = results.verdicts[results.verdicts["attack"] == CLEAN]["label"].value_counts()
+    classes, coarse = results.description["data"]["classes"], results.description["data"].get("coarse")
+    columns = [Column("class", number=False), *([Column("superclass", number=False)] if coarse else []), Column("samples")]
+    rows = []
+    for label, row in shares.iterrows():
+        place = None if coarse is None else coarse["of_class"][label]
+        above = [] if coarse is None else [Cell("" if place is None else coarse["classes"][place])]
+        rows.append([Cell(classes[label]), *above, count(labels.get(label, 0)), *(_shaded(value) for value in row)])
+    columns += [Column(title(name)) for name in names]
+    return Table("classes", "Percent of each class that is robust", tuple(columns), rows, tall=len(rows) > 30)
+
+
+def _shaded(fraction: float) -> Cell:
+    if np.isnan(fraction):
+        return Cell("", float("nan"))
+    return Cell(f"{100 * fraction:.0f}", float(fraction), shade=float(fraction))
+
+
+def superclass_table(results: Results) -> Table | None:
+    """Whether wrong answers stay inside the superclass; None where the data has none."""
+    found = superclass_errors(results)
+    if not found:
+        return None
+    columns = (
+        Column("attack", number=False), Column("wrong answers"), Column("within the superclass"), Column("within %"),
+        Column("95 % interval"), Column("by chance %", about="were every other class as likely"), Column("across"),
+    )  # fmt: skip
+    rows = [
+        [
+            Cell(title(each.attack)), count(each.errors), count(each.within), share(each.within / each.errors),
+            Cell(f"{percent(each.low)} to {percent(each.high)}", each.low), share(each.chance), count(each.errors - each.within),
+        ]
+        for each in found
+    ]  # fmt: skip
+    return Table("superclasses", "Where wrong answers land: within the superclass of the right one, or across", columns, rows)
+
+
+def alone_table(results: Results) -> Table | None:
+    """Which samples one column alone breaks; None where there is none, or one column only."""
+    found = {name: places for name, places in broken_alone(results).items() if places}
+    if not found or len(results.columns) < 2:
+        return None
+    rows = [[Cell(title(name)), count(len(places)), listed(places)] for name, places in found.items()]
+    columns = (Column("attack", number=False), Column("samples"), Column("which, by their place in the data", number=False))
+    return Table("alone", "Samples that one attack alone breaks", columns, rows)

@@ -1,0 +1,68 @@
+"""How it was found, section by section: costs, settings, threat model."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from robench.evaluation.results import Results
+from robench.report.facts import attack_facts, threat_text
+from robench.report.html.parts import Cell, Column, Table, count, number
+from robench.report.tables import AUTOATTACK_COST, in_autoattacks, title
+
+UNIT = (
+    f"1 is what AutoAttack spends on the same samples where all of them survive: {AUTOATTACK_COST:,} units each, a forward pass 1, "
+    "a backward pass 2"
+)
+
+
+def ledger_table(summary: pd.DataFrame) -> Table:
+    """What every attack cost."""
+    columns = (
+        Column("attack", number=False), Column("forwards"), Column("backwards"), Column("seconds"), Column("ms per sample"),
+        Column("AutoAttacks", about=UNIT), Column("how", number=False),
+    )  # fmt: skip
+    right = int(summary.iloc[0]["n"] - summary.iloc[0]["misclassified"])
+    rows = []
+    for _, row in summary.iterrows():
+        units = in_autoattacks(row["forwards"], row["backwards"], right)
+        each = Cell(
+            "" if pd.isna(row["seconds_per_sample"]) else f"{1000 * row['seconds_per_sample']:,.1f}", row["seconds_per_sample"]
+        )
+        name = Cell(row["attack"] if "/" in row["attack"] else title(row["attack"]), kind="stage" if "/" in row["attack"] else "")
+        rows.append(
+            [
+                name,
+                count(row["forwards"]),
+                count(row["backwards"]),
+                number(row["seconds"]),
+                each,
+                number(units, 4),
+                Cell(row["mode"]),
+            ]
+        )
+    return Table("ledger", "Passes in samples, seconds, and both as a multiple of AutoAttack", columns, rows)
+
+
+def settings_table(results: Results) -> Table | None:
+    """Library, parameters and source of every attack."""
+    columns = tuple(Column(name, number=False) for name in ("attack", "library", "parameters", "source"))
+    rows = [[Cell(name), Cell(library), Cell(params), _source(source)] for name, library, params, source in attack_facts(results)]
+    return Table("settings", "How each attack was run", columns, rows, sortable=False) if rows else None
+
+
+def _source(text: str) -> Cell:
+    """A source, its address as a link."""
+    before, found, address = text.partition("https://")
+    return Cell(before.rstrip(", ") or address, href=found + address) if found else Cell(text)
+
+
+def run_threat(results: Results) -> list[tuple[str, str]]:
+    """The threat model as names and texts."""
+    run = results.description
+    threat = run["threat"]
+    return [
+        ("norm and radius", f"{threat['norm']}, eps {threat['eps_text']} in pixel units of [0, 1] ({threat['eps']:.6g}): {threat_text(threat)}, inside [0, 1]"),
+        ("knowledge", "white box, but for attacks named `attack@model`".replace("`", "")),
+        ("success", "any wrong class, on a fresh float32 pass of robench over the attack's image"),
+        ("data", f"{run['data']['name']}, {run['data']['split']} split, first {run['n']:,} of {run['data']['n']:,}"),
+    ]  # fmt: skip
