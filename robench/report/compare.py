@@ -31,7 +31,7 @@ class Pair:
         first, second: names of the models.
         attack: a column that every run has, "clean", or ``ALL_SHARED``: robust against each of these columns, whatever they came across.
         test: accuracies' difference and the exact McNemar test.
-        p_corrected: by Holm, over all pairs of the comparison.
+        p_corrected: by Holm; over the pairs under no attack and all shared ones, or over those under single attacks.
     """
 
     first: str
@@ -121,7 +121,18 @@ def _pairs(results: dict[str, Results], shared: list[str]) -> list[Pair]:
     """Every two models under every shared attack; none where a sample of one run is not the same sample of another."""
     if len({each.description["spec"]["data"] for each in results.values()}) > 1:
         return []
-    attacks = [CLEAN, *shared, *([ALL_SHARED] if len(shared) > 1 else [])]
+    first_family = main_attacks(shared)
+    families = [first_family, [name for name in shared if name not in first_family]]
+    return [pair for attacks in families for pair in _family(results, shared, attacks)]
+
+
+def main_attacks(shared: list[str]) -> list[str]:
+    """What models are compared under first: no attack, and all that every run has."""
+    return [CLEAN, *(shared if len(shared) < 2 else [ALL_SHARED])]
+
+
+def _family(results: dict[str, Results], shared: list[str], attacks: list[str]) -> list[Pair]:
+    """Pairs whose p-values are corrected together."""
     found = [
         (first, second, attack, paired(_robust(results[first], attack, shared), _robust(results[second], attack, shared)))
         for first, second in itertools.combinations(results, 2)
@@ -155,11 +166,7 @@ def comparison_text(found: Comparison) -> str:
     if found.differences:
         parts.append(f"**These runs cannot be compared number by number.** They differ in {'; '.join(found.differences)}.")
     parts.append(layout_table(found.summaries))
-    best = [
-        pair
-        for pair in found.pairs
-        if pair.attack in (CLEAN, ALL_SHARED if len(found.shared) > 1 else found.shared[0] if found.shared else CLEAN)
-    ]
+    best = [pair for pair in found.pairs if pair.attack in main_attacks(found.shared)]
     if best:
         rows = [
             [f"{pair.first} - {pair.second}", attack_title(pair.attack), f"{100 * pair.test.difference:+.2f}", f"{100 * pair.test.low:+.2f} to {100 * pair.test.high:+.2f}",

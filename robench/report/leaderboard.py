@@ -78,9 +78,10 @@ def collect(folder: Path) -> Leaderboard:
 
 
 def _runs(folder: Path) -> Iterator[Path]:
-    """Folders with a run.json; what lies inside a run is not searched."""
+    """Folders with a run.json; what lies inside a run is not searched, and of an audit only its run at the audited radius."""
     for place, below, files in os.walk(folder):
-        below[:] = [] if "run.json" in files else sorted(below)
+        audit = "findings.json" in files  # whose runs at other radii are its own affair
+        below[:] = [] if "run.json" in files else sorted(name for name in below if not (audit and name.startswith("run-")))
         if "run.json" in files:
             yield Path(place)
 
@@ -89,9 +90,7 @@ def _entry(path: Path) -> Entry:
     """A run from its verdicts, or, where only its tables were kept, from those."""
     description = read_run(path)
     if not (path / "chunks").exists() and description.get("results"):
-        entry = Entry(
-            path, description, pd.DataFrame(description["results"])[[*NEEDED]], "from its stored table: the verdicts are not there"
-        )
+        entry = Entry(path, description, pd.DataFrame(description["results"])[[*NEEDED]], "verdicts not kept")
     else:
         results = read_results(path)
         note = f"unfinished: {', '.join(results.unfinished)}" if results.unfinished else ""

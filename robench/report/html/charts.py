@@ -74,7 +74,7 @@ def line_chart(curves: Sequence[Curve], *, label: str, said: str, log: bool = Fa
 
 
 def scatter_chart(dots: Sequence[Dot], context: Sequence[Dot], *, said: str) -> str:
-    """Robust against clean accuracy: our models named and with intervals, the context as grey dots.
+    """Robust against clean accuracy: our models numbered from 1 and with intervals, the context as grey dots.
 
     Args:
         dots: models of ours.
@@ -90,22 +90,21 @@ def scatter_chart(dots: Sequence[Dot], context: Sequence[Dot], *, said: str) -> 
     for dot in context:
         circle = _add(svg, "circle", class_="context", cx=x(dot.clean), cy=y(dot.robust), r=2.6)
         _add(circle, "title", f"{dot.name}: {dot.clean:.2f} % clean, {dot.robust:.2f} % robust")
-    ordered = sorted(dots, key=lambda dot: -dot.robust)
-    ends = _apart([y(dot.robust) for dot in ordered], TOP, HEIGHT - BOTTOM)
-    for dot, end in zip(ordered, ends, strict=True):
+    taken: list[tuple[float, float]] = []
+    for place, dot in enumerate(dots, 1):
         group = _add(svg, "g", class_="curve accent")
         across, down = x(dot.clean), y(dot.robust)
         if dot.clean_interval:
             _whisker(group, x(max(dot.clean_interval[0], low)), down, x(dot.clean_interval[1]), down)
         if dot.robust_interval:
             _whisker(group, across, y(dot.robust_interval[0]), across, y(dot.robust_interval[1]))
-        _add(
-            _add(group, "circle", cx=across, cy=down, r=4.2),
-            "title",
-            f"{dot.name}: {dot.clean:.2f} % clean, {dot.robust:.2f} % robust",
-        )
-        before = across > x(low) + (x(100) - x(low)) * 0.55
-        _add(group, "text", dot.name, x=across + (-9 if before else 9), y=end - 5, class_="name" + (" before" if before else ""))
+        circle = _add(group, "circle", cx=across, cy=down, r=4.2)
+        _add(circle, "title", f"{dot.name}: {dot.clean:.2f} % clean, {dot.robust:.2f} % robust")
+        above = down - 7
+        while any(abs(across - other) < 1.2 * GAP and abs(above - height) < GAP for other, height in taken):
+            above -= GAP
+        taken.append((across, above))
+        _add(group, "text", str(place), x=across + 6, y=above, class_="name")
     return ET.tostring(svg, encoding="unicode")
 
 

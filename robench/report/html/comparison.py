@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from robench.evaluation.store import CLEAN
-from robench.report.compare import ALL_SHARED, Comparison, Pair, attack_title
+from robench.report.compare import Comparison, Pair, attack_title, main_attacks
 from robench.report.html import render_page
 from robench.report.html.charts import Dot, scatter_chart
 from robench.report.html.parts import ACCURACY, Cell, Column, Table, accuracy_cells, count, listed
@@ -20,8 +19,8 @@ def render_comparison(found: Comparison, links: dict[str, str]) -> str:
         found: the comparison.
         links: from each model's name to its run folder, as seen from the page.
     """
-    together = [pair for pair in found.pairs if pair.attack in _main_attacks(found)]
-    rest = [pair for pair in found.pairs if pair.attack not in _main_attacks(found)]
+    together = [pair for pair in found.pairs if pair.attack in main_attacks(found.shared)]
+    rest = [pair for pair in found.pairs if pair.attack not in main_attacks(found.shared)]
     return render_page(
         "comparison.html",
         title=f"Comparison of {len(found.results)} models",
@@ -36,10 +35,6 @@ def render_comparison(found: Comparison, links: dict[str, str]) -> str:
     )
 
 
-def _main_attacks(found: Comparison) -> set[str]:
-    return {CLEAN, ALL_SHARED} if len(found.shared) > 1 else {CLEAN, *found.shared}
-
-
 def _last(summary: pd.DataFrame) -> pd.Series:
     return summary.iloc[-1]
 
@@ -47,14 +42,14 @@ def _last(summary: pd.DataFrame) -> pd.Series:
 def _models(found: Comparison, links: dict[str, str]) -> Table:
     """Clean accuracy and the union of every model."""
     columns = (
-        Column("model", number=False), Column("natural %"), *ACCURACY, Column("n"), Column("threat model", number=False),
-        Column("attacks"),
+        Column("model", number=False), Column("in the plot"), Column("natural %"), *ACCURACY, Column("n"),
+        Column("threat model", number=False), Column("attacks"),
     )  # fmt: skip
     rows = []
-    for name, summary in found.summaries.items():
+    for place, (name, summary) in enumerate(found.summaries.items(), 1):
         threat = found.results[name].description["threat"]
         rows.append([
-            Cell(name, href=f"{links[name]}/report.html"), Cell(accuracy_text(summary.iloc[0]), float(summary.iloc[0]["robust_high"])),
+            Cell(name, href=f"{links[name]}/report.html"), count(place), Cell(accuracy_text(summary.iloc[0]), float(summary.iloc[0]["robust_high"])),
             *accuracy_cells(_last(summary)), count(_last(summary)["n"]), Cell(f"{threat['norm']} {threat['eps_text']}"),
             count(len(found.results[name].columns)),
         ])  # fmt: skip
@@ -86,23 +81,25 @@ def _chart(found: Comparison) -> str:
         spans = [(100 * row["ci_low"], 100 * row["ci_high"]) for row in (clean, last)]
         dots.append(Dot(name, 100 * clean["robust_high"], 100 * last["robust_high"], *spans))
     context = [Dot(each.name, each.clean, each.robust) for each in found.published]
-    said = "Robust against clean accuracy: " + "; ".join(f"{dot.name} {dot.robust:.2f} % of {dot.clean:.2f} %" for dot in dots)
+    said = "Robust against clean accuracy: " + "; ".join(
+        f"{place} {dot.name} {dot.robust:.2f} % of {dot.clean:.2f} %" for place, dot in enumerate(dots, 1)
+    )
     return scatter_chart(dots, context, said=said + (f"; with {len(context)} published entries" if context else ""))
 
 
 def _pair_table(name: str, caption: str, pairs: list[Pair]) -> Table:
     columns = (
-        Column("models", number=False), Column("under", number=False), Column("points"), Column("95 % interval"),
+        Column("first", number=False), Column("second", number=False), Column("under", number=False), Column("points"), Column("95 % interval"),
         Column("first alone", about="samples that only the first model gets right"),
         Column("second alone", about="samples that only the second model gets right"), Column("p", about="exact McNemar test"),
-        Column("p, corrected", about="by Holm, over all pairs of this page"), Column("n"),
+        Column("p, corrected", about="by Holm, over the pairs of this table"), Column("n"),
     )  # fmt: skip
     rows = []
     for pair in pairs:
         test = pair.test
         interval = f"{100 * test.low:+.2f} to {100 * test.high:+.2f}"
         rows.append([
-            Cell(f"{pair.first} - {pair.second}"), Cell(attack_title(pair.attack)), Cell(f"{100 * test.difference:+.2f}", test.difference),
+            Cell(pair.first), Cell(pair.second), Cell(attack_title(pair.attack)), Cell(f"{100 * test.difference:+.2f}", test.difference),
             Cell(interval, test.low), count(test.only_first), count(test.only_second), Cell(_bare(test.p), test.p),
             Cell(_bare(pair.p_corrected), pair.p_corrected), count(test.n),
         ])  # fmt: skip

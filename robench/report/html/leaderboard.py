@@ -46,7 +46,7 @@ def _group(place: int, what: str, entries: list[Entry], link: Callable[[Path], s
     return {
         "id": f"group-{place}",
         "name": what,
-        "table": Table(f"runs-{place}", f"{what}: robust against every attack of each run", columns, rows),
+        "table": Table(f"runs-{place}", "Robust against every attack of each run", columns, rows),
     }
 
 

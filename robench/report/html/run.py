@@ -50,7 +50,7 @@ def measurement_context(results: Results, summary: pd.DataFrame) -> dict[str, An
         "provenance": provenance(results),
         "commands": commands(results),
         "again": f"robench report {results.path}",
-        "reading": READING.replace("`", ""),
+        "reading": READING,
     }
 
 
