@@ -40,7 +40,7 @@ def ledger_table(summary: pd.DataFrame) -> Table:
                 Cell(row["mode"]),
             ]
         )
-    return Table("ledger", "Passes in samples, seconds, and both as a multiple of AutoAttack", columns, rows)
+    return Table("ledger", "Passes in samples, seconds, and passes as a multiple of AutoAttack's", columns, rows)
 
 
 def settings_table(results: Results) -> Table | None:

@@ -85,7 +85,7 @@ def _meaning(results: Results, clean: pd.Series, union: pd.Series) -> list[str]:
             "mended and the same command is run again."
         )
     said.append("A stronger attack can only lower this number; the interval covers the choice of test images alone.")
-    return said + _doubt(results)
+    return said + (_doubt(results) if kept or open_ else [])
 
 
 def _doubt(results: Results) -> list[str]:
