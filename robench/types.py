@@ -24,6 +24,10 @@ NORMS = ("Linf", "L2")
 TOLERANCE = 1e-6
 
 
+# What a sample that survives AutoAttack standard costs it; a forward pass is 1 unit, a backward pass 2.
+AUTOATTACK_UNITS = 11_672
+
+
 class RobenchError(Exception):
     """A mistake of the user's, or a failure that they can act on: one clear message, exit code 1, no traceback."""
 

@@ -10,14 +10,14 @@ from torch import nn
 
 import robench
 from robench.attacks import AttackOptions, parse_suites
-from robench.attacks.nearest import AUTOATTACK_UNITS, Known, nearest
+from robench.attacks.nearest import Known, nearest
 from robench.evaluation.results import read_results
 from robench.models.backbones import BACKBONES, SmallMapConv2d
 from robench.models.classifier import Classifier
 from robench.models.rewrite import UnshuffledConv2d, fold, searcher
 from robench.models.seeded import seeded
 from robench.report.anytime import cost_curve, outlook, outlook_lines
-from robench.types import OWN, Outcome, RobenchError, Search, ThreatModel
+from robench.types import AUTOATTACK_UNITS, OWN, Outcome, RobenchError, Search, ThreatModel
 
 FOLDED, BF16 = Search(folded=True), Search(folded=True, precision="bf16")
 

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from robench.attacks.descent import direction, project, random_start
 from robench.models.classifier import Classifier
-from robench.types import RobenchError, ThreatModel
+from robench.types import AUTOATTACK_UNITS, RobenchError, ThreatModel
 
 if TYPE_CHECKING:
     from robench.types import Images, Labels, Logits
 
-AUTOATTACK_UNITS = 11_672  # a sample that survives AutoAttack standard; a forward pass is 1, a backward pass 2
 STEP_UNITS = 3
 
 Loss = Callable[["Logits", "Labels", Tensor], Tensor]  # of logits, labels and target classes; (N,), to be raised

@@ -12,8 +12,7 @@ import numpy as np
 from robench.attacks import AttackOptions, parse_suites
 from robench.audit.comparisons import REST
 from robench.audit.readings import GRADIENT_FREE
-from robench.report.tables import AUTOATTACK_COST
-from robench.types import Attack, Finding, Level, Suite, ThreatModel
+from robench.types import AUTOATTACK_UNITS, Attack, Finding, Level, Suite, ThreatModel
 
 FULL = (
     "pgd7", "pgd20", "pgd50", "pgd100", "pgd50-ce", "pgd50-margin", "pgd50-dlr", "pgd50-rescaled", "pgd50-float64", "noise",
@@ -35,7 +34,7 @@ CONSEQUENCES = "consequences"
 
 @dataclass(frozen=True)
 class Stronger:
-    """A stronger attack that findings may call for; units a surviving sample, as ``AUTOATTACK_COST``."""
+    """A stronger attack that findings may call for; units a surviving sample, as ``AUTOATTACK_UNITS``."""
 
     name: str
     cost: int
@@ -106,7 +105,7 @@ def called_for(findings: Iterable[Finding], done: Iterable[str], budget: float) 
     ladder = [each for each in LADDER if each.name in wanted and each.name not in set(done)]
     chosen, spent = [], 0
     for each in ladder:
-        if spent + each.cost <= budget * AUTOATTACK_COST:
+        if spent + each.cost <= budget * AUTOATTACK_UNITS:
             chosen.append(each.name)
             spent += each.cost
     return chosen, [each.name for each in ladder if each.name not in chosen]

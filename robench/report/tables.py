@@ -7,11 +7,10 @@ import pandas as pd
 
 from robench.evaluation.results import Results, decide
 from robench.evaluation.store import CLEAN
-from robench.types import Outcome
+from robench.types import AUTOATTACK_UNITS, Outcome
 
 UNION = "union"
 CONFIDENCE = 0.95
-AUTOATTACK_COST = 11_672  # units (a forward pass 1, a backward pass 2) a surviving sample
 
 
 def interval(successes: int, n: int) -> tuple[float, float]:
@@ -120,7 +119,7 @@ def accuracy_text(row: pd.Series) -> str:
 
 def in_autoattacks(forwards: int, backwards: int, samples: int) -> float:
     """Passes as a multiple of what AutoAttack costs on so many samples that survive it."""
-    return (forwards + 2 * backwards) / (AUTOATTACK_COST * samples) if samples else float("nan")
+    return (forwards + 2 * backwards) / (AUTOATTACK_UNITS * samples) if samples else float("nan")
 
 
 def title(attack: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from robench.report.curves import Curve
@@ -70,6 +70,32 @@ def line_chart(curves: Sequence[Curve], *, label: str, said: str, log: bool = Fa
         if abs(end - places[-1][1]) > 3:
             _add(group, "path", class_="leader", d=f"M{places[-1][0] + 5:.1f},{places[-1][1]:.1f} L{WIDTH - RIGHT + 14},{end:.1f}")
         _add(group, "text", curve.name, x=WIDTH - RIGHT + 17, y=end + 4, class_="name")
+    return ET.tostring(svg, encoding="unicode")
+
+
+def step_chart(lines: Mapping[str, Sequence[tuple[float, float]]], *, label: str, said: str) -> str:
+    """Percent that is left against what was spent, on a logarithmic axis from 1; each line falls in steps and is named at its end.
+
+    Args:
+        lines: (spent, percent) in the order of spending, of at least one attack; the last is drawn in colour.
+        label, said: as of ``line_chart``.
+    """
+    high = 10 ** math.ceil(math.log10(max(max(line[-1][0] for line in lines.values()), 10)))
+    x, y = Scale(1, high, LEFT + 6, WIDTH - RIGHT, log=True), Scale(0, 100, HEIGHT - BOTTOM, TOP)
+    svg = _canvas(said, label, "correct, %", y)
+    powers = [10**power for power in range(round(math.log10(high)) + 1)]
+    _ticks(svg, x, {power: f"{power:,}" for power in powers})
+    ends = _apart([y(line[-1][1]) for line in lines.values()], TOP, HEIGHT - BOTTOM)
+    for place, ((name, line), end) in enumerate(zip(lines.items(), ends, strict=True)):
+        group = _add(svg, "g", class_="curve accent" if place == len(lines) - 1 else f"curve plain dash{place % 4}")
+        places = dict.fromkeys(
+            (round(x(max(spent, 1)), 1), round(y(left), 1)) for spent, left in line
+        )  # what no eye tells apart is one
+        (across, down), *rest = places
+        path = f"M{across},{down}" + "".join(f"H{along}V{below}" for along, below in rest)
+        _add(group, "path", class_="line", d=path)
+        _add(group, "path", class_="leader", d=f"M{x(line[-1][0]) + 3:.1f},{y(line[-1][1]):.1f} L{WIDTH - RIGHT + 14},{end:.1f}")
+        _add(group, "text", name, x=WIDTH - RIGHT + 17, y=end + 4, class_="name")
     return ET.tostring(svg, encoding="unicode")
 
 

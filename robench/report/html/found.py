@@ -9,9 +9,10 @@ import pandas as pd
 
 from robench.evaluation.results import Results
 from robench.evaluation.store import CLEAN
+from robench.report.anytime import cost_curve, outlook_lines
 from robench.report.breakdown import broken_alone, superclass_errors
 from robench.report.curves import Curve, against_eps, against_steps
-from robench.report.html.charts import line_chart
+from robench.report.html.charts import line_chart, step_chart
 from robench.report.html.parts import ACCURACY, Cell, Column, Table, accuracy_cells, count, listed, share
 from robench.report.tables import UNION, per_class, percent, title
 
@@ -49,6 +50,25 @@ def chart_context(results: Results, summary: pd.DataFrame) -> list[dict[str, Any
             svg = line_chart(curves, label=label, said=said, log=what == "steps", accent=accent)
             found.append({"what": what, "svg": svg, "table": _curve_table(what, label, curves)})
     return found
+
+
+def cost_context(results: Results) -> dict[str, Any] | None:
+    """Robust accuracy against what attacks spent, and what more of them might still break; None where no attack noted it."""
+    curves = {title(column): cost_curve(results, column) for column in results.columns}
+    lines = {
+        name: list(zip(curve["units"], 100 * curve["robust_accuracy"], strict=True))
+        for name, curve in curves.items()
+        if len(curve) > 2
+    }
+    if not lines:
+        return None
+    said = "Robust accuracy against cost: " + "; ".join(
+        f"{name} ends at {line[-1][1]:.2f} % after {line[-1][0]:,.0f} units a sample" for name, line in lines.items()
+    )
+    return {
+        "svg": step_chart(lines, label="units a sample: a forward pass 1, a backward pass 2", said=said),
+        "outlook": [line.removeprefix("- ").replace("**", "") for line in outlook_lines(results)],
+    }
 
 
 def _spoken(curve: Curve) -> str:

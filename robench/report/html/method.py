@@ -7,10 +7,11 @@ import pandas as pd
 from robench.evaluation.results import Results
 from robench.report.facts import attack_facts, threat_text
 from robench.report.html.parts import Cell, Column, Table, count, number
-from robench.report.tables import AUTOATTACK_COST, in_autoattacks, title
+from robench.report.tables import in_autoattacks, title
+from robench.types import AUTOATTACK_UNITS
 
 UNIT = (
-    f"1 is what AutoAttack spends on the same samples where all of them survive: {AUTOATTACK_COST:,} units each, a forward pass 1, "
+    f"1 is what AutoAttack spends on the same samples where all of them survive: {AUTOATTACK_UNITS:,} units each, a forward pass 1, "
     "a backward pass 2"
 )
 

@@ -13,7 +13,7 @@ from robench.report.curves import audit_folder
 from robench.report.facts import READING, commands, notes, provenance, threat_text
 from robench.report.html import render_page
 from robench.report.html.audit import findings_context
-from robench.report.html.found import alone_table, attack_table, chart_context, class_table, superclass_table
+from robench.report.html.found import alone_table, attack_table, chart_context, class_table, cost_context, superclass_table
 from robench.report.html.gallery import gallery_context
 from robench.report.html.method import UNIT, ledger_table, run_threat, settings_table
 from robench.report.html.parts import Bar
@@ -39,6 +39,7 @@ def measurement_context(results: Results, summary: pd.DataFrame) -> dict[str, An
     return {
         "attacks": attack_table(results, summary),
         "charts": chart_context(results, summary),
+        "costs": cost_context(results),
         "classes": class_table(results),
         "superclasses": superclass_table(results),
         "alone": alone_table(results),
@@ -64,6 +65,7 @@ def verdict_context(results: Results, summary: pd.DataFrame) -> dict[str, Any]:
         "row": last,
         "low": percent(last["ci_low"]),
         "high": percent(last["ci_high"]),
+        "sure": 100 * float(last["robust_low"]),
         "bar": Bar(100 * last["robust_high"], 100 * last["ci_low"], 100 * last["ci_high"]),
         "clean": percent(clean["robust_low"]),
         "clean_at": 100 * float(clean["robust_low"]),
@@ -77,7 +79,7 @@ def _meaning(results: Results, clean: pd.Series, union: pd.Series) -> list[str]:
     attacks = len(results.columns)
     said = [
         f"Of {n:,} test images the model gets {right:,} right. After {'the one attack' if attacks == 1 else f'all {attacks} attacks'}, in "
-        f"which {threat_text(results.description['threat'])}, it still gets {kept:,} of them right."
+        f"which {threat_text(results.description['threat'])}, it still gets {'at least ' if open_ else ''}{kept:,} of them right."
     ]
     if open_:
         said.append(
@@ -95,8 +97,8 @@ def _doubt(results: Results) -> list[str]:
         return [
             "Every image was crafted on another model: this is transfer, and says little about what an attacker of this model can do."
         ]
-    if not any(name.startswith("autoattack") for name in own):
-        return ["AutoAttack is not among the attacks; single attacks alone often leave robust what it breaks."]
+    if not any(name.startswith(("autoattack", "fast")) for name in own):
+        return ["Neither AutoAttack nor fast is among the attacks; single attacks alone often leave robust what it breaks."]
     return []
 
 
