@@ -480,7 +480,7 @@ class Fixed(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Tuple(), "the model returned tuple for one image"),
+        (Tuple(), "the model returned a tuple of 2"),
         (Fixed(), r"cannot classify an image of shape \(1, 3, 4, 4\): RuntimeError"),
         (len, "the model is a builtin_function_or_method, expected a torch.nn.Module"),
     ],
