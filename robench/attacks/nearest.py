@@ -107,7 +107,9 @@ def nearest(
     n = len(images)
     known = Known(images, labels, images.clone(), torch.full((n, model.n_classes), float("inf"), device=images.device),
                   torch.zeros(n, model.n_classes, device=images.device))  # fmt: skip
-    walk(model, known, known_all(known), labels, cross_entropy, threat, [threat.eps / 4] * first_steps)
+    # Most of an undefended model breaks at the first step: it is looked at without a gradient, which only those that are left pay for.
+    rows, x = walk(model, known, known_all(known), labels, cross_entropy, threat, [threat.eps / 4])
+    walk(model, known, rows, labels[rows], cross_entropy, threat, [threat.eps / 4] * (first_steps - 1), x)
     walk(model, known, known.left, labels[known.left], probability_margin, threat, cosine(2 * threat.eps, margin_steps))
     while len(known.left) and known.spent < budget * AUTOATTACK_UNITS * len(known.left):
         rows, targets = known.next_pairs(share, least)
@@ -127,11 +129,20 @@ def cosine(first: float, steps: int) -> list[float]:
 
 
 def walk(
-    model: Classifier, known: Known, rows: Tensor, targets: Tensor, loss: Loss, threat: ThreatModel, sizes: list[float]
-) -> None:
-    """One descent of the samples ``rows`` from a random start; whoever breaks leaves it."""
-    x = project(known.images[rows] + random_start(known.images[rows], threat), known.images[rows], threat)
-    for step in range(len(sizes) + 1):
+    model: Classifier, known: Known, rows: Tensor, targets: Tensor, loss: Loss, threat: ThreatModel, sizes: list[float],
+    start: Images | None = None,
+) -> tuple[Tensor, Images]:  # fmt: skip
+    """One descent of the samples ``rows`` from ``start``, by default somewhere in the ball; whoever breaks leaves it.
+
+    Returns:
+        The samples that did not break, and where they are.
+    """
+    x = (
+        project(known.images[rows] + random_start(known.images[rows], threat), known.images[rows], threat)
+        if start is None
+        else start
+    )
+    for step in range(len(sizes) + 1 if len(rows) else 0):
         logits, gradient = _look(model, x, known.labels[rows], targets, loss, needed=step < len(sizes))
         known.spent += len(rows) * (STEP_UNITS if step < len(sizes) else 1)
         if model.exact is not model:
@@ -140,8 +151,9 @@ def walk(
         robust = known.near[rows].amin(1) > 0
         rows, targets, x = rows[robust], targets[robust], x[robust]
         if step == len(sizes) or not len(rows):
-            return
+            break
         x = project(x + sizes[step] * direction(gradient[robust], threat), known.images[rows], threat)
+    return rows, x
 
 
 def _look(model: Classifier, x: Images, labels: Labels, targets: Tensor, loss: Loss, *, needed: bool) -> tuple[Logits, Tensor]:
