@@ -120,7 +120,7 @@ def _rewrite(classifier: Classifier, search: Search, images: Images) -> Classifi
     if search.precision == "bf16":
         module = InPrecision(module, torch.bfloat16)
     if search.compiled:
-        module = cast(nn.Module, torch.compile(module, dynamic=True))
+        module = cast(nn.Module, torch.compile(module))
     twin = classifier.twin(module)
     twin.requires_grad_(False).eval()
     if search.compiled:
