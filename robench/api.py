@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import tempfile
@@ -462,5 +463,7 @@ def _first(n: int | None, total: int) -> int:
 
 
 def command() -> str:
-    """The command line of this process, as it is recorded."""
-    return shlex.join(["robench", *sys.argv[1:]])
+    """The command line of this process, as it is recorded, with the options that came from the environment in front."""
+    prefix = f"ROBENCH_{sys.argv[1].upper()}_" if len(sys.argv) > 1 else "ROBENCH_"
+    chosen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(prefix)]
+    return shlex.join([*chosen, "robench", *sys.argv[1:]])

@@ -140,6 +140,15 @@ class OwnModel:
                 "divide values of 0 to 255 by 255"
             )
 
+    @property
+    def options(self) -> list[str]:
+        """What names it on a command line."""
+        given = {"--weights": str(self.weights or "")} | {
+            f"--{name}": ",".join(map(repr, getattr(self, name))) for name in ("mean", "std")
+        }
+        named = [part for option, value in given.items() if value for part in (option, value)]
+        return ["--model", self.where, *named, *(["--trust"] if self.trust else [])]
+
 
 def parse_channels(text: str | None, option: str) -> tuple[float, ...]:
     """What ``--mean 0.49,0.48,0.45`` means, () for None.

@@ -11,7 +11,7 @@ ROOT = Path(robench.__file__).parent
 LAYERS = [  # a module may import from its own layer and from those below it
     {"digest"},
     {"types"},
-    {"files", "formats", "processes"},
+    {"files", "formats", "processes", "progress"},
     {"checkpoint"},
     {"data", "adapters"},
     {"models"},

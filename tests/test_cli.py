@@ -3,9 +3,11 @@
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
 
+import click
 import pandas as pd
 import pytest
 import torch
@@ -455,3 +457,152 @@ def test_a_model_whose_images_have_another_size_is_refused(checkpoint, monkeypat
     )
     monkeypatch.setattr("robench.api.load_dataset", lambda *arguments: wider)
     assert_one_clear_message(call("attack", "--ckpt", checkpoint, "--suite", "pgd2"), "trained on images of shape (3, 32, 32)")
+
+
+ATTACKED = ("--suite", "pgd2", "--n", 20, "--threads", 1)
+
+
+def union_bounds(run):
+    row = pd.read_csv(run / "summary.csv").set_index("attack").loc["union"]
+    return row["robust_accuracy"], row["ci_high"]
+
+
+def test_the_gate_is_judged_by_the_upper_bound_of_the_union(checkpoint, tmp_path):
+    run = tmp_path / "run"
+    command = ("attack", "--ckpt", checkpoint, *ATTACKED, "--eps", "0.03", "--out", run)
+    assert call(*command).exit_code == 0
+    share, high = union_bounds(run)
+    assert 0 < share < high < 1
+    result = call(*command, "--fail-under", (share + high) / 2)  # above what was measured, but within what it may be
+    assert result.exit_code == 0 and "--fail-under" not in result.stderr
+    result = call(*command, "--fail-under", high + 0.001)
+    assert result.exit_code == 3 and result.stdout.splitlines()[-1] == str(run / "report.md")
+    assert f"robust accuracy is {100 * share:.2f} % of 20 samples (union of pgd2)" in result.stderr
+    assert f"the upper 95 % bound, {100 * high:.2f} %, lies below {100 * high + 0.1:.2f} %" in result.stderr
+
+
+def test_an_attack_that_failed_decides_before_the_gate(checkpoint, tmp_path, monkeypatch):
+    def raises(*arguments):
+        raise RuntimeError("library trouble")
+
+    monkeypatch.setattr("robench.adapters.torchattacks.fgsm", raises)
+    result = call("attack", "--ckpt", checkpoint, "--suite", "fgsm", *ATTACKED[2:], "--fail-under", 1, "--out", tmp_path / "run")
+    assert result.exit_code == 1 and "--fail-under" not in result.stderr and "robench audit" not in result.stderr
+
+
+def test_a_gate_in_percent_is_a_usage_error(checkpoint, tmp_path):
+    result = call("attack", "--ckpt", checkpoint, *ATTACKED, "--fail-under", 45, "--out", tmp_path / "run")
+    assert result.exit_code == 2 and "45.0 is not in the range 0<=x<=1" in result.stderr and not (tmp_path / "run").exists()
+
+
+def test_each_command_says_what_to_do_next_on_stderr(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call("train", "--arch", "single", "--dataset", "digits", "--backbone", "small", "--epochs", 1, "--threads", 1)
+    path = "checkpoints/digits-single-0.safetensors"
+    assert result.stdout.startswith(f"{path}  clean accuracy") and f"robench attack --ckpt {path}\n" in result.stderr
+    result = call("attack", "--ckpt", path, *ATTACKED, "--eps", "8/255", "--norm", "L2")
+    assert result.stderr.splitlines()[-1] == f"robench: is the number real? robench audit --ckpt {path} --norm L2 --eps 8/255"
+    assert "audit" not in result.stdout
+
+
+def test_an_option_from_the_environment_counts_and_is_recorded(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["robench", "attack", "--ckpt", "m"])
+    run = tmp_path / "run"
+    result = call(
+        "attack", "--ckpt", checkpoint, *ATTACKED[2:], "--out", run, ROBENCH_ATTACK_SUITE="pgd3", ROBENCH_ATTACK_EPS="8/255"
+    )
+    assert result.exit_code == 0, result.output
+    described = json.loads((run / "run.json").read_text())
+    assert described["threat"]["eps_text"] == "8/255" and [suite["name"] for suite in described["suites"]] == ["pgd3"]
+    assert described["commands"] == ["ROBENCH_ATTACK_EPS=8/255 ROBENCH_ATTACK_SUITE=pgd3 robench attack --ckpt m"]
+
+
+def test_variables_of_other_use_change_nothing(tmp_path):
+    result = call("list", "suites", ROBENCH_DATA=str(tmp_path), ROBENCH_VERSION="1", ROBENCH_HELP="1")
+    assert result.exit_code == 0 and "autoattack-screened  AutoAttack on what" in result.stdout
+
+
+def test_output_into_pipes_is_plain(checkpoint, tmp_path):
+    """No carriage return, no bar, no colour: stdout the table and the path, stderr lines."""
+    command = [
+        sys.executable,
+        "-m",
+        "robench",
+        "attack",
+        "--ckpt",
+        str(checkpoint),
+        *map(str, ATTACKED),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(command, check=True, capture_output=True, env=os.environ | {"NO_COLOR": "1"})
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert not {"\r", "\x1b", "█", "|"} & set(out + err)
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "clean",
+        "pgd2",
+        "union",
+        *(f"{tmp_path}/run/report.{kind}" for kind in ("html", "md")),
+    ]
+    assert err.splitlines() == [f"robench: is the number real? robench audit --ckpt {checkpoint}"]
+
+
+def test_a_terminal_gets_a_bar_and_no_colour(checkpoint, tmp_path):
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 80, 0, 0))
+    command = [
+        sys.executable,
+        "-m",
+        "robench",
+        "attack",
+        "--ckpt",
+        str(checkpoint),
+        *map(str, ATTACKED),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # the other end was closed
+            break
+        if not part:
+            break
+        shown += part
+    process.communicate()
+    assert process.returncode == 0 and "pgd2: 100%" in shown.decode() and b"\x1b[3" not in shown
+
+
+def test_progress_into_a_file_is_a_line_a_minute_with_a_forecast(capsys, monkeypatch):
+    from robench import progress
+
+    clock = iter([0, 0, 30, 61, 100, 130])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    assert list(progress.progress(range(5), "pgd20", True)) == [0, 1, 2, 3, 4]
+    assert capsys.readouterr().err == "pgd20: 2 of 5 chunks, about 92 s to go\npgd20: 4 of 5 chunks, about 32 s to go\n".replace(
+        "92 s", "2 min"
+    )
+    assert list(progress.progress(range(2), "pgd20", False)) == [0, 1] and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_explains_itself_and_every_option(name):
+    command = main.commands[name]
+    result = call(name, "--help")
+    assert result.exit_code == 0 and len((command.help or "").splitlines()[0]) > 15
+    options = [param for param in command.params if isinstance(param, click.Option)]
+    assert not [option.name for option in options if not option.help and not option.show_default]
+
+
+def test_the_help_says_how_commands_are_completed_and_the_shells_get_a_script():
+    assert "_ROBENCH_COMPLETE=bash_source robench" in call("--help").stdout
+    command = [sys.executable, "-c", "from robench.cli import main; main(prog_name='robench')"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"_ROBENCH_COMPLETE": "zsh_source"})
+    assert "compdef" in done.stdout
+    asked = {"_ROBENCH_COMPLETE": "bash_complete", "COMP_WORDS": "robench tr", "COMP_CWORD": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | asked)
+    assert done.stdout.strip() == "plain,train"

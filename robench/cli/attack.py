@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
-from robench.cli.group import main, print_run, shared
+from robench.cli.group import hint, main, print_run, shared
 from robench.cli.own import own_model
+from robench.types import OwnModel
 
 
 @main.command()
@@ -65,8 +67,13 @@ from robench.cli.own import own_model
 )
 @click.option("--dataset", help="One of `robench list datasets`, a folder, or a .npz file [default: the checkpoint's own].")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: reports/CHECKPOINT-NORM-EPS].")
+@click.option(
+    "--fail-under",
+    type=click.FloatRange(0, 1),
+    help="For a CI pipeline: exit with 3 where the upper 95 % bound of what survives every attack lies below this fraction.",
+)
 @shared
-def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, attack_heads, **asked) -> None:
+def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, attack_heads, fail_under, **asked) -> None:
     """Attack a checkpoint, or anybody's model; the same command continues after a kill.
 
     \b
@@ -85,9 +92,24 @@ def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, att
         request, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, out=out, ray=ray
     )
     if run is None:
-        click.echo("robench: this process's share is finished; whoever finishes last writes the tables", err=True)
+        hint("this process's share is finished; whoever finishes last writes the tables")
     else:
-        print_run(run)
+        print_run(run, fail_under, _next_step(ckpt, model, dataset, **asked))
+
+
+def _next_step(
+    ckpt: Path | None, model: OwnModel | None, dataset: str | None, *, norm: str, eps: str | None, head: str, **_
+) -> str:
+    """What to do with a number: an attack says what it could not break, an audit whether to believe it."""
+    named = ["--ckpt", str(ckpt)] if ckpt is not None else model.options if model is not None else []
+    given = {
+        "--dataset": dataset,
+        "--norm": norm if norm != "Linf" else None,
+        "--eps": eps,
+        "--head": head if head != "main" else None,
+    }
+    named += [part for option, value in given.items() if value is not None for part in (option, str(value))]
+    return f"is the number real? {shlex.join(['robench', 'audit', *named])}"
 
 
 def _warn_of_clash() -> None:

@@ -30,8 +30,17 @@ class _Commands(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(robench.__version__, prog_name="robench")
+EPILOG = """\b
+Every option is also read from the environment: ROBENCH_ATTACK_DEVICE=cpu is `robench attack --device cpu`.
+Completion of commands and options: eval "$(_ROBENCH_COMPLETE=bash_source robench)" in ~/.bashrc;
+zsh: the same with zsh_source in ~/.zshrc; fish: _ROBENCH_COMPLETE=fish_source robench | source"""
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "ROBENCH"}, epilog=EPILOG
+)
+# Otherwise a variable ROBENCH_VERSION would turn every command into --version.
+@click.version_option(robench.__version__, prog_name="robench", allow_from_autoenv=False)
 def main() -> None:
     """Train multi-head image classifiers, attack any classifier, and say whether the robustness number is real."""
 
@@ -48,18 +57,35 @@ def shared(command):
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
-def print_run(run: Path) -> None:
-    """The table, what failed, and last the report's path; exit code 1 where an attack failed."""
+def hint(text: str) -> None:
+    """One line on stderr, so that stdout holds results alone."""
+    click.echo(f"robench: {text}", err=True)
+
+
+def print_run(run: Path, least: float | None = None, next_step: str = "") -> None:
+    """The table, what failed, and last the report's path; on stderr what to do next.
+
+    Args:
+        run: the folder.
+        least: the gate; exit code 3 where the union's upper bound lies below it. An attack that failed comes first: exit code 1.
+        next_step: a hint.
+    """
     from robench.evaluation.results import failures, read_results
     from robench.report.markdown import terminal_table
-    from robench.report.tables import summarise
+    from robench.report.tables import shortfall, summarise
 
     results = read_results(run)
-    click.echo(terminal_table(summarise(results)))
+    summary = summarise(results)
+    click.echo(terminal_table(summary))
     failed = failures(results)
     for line in failed:
-        click.echo(f"robench: attack failed: {line}", err=True)
+        hint(f"attack failed: {line}")
+    short = shortfall(summary, least) if least is not None and not failed else ""
+    if short:
+        hint(f"--fail-under {least:g}: {short}")
     click.echo(run / "report.html")
     click.echo(run / "report.md")
-    if failed:
-        click.get_current_context().exit(1)
+    if next_step and not failed:
+        hint(next_step)
+    if failed or short:
+        click.get_current_context().exit(1 if failed else 3)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
-from robench.cli.group import main, shared
+from robench.cli.group import hint, main, shared
 
 
 @main.command()
@@ -40,6 +41,7 @@ def train(arch, dataset, recipe, adversarial, out, device, threads, data_dir, **
 
     Under torchrun, several processes share each batch.
     """
+    from robench.checkpoint import read_description
     from robench.data import load_dataset
     from robench.evaluation.device import own_device, own_threads, use_device
     from robench.processes import Processes
@@ -53,6 +55,8 @@ def train(arch, dataset, recipe, adversarial, out, device, threads, data_dir, **
     with use_device(own_device(device, here), threads or own_threads(here)) as chosen_device, joined(here, chosen_device) as ranks:
         path = run_training(spec, train_set, test_set, out=out, device=chosen_device, ranks=ranks)
     if here.rank == 0:
+        folder = [] if dataset == read_description(path)["dataset"] else ["--dataset", dataset]
+        hint(f"attack it: {shlex.join(['robench', 'attack', '--ckpt', str(path), *folder])}")
         print_clean_accuracy(path)
 
 

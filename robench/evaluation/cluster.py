@@ -15,9 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from robench.evaluation.device import usable_cores, use_device
-from robench.evaluation.engine import Job, Made, Unit, Worklist, compute, plan, progress
+from robench.evaluation.engine import Job, Made, Unit, Worklist, compute, plan
 from robench.evaluation.store import Chunk, ChunkVerdicts, RunFolder, split
 from robench.models.classifier import Classifier
+from robench.progress import progress
 from robench.types import RobenchError, Suite, ThreatModel
 
 LOCAL = "local"
@@ -120,14 +121,15 @@ def evaluate_on_ray(
     task = ray.remote(_task).options(**options)
     for wave in (units[:1], units[1:]):  # every attack needs the clean chunk
         waiting = [(place, chunk) for place, unit in enumerate(units) if unit in wave for chunk in chunks]
-        bar = progress(waiting, ",".join(unit.name for unit in wave), show_progress, "task")
+        finished = progress(waiting, ",".join(unit.name for unit in wave), show_progress, "task")
+        next(finished, None)  # shows the beginning; every further one says that a task is done
         running: dict[Any, Chunk] = {}
         todo = iter(waiting)
         while True:
             for place, chunk in todo:
                 known = worklist.take(units[place], chunk)
                 if known is None:
-                    bar.update()
+                    next(finished, None)
                     continue
                 part = slice(chunk.start, chunk.stop)
                 reference = task.remote(shared, place, images[part], labels[part], chunk, known, cluster.device, cluster.threads)
@@ -140,8 +142,7 @@ def evaluate_on_ray(
             chunk = running.pop(done)
             for where, verdicts, adv_images in _result(done, chunk):
                 folder.write(where, chunk, verdicts, adv_images)
-            bar.update()
-        bar.close()
+            next(finished, None)
 
 
 def _carry_code(classifier: Classifier) -> None:

@@ -18,6 +18,7 @@ from robench.evaluation.guard import Guard
 from robench.evaluation.store import CLEAN, Chunk, ChunkVerdicts, RunFolder, attack_folder, chunk_seed, keeps_images, split
 from robench.models.classifier import Classifier
 from robench.processes import Processes
+from robench.progress import duration, progress
 from robench.types import Outcome, Suite, ThreatModel
 
 if TYPE_CHECKING:
@@ -262,23 +263,5 @@ def _forecast(worklist: Worklist, units: list[Unit], chunks: list[Chunk]) -> Non
         left[unit.name] = seconds / max(samples, 1) * sum(chunk.stop - chunk.start for chunk in missing)
     total = sum(left.values())
     if total > LONG:
-        parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in left.items() if seconds > total / 20)
-        print(f"robench: about {_duration(total)} to go ({parts})", file=sys.stderr)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def progress(items: list, name: str, show: bool, unit: str = "chunk"):
-    """A bar on stderr."""
-    from tqdm import tqdm
-
-    return tqdm(
-        items,
-        desc=f"{name:>10}",
-        unit=unit,
-        disable=not (show and items),
-        file=sys.stderr,
-        mininterval=0.5 if sys.stderr.isatty() else 60,
-    )
+        parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in left.items() if seconds > total / 20)
+        print(f"robench: about {duration(total)} to go ({parts})", file=sys.stderr)

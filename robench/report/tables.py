@@ -66,29 +66,55 @@ def _per_sample(cost: pd.Series, decided: int) -> dict:
     return {f"{name}_per_sample": float(cost[name]) / decided if decided else float("nan") for name in cost.index}
 
 
-def _row(name: str, rows: pd.DataFrame, cost: pd.Series) -> dict:
-    outcomes, n = rows["outcome"].value_counts(), len(rows)
-    robust = int(outcomes.get(Outcome.ROBUST, 0))
-    undecided = sum(int(outcomes.get(outcome, 0)) for outcome in Outcome.UNDECIDED)
-    wrong = int(outcomes.get(Outcome.MISCLASSIFIED, 0))
-    broken = wrong if name == CLEAN else int(outcomes.get(Outcome.BROKEN, 0))
+def robust_share(outcomes: pd.Series) -> dict:
+    """What outcomes of all samples say: robust accuracy, empty where samples are undecided, its bounds and its 95 % interval."""
+    counts, n = outcomes.value_counts(), len(outcomes)
+    robust = int(counts.get(Outcome.ROBUST, 0))
+    undecided = sum(int(counts.get(outcome, 0)) for outcome in Outcome.UNDECIDED)
     return {
-        "attack": name,
         "n": n,
         "robust_accuracy": robust / n if not undecided else float("nan"),
         "ci_low": interval(robust, n)[0],
         "ci_high": interval(robust + undecided, n)[1],
+        "undecided": undecided,
+        "robust_low": robust / n,
+        "robust_high": (robust + undecided) / n,
+    }
+
+
+def _row(name: str, rows: pd.DataFrame, cost: pd.Series) -> dict:
+    outcomes, share = rows["outcome"].value_counts(), robust_share(rows["outcome"])
+    n, undecided, wrong = share["n"], share["undecided"], int(outcomes.get(Outcome.MISCLASSIFIED, 0))
+    broken = wrong if name == CLEAN else int(outcomes.get(Outcome.BROKEN, 0))
+    return {
+        "attack": name,
+        **{key: share[key] for key in ("n", "robust_accuracy", "ci_low", "ci_high")},
         "broken": broken,
         "forwards": int(cost["forwards"]),
         "backwards": int(cost["backwards"]),
         "seconds": round(float(cost["seconds"]), 3),
         "misclassified": wrong,
-        "undecided": undecided,
-        "robust_low": robust / n,
-        "robust_high": (robust + undecided) / n,
+        **{key: share[key] for key in ("undecided", "robust_low", "robust_high")},
         "attack_success_rate": float("nan") if name == CLEAN or undecided or n == wrong else broken / (n - wrong),
         "best_broken": broken if name == CLEAN else int((rows["best"] == Outcome.BROKEN).sum()),
     } | _per_sample(cost, n if name == CLEAN else n - wrong - undecided)
+
+
+def shortfall(summary: pd.DataFrame, least: float) -> str:
+    """Why robust accuracy cannot be said to reach ``least``: the upper bound of the union's interval lies below it; or "".
+
+    Args:
+        summary: of ``summarise``, with a union.
+        least: a fraction of all samples.
+    """
+    union = summary[summary["attack"] == UNION].iloc[0]
+    if union["ci_high"] >= least:
+        return ""
+    columns = [name for name in summary["attack"] if "/" not in name and name not in (CLEAN, UNION)]
+    return (
+        f"robust accuracy is {accuracy_text(union)} % of {union['n']:,} samples (union of {', '.join(columns)}); the upper 95 % bound, "
+        f"{percent(union['ci_high'])} %, lies below {percent(least)} %"
+    )
 
 
 def verdict_rows(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -129,5 +155,5 @@ def title(attack: str) -> str:
         return f"{title(attack)} @ {source} (transfer)" if attack != "adv" else f"stored images {source}"
     known = {"clean": "natural", "fgsm": "FGSM", "autoattack": "AutoAttack", "union": "union"}
     if attack.startswith("pgd"):
-        return "PGD-" + attack[3:]
+        return "PGD-" + attack[3:] if attack[3:] else "PGD"
     return known.get(attack, attack)

@@ -133,9 +133,10 @@ class Loop:
         self.model.train()
         totals: dict[str, Tensor] = {}
         started = time.perf_counter()
+        watched = sys.stderr.isatty()  # by a person; into a file or a pipe goes a line an epoch
         bar = tqdm(
-            range(self.steps), desc=f"epoch {epoch + 1}/{self.spec.epochs}", unit="batch", disable=not show_progress,
-            file=sys.stderr, mininterval=1 if sys.stderr.isatty() else 60,
+            range(self.steps), desc=f"epoch {epoch + 1}/{self.spec.epochs}", unit="batch", disable=not (show_progress and watched),
+            file=sys.stderr, mininterval=1,
         )  # fmt: skip
         for step in bar:
             batch = order[step * self.spec.batch_size : (step + 1) * self.spec.batch_size]
@@ -145,7 +146,9 @@ class Loop:
             for name, value in self.step(batch, generator).items():
                 totals[name] = totals.get(name, 0) + value.detach()
             if show_progress and (step % 20 == 19 or step + 1 == self.steps):
-                self._report(bar, totals, step, epoch, started)
+                bar.set_postfix_str(said := self._report(totals, step, epoch, started), refresh=False)
+        if show_progress and not watched:
+            print(f"epoch {epoch + 1} of {self.spec.epochs}: {said}", file=sys.stderr, flush=True)
         means = {name: float(total) / self.steps for name, total in totals.items()}
         if not all(map(_finite, means.values())):
             raise RobenchError(f"the loss of epoch {epoch + 1} is not finite ({means}); lower --lr, or use --precision fp32")
@@ -154,13 +157,11 @@ class Loop:
         speed = self.steps * self.spec.batch_size / seconds
         return means | {"images_per_second": speed, "seconds": seconds, "processes": self.ranks.world_size}
 
-    def _report(self, bar, totals: dict[str, Tensor], step: int, epoch: int, started: float) -> None:
+    def _report(self, totals: dict[str, Tensor], step: int, epoch: int, started: float) -> str:
         per_step = (time.perf_counter() - started) / (step + 1)
         left = per_step * (self.steps * (self.spec.epochs - epoch) - step - 1)
         loss = sum(float(total) for total in totals.values()) / (step + 1)
-        bar.set_postfix_str(
-            f"loss {loss:.3f}, {self.spec.batch_size / per_step:,.0f} images/s, {left / 60:.1f} min left in all", refresh=False
-        )
+        return f"loss {loss:.3f}, {self.spec.batch_size / per_step:,.0f} images/s, {left / 60:.1f} min left in all"
 
     def step(self, batch: Tensor, generator: Generator) -> dict[str, Tensor]:
         spec, view = self.spec, VIEWS[self.spec.views]
