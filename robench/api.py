@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from robench.types import Images, Labels
 
-DEFAULT_SUITE = "pgd20,autoattack"
+DEFAULT_SUITE = {"Linf": "pgd20,autoattack", "L2": "pgd20,autoattack", "L1": "autoattack"}
 QUICK_LOOK = 64  # images by which fp32 and bf16 are timed
 
 
@@ -77,7 +77,8 @@ class AttackRequest:
     """What a user asked for; None means the default. See ``robench attack --help``.
 
     Attributes:
-        suite: names of attacks and suites, separated by commas; by default pgd20 and autoattack, or none where ``adv`` is given.
+        suite: names of attacks and suites, separated by commas; by default pgd20 (not in L1) and autoattack, or none where ``adv``
+            is given.
         norm, eps: the threat model; eps as text, the data set's own by default.
         n: the first n samples, all by default.
         step_size: of PGD, as text.
@@ -123,7 +124,7 @@ class AttackRequest:
     @property
     def names(self) -> str | None:
         """The suite, or its default."""
-        return self.suite if self.suite is not None else None if self.adv else DEFAULT_SUITE
+        return self.suite if self.suite is not None else None if self.adv else default_suite(self.norm)
 
     def threat(self, dataset: Dataset) -> ThreatModel:
         default = dataset.default_eps.get(self.norm, "0")  # a norm that has none is refused by ThreatModel
@@ -356,7 +357,7 @@ def evaluate(
     images: Tensor,
     labels: Labels,
     *,
-    suite: str | Sequence[str] = "pgd20,autoattack",
+    suite: str | Sequence[str] | None = None,
     norm: str = "Linf",
     eps: str | float | None = None,
     seed: int = 0,
@@ -377,8 +378,8 @@ def evaluate(
         model: takes float images (N, C, H, W) in [0, 1], or normalised by ``mean`` and ``std``, and returns logits (N, n_classes).
         images: float in [0, 1] or uint8, (N, C, H, W).
         labels: int64 (N,).
-        suite: as ``--suite``, or a list of names.
-        norm, eps: the threat model; by default 8/255 in Linf and 0.5 in L2.
+        suite: as ``--suite``, or a list of names; by default pgd20 (not in L1) and autoattack.
+        norm, eps: the threat model; by default 8/255 in Linf, 0.5 in L2 and 12 in L1.
         seed: of the attacks.
         batch_size: samples a chunk.
         device: see ``use_device``.
@@ -394,7 +395,7 @@ def evaluate(
     if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor):
         raise RobenchError(f"images are a {type(images).__name__} and labels a {type(labels).__name__}; expected torch tensors")
     check_images(images, labels, None)
-    suite = suite if isinstance(suite, str) else ",".join(suite)
+    suite = default_suite(norm) if suite is None else suite if isinstance(suite, str) else ",".join(suite)
     request = AttackRequest(suite, norm, None if eps is None else format_eps(parse_eps(eps)), seed=seed, chunk=batch_size)
     with use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
         own: dict[str, Any] = {"mean": mean, "std": std, "head": str(head)}
@@ -415,6 +416,15 @@ def evaluate(
         for line in failed:
             warnings.warn(f"attack failed: {line}", stacklevel=2)
         return Evaluation(summarise(results), verdict_rows(results.verdicts), failed, Path(out) if out else None)
+
+
+def default_suite(norm: str) -> str:
+    """What is run where no suite is named.
+
+    Raises:
+        RobenchError: there is no such norm.
+    """
+    return DEFAULT_SUITE[ThreatModel(norm, 0).norm]
 
 
 def parse_chunk(text: str) -> int:

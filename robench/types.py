@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     Labels = Tensor  # int64 (N,), main-task class in [0, n_classes)
     Logits = Tensor  # float32 (N, n_classes), before softmax
 
-NORMS = ("Linf", "L2")
+NORMS = ("Linf", "L2", "L1")
 
 # 8/255 in float32 measures as eps + 1.9e-9, so the ball and the box are checked with this slack (absolute, in pixel units).
 TOLERANCE = 1e-6
+L1_TOLERANCE = 1e-4  # every pixel adds its rounding: 3,072 of them at most 2^-25 each, 9.2e-5
 
 
 # What a sample that survives AutoAttack standard costs it; a forward pass is 1 unit, a backward pass 2.
@@ -66,7 +67,7 @@ class ThreatModel:
     """What the adversary may do: move each image by at most ``eps`` in ``norm``, inside the box [0, 1].
 
     Attributes:
-        norm: "Linf" or "L2".
+        norm: "Linf", "L2" or "L1".
         eps: radius in pixel units of [0, 1].
     """
 
@@ -88,6 +89,11 @@ class ThreatModel:
                 f"eps {self.eps:g} in L2 is nearly as far as black from white at 32x32 (55.4): eps is in pixel units of "
                 f"[0, 1]; did you mean {self.eps:g}/255?"
             )
+        if self.norm == "L1" and self.eps > 2500:
+            raise RobenchError(
+                f"eps {self.eps:g} in L1 is nearly as far as black from white at 32x32 (3,072): eps is in pixel units of "
+                f"[0, 1]; did you mean {self.eps:g}/255?"
+            )
 
     @classmethod
     def parse(cls, norm: str, eps: str | float) -> ThreatModel:
@@ -97,11 +103,18 @@ class ThreatModel:
     def distance(self, images: Images, adv_images: Images) -> Tensor:
         """Distance of each pair in ``norm``, float32 (N,)."""
         delta = (adv_images.float() - images.float()).flatten(1)
-        return delta.abs().amax(1) if self.norm == "Linf" else delta.norm(dim=1)
+        if self.norm == "Linf":
+            return delta.abs().amax(1)
+        return delta.norm(dim=1) if self.norm == "L2" else delta.abs().sum(1)
+
+    @property
+    def tolerance(self) -> float:
+        """What may be measured beyond eps for rounding alone."""
+        return L1_TOLERANCE if self.norm == "L1" else TOLERANCE
 
     def contains(self, images: Images, adv_images: Images) -> Tensor:
-        """Which adversarial images lie in the ball around their image, bool (N,), within ``TOLERANCE``."""
-        return self.distance(images, adv_images) <= self.eps + TOLERANCE
+        """Which adversarial images lie in the ball around their image, bool (N,), within ``tolerance``."""
+        return self.distance(images, adv_images) <= self.eps + self.tolerance
 
     @property
     def eps_text(self) -> str:
@@ -235,6 +248,7 @@ class Keeps:
     LAST = "last"  # what it ends with, adversarial or not
     ANY = "any"  # one that the model misclassified, if there was any
     FORWARD = "forward"  # one that it classified without asking for a gradient, within eps to the last bit
+    LATE = "late"  # one that the model misclassified, but not if it came across it early
 
 
 class Elsewhere(Protocol):
@@ -314,7 +328,7 @@ class Dataset:
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
-    default_eps: Mapping[str, str] = field(default_factory=lambda: {"Linf": "8/255", "L2": "0.5"})
+    default_eps: Mapping[str, str] = field(default_factory=lambda: {"Linf": "8/255", "L2": "0.5", "L1": "12"})
     coarse_labels: Tensor | None = None
     coarse_classes: tuple[str, ...] = ()
     mirror: bool = True

@@ -22,8 +22,8 @@ class Linear(nn.Module):
 def linear_case(eps, norm, n=60, n_classes=10, shape=(3, 6, 6), seed=0):
     """A linear model and images whose exact robustness is known, half of them robust, with a gap around eps.
 
-    Sample i is robust iff eps < min_j (margin_ij / ||w_y - w_j||_q), q = 1 for Linf and 2 for L2: the images keep eps away from
-    the faces of the box. Logits are linear in the distance from mid-gray, so an image scaled by t has t times the radius, and
+    Sample i is robust iff eps < min_j (margin_ij / ||w_y - w_j||_q), q = 1 for Linf, 2 for L2 and inf for L1: the images keep eps away
+    from the faces of the box. Logits are linear in the distance from mid-gray, so an image scaled by t has t times the radius, and
     each is scaled to a radius of 0.4 or 2.5 times eps.
 
     Returns:
@@ -45,7 +45,7 @@ def radii_of(weight, points, labels, norm):
     """Distance of each point to the nearest decision boundary of ``weight @ point``, for correctly classified points."""
     logits = points @ weight.T
     differences = weight[labels][:, None] - weight[None]
-    size = differences.abs().sum(2) if norm == "Linf" else differences.norm(dim=2)
+    size = {"Linf": differences.abs().sum(2), "L2": differences.norm(dim=2), "L1": differences.abs().amax(2)}[norm]
     radii = (logits.gather(1, labels[:, None]) - logits) / size
     radii = radii.scatter(1, labels[:, None], float("inf")).amin(1)
     assert (radii > 0).all()

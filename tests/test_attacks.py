@@ -12,7 +12,7 @@ from torch import nn
 from robench.attacks import ATTACKS, AttackOptions, parse_suites
 from robench.attacks.restarts import with_restarts
 from robench.evaluation.store import Chunk, chunk_seed
-from robench.evaluation.verify import judge
+from robench.evaluation.verify import in_box, judge
 from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
 from robench.types import Outcome, RobenchError, ThreatModel
@@ -41,15 +41,17 @@ def run(attack, classifier, images, labels, threat, seed=0):
         return attack.fn(classifier, images, labels, threat, seed)
 
 
-def supported(name, norm):
-    return norm == "Linf" or name != "fgsm"
+IN_L1 = ["apgd-ce", "apgd-t", "fab-t", "square200"]  # and square, which is square5000
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        *((name, norm) for name in ALL for norm in ("Linf", "L2") if (name, norm) != ("fgsm", "L2")),
+        *((name, "L1") for name in IN_L1),
+    ],
+)
 def test_no_attack_goes_below_the_closed_form_and_iterative_ones_reach_it(name, norm):
-    if not supported(name, norm):
-        pytest.skip("fgsm is defined for Linf only")
     threat = ThreatModel(norm, 0.02 if norm == "Linf" else 0.1)
     model, images, labels, robust = linear_case(threat.eps, norm)
     assert robust.float().mean() == 0.5
@@ -76,7 +78,7 @@ def test_eps_zero_gives_clean_accuracy(name, norm):
 
 
 # Wide enough that most samples break soon, which is what ends Square and FAB.
-WIDE, WIDE_L2 = ThreatModel("Linf", 0.2), ThreatModel("L2", 1.5)
+WIDE, WIDE_L2, WIDE_L1 = ThreatModel("Linf", 0.2), ThreatModel("L2", 1.5), ThreatModel("L1", 12)
 
 
 def small_network():
@@ -90,11 +92,16 @@ def small_network():
     "device",
     ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")])],
 )
-@pytest.mark.parametrize(("size", "threat"), [(1, WIDE), (3, WIDE), (8, WIDE), (3, WIDE_L2)], ids=str)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("name", "size", "threat"),
+    [
+        *((name, size, WIDE) for name in ALL for size in (1, 3, 8)),
+        *((name, 3, WIDE_L2) for name in ALL if name != "fgsm"),
+        *((name, 3, WIDE_L1) for name in IN_L1),
+    ],
+    ids=str,
+)
 def test_contract(name, size, threat, device):
-    if name == "fgsm" and threat.norm == "L2":
-        pytest.skip("fgsm is defined for Linf only")
     module = small_network().to(device)
     classifier = Classifier(copy.deepcopy(module), 10).to(device)
     images = torch.rand(size, 3, 8, 8, generator=torch.Generator().manual_seed(2)).to(device)
@@ -108,7 +115,10 @@ def test_contract(name, size, threat, device):
     attack = attack_of(name, threat)
     adv_images = run(attack, classifier, images, labels, threat, seed=3)
     assert (adv_images.shape, adv_images.dtype, adv_images.device) == (images.shape, torch.float32, images.device)
-    assert adv_images.min() >= 0 and adv_images.max() <= 1
+    assert in_box(adv_images).all()
+    assert threat.norm == "L1" or (
+        adv_images.min() >= 0 and adv_images.max() <= 1
+    )  # to the last bit, where rounding does not add up
     assert threat.contains(images, adv_images).all()
     assert torch.equal(images, given_images) and torch.equal(labels, given_labels)
     assert all(torch.equal(value, weights[key]) for key, value in classifier.state_dict().items())
@@ -199,6 +209,8 @@ def test_pgd_in_l2_is_not_slowed_by_confident_logits_or_large_batches(size):
         ("pgd0", "Linf", 10, "'pgd0' has no steps"),
         ("fgsm", "L2", 10, "'fgsm' is defined for Linf only, not for L2"),
         ("autoattack", "Linf", 3, "needs 4 classes or more, the model has 3"),
+        ("pgd20", "L1", 10, "'pgd20' is defined for Linf, L2 only, not for L1; use autoattack"),
+        ("noise", "L1", 10, "'noise' is defined for Linf, L2 only, not for L1; use autoattack"),
     ],
 )
 def test_a_suite_that_cannot_run_is_refused(text, norm, n_classes, message):
@@ -211,6 +223,16 @@ def test_options_of_pgd_without_pgd_are_refused():
         parse_suites("autoattack", LINF, 10, AttackOptions(restarts=2))
     with pytest.raises(RobenchError, match="--step-size 2 with eps 8/255"):
         parse_suites("pgd7", LINF, 10, AttackOptions(step_size=2.0))
+
+
+def test_every_attack_that_is_defined_in_l1_is_tested_in_it():
+    defined = [name for name in ALL if "L1" in attack_of(name, ThreatModel("Linf", 0.1)).norms]
+    assert sorted(defined) == sorted([*IN_L1, "square"])
+
+
+def test_screened_autoattack_in_l1_has_nothing_to_screen_with():
+    (suite,) = parse_suites("autoattack-screened", ThreatModel("L1", 12), 10)
+    assert [member.name for member in suite.members] == ["apgd-ce", "apgd-t", "fab-t", "square"]
 
 
 def test_one_attack_has_one_name():

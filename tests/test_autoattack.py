@@ -12,8 +12,9 @@ from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
 from robench.types import Outcome, RunSpec, ThreatModel
 
-# At this radius the network below keeps about half of its samples.
+# At these radii the network below keeps about half of its samples.
 THREAT = ThreatModel("Linf", 0.12)
+SPARSE = ThreatModel("L1", 6)  # on 8x8 pixels, which spares its projection most of the time
 
 
 @pytest.fixture(scope="module")
@@ -34,37 +35,52 @@ def network(digits_train):
     return Classifier(model, 10)
 
 
-def by_the_authors(classifier, images, labels, seed):
+def shrunk(network, images):
+    """The same network and digits on the 8x8 pixels that were blown up to 32x32."""
+    return Classifier(nn.Sequential(*list(network.module)[1:]), 10), images[:, :, ::4, ::4].contiguous()
+
+
+def by_the_authors(classifier, images, labels, seed, threat=THREAT):
     """Which samples survive the authors' run_standard_evaluation on one batch."""
     from pyautoattack import AutoAttack
 
-    attack = AutoAttack(classifier, norm=THREAT.norm, eps=THREAT.eps, seed=seed, version="standard", device="cpu")
+    attack = AutoAttack(classifier, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device="cpu")
     with torch.random.fork_rng(devices=[]):
         adv_images, _ = attack.run_standard_evaluation(images.clone(), labels.clone(), batch_size=len(images))
     return classifier(adv_images).argmax(1) == labels, adv_images
 
 
-def test_verdicts_equal_the_authors_sample_by_sample(network, digits_test, tmp_path):
-    n = 24
+@pytest.mark.parametrize(("threat", "n"), [(THREAT, 24), (SPARSE, 6)], ids=str)
+def test_verdicts_equal_the_authors_sample_by_sample(network, digits_test, tmp_path, threat, n):
     images, labels = digits_test.images[:n], digits_test.labels[:n]
-    suites = parse_suites("autoattack", THREAT, 10)
-    folder = RunFolder(tmp_path / "run", RunSpec("m", "d", THREAT.norm, THREAT.eps, 11, n, "cpu"))
-    evaluate_suites(network, images, labels, suites, threat=THREAT, folder=folder, show_progress=False)
+    if threat == SPARSE:
+        network, images = shrunk(network, images)
+    suites = parse_suites("autoattack", threat, 10)
+    folder = RunFolder(tmp_path / "run", RunSpec("m", "d", threat.norm, threat.eps, 11, n, "cpu"))
+    evaluate_suites(network, images, labels, suites, threat=threat, folder=folder, show_progress=False)
     ours = [outcome == Outcome.ROBUST for outcome in read_outcomes(folder, suites, n)]
-    survived, adv_images = by_the_authors(network, images.float() / 255, labels, chunk_seed(11, "autoattack", Chunk(0, n)))
+    survived, adv_images = by_the_authors(network, images.float() / 255, labels, chunk_seed(11, "autoattack", Chunk(0, n)), threat)
     assert 0.2 <= survived.float().mean() <= 0.8
     assert ours == survived.tolist()
     index, _, stored = read_results(folder.path).examples["autoattack/apgd-ce"]
     assert torch.equal(torch.from_numpy(stored), adv_images[torch.from_numpy(index)])  # the same images, bit for bit
 
 
-@pytest.mark.parametrize("stage", ["apgd-ce", "apgd-t", "fab-t"])
-def test_calls_that_are_cut_short_and_calls_that_are_not_have_the_authors_verdicts(network, digits_test, tmp_path, stage):
+@pytest.mark.parametrize(
+    ("stage", "threat", "n"),
+    [*((stage, ThreatModel("Linf", 0.18), 6) for stage in ("apgd-ce", "apgd-t", "fab-t")), ("fab-t", SPARSE, 4)],
+    ids=str,
+)
+def test_calls_that_are_cut_short_and_calls_that_are_not_have_the_authors_verdicts(
+    network, digits_test, tmp_path, stage, threat, n
+):
     """In chunks of one sample: some are decided early and some never."""
     from pyautoattack import AutoAttack
 
-    n, size, threat = 6, 1, ThreatModel("Linf", 0.18)
+    size = 1
     images, labels = digits_test.images[:n], digits_test.labels[:n]
+    if threat == SPARSE:
+        network, images = shrunk(network, images)
     suites = parse_suites(stage, threat, 10)
     folder = RunFolder(tmp_path / "run", RunSpec("m", "d", threat.norm, threat.eps, 11, size, "cpu"))
     evaluate_suites(network, images, labels, suites, threat=threat, folder=folder, show_progress=False)
@@ -119,3 +135,23 @@ def test_each_stage_alone_equals_the_authors_and_breaks_something(network, digit
         assert broken.any(), suite.name
         assert torch.equal(ours[broken], expected[correct][broken])
         assert torch.equal(broken, network(expected[correct]).argmax(1) != labels[correct])
+
+
+@pytest.mark.parametrize("stage", ["apgd-ce", "apgd-t", "fab-t"])
+def test_a_stage_in_l1_is_the_authors_standard_to_the_last_pass(network, digits_test, stage):
+    """Starts and target classes differ from those in the other norms; a sample that withstands all shows how many there are."""
+    from pyautoattack import AutoAttack
+
+    small = ThreatModel("L1", 0.5)
+    network, images = shrunk(network, digits_test.images[:2].float() / 255)
+    labels = digits_test.labels[:2]
+    theirs = AutoAttack(network, norm="L1", eps=small.eps, seed=3, version="standard", device="cpu")
+    theirs.fab.targeted = True
+    attack = {"apgd-ce": theirs.apgd, "apgd-t": theirs.apgd_targeted, "fab-t": theirs.fab}[stage]
+    with torch.random.fork_rng(devices=[]), network.counting() as expected:
+        adv_images = attack.perturb(images.clone(), labels.clone())
+    (suite,) = parse_suites(stage, small, 10)
+    with network.counting() as spent:
+        ours = suite.members[0].fn(network, images, labels, small, 3)
+    assert torch.equal(ours, adv_images) and (network(ours).argmax(1) == labels).any()
+    assert (spent.forwards, spent.backwards) == (expected.forwards, expected.backwards)

@@ -495,6 +495,29 @@ def test_a_gate_in_percent_is_a_usage_error(checkpoint, tmp_path):
     assert result.exit_code == 2 and "45.0 is not in the range 0<=x<=1" in result.stderr and not (tmp_path / "run").exists()
 
 
+def test_l1_runs_autoattack_by_default_and_other_commands_refuse_it_clearly(checkpoint, tmp_path, monkeypatch):
+    from robench.api import AttackRequest
+
+    assert (AttackRequest(norm="L1").names, AttackRequest().names) == ("autoattack", "pgd20,autoattack")
+    result = call("attack", "--ckpt", checkpoint, "--norm", "L1", *ATTACKED, "--out", tmp_path / "run")
+    assert_one_clear_message(result, "attack 'pgd2' is defined for Linf, L2 only, not for L1; use autoattack")
+    result = call("audit", "--ckpt", checkpoint, "--norm", "L1", "--out", tmp_path / "audit")
+    assert_one_clear_message(result, "--norm L1: an audit compares attacks of many kinds")
+    result = call("attack", "--ckpt", checkpoint, "--norm", "L1", "--eps", "3000", "--out", tmp_path / "run")
+    assert_one_clear_message(result, "nearly as far as black from white at 32x32")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_in_l1_is_kept_reported_and_verified(checkpoint, tmp_path):
+    run = tmp_path / "run"
+    command = ("attack", "--ckpt", checkpoint, "--norm", "L1", "--suite", "apgd-ce", "--n", 10, "--threads", 1, "--save-adv")
+    assert call(*command, "--out", run).exit_code == 0
+    assert "L1, eps 20" in (run / "report.md").read_text()
+    result = call("verify", run, "--threads", 1)
+    assert result.exit_code == 0, result.output
+    assert int(result.stdout.splitlines()[1].split()[1]) > 0  # some were broken
+
+
 def test_each_command_says_what_to_do_next_on_stderr(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = call("train", "--arch", "single", "--dataset", "digits", "--backbone", "small", "--epochs", 1, "--threads", 1)

@@ -255,6 +255,17 @@ def test_kept_images_are_small_and_come_back_inside_the_ball(tmp_path):
     assert torch.equal(again, (images + threat.eps).clamp(0, 1)) or (again - adv_images).abs().max() < 1e-7
 
 
+def test_sparse_images_on_the_surface_of_an_l1_ball_come_back_inside_it_in_16_bits():
+    generator, threat = torch.Generator().manual_seed(0), ThreatModel("L1", 4)
+    images = torch.randint(0, 256, (50, 3, 8, 8), generator=generator) / 255
+    noise = torch.rand(images.shape, generator=generator) * (torch.rand(images.shape, generator=generator) < 0.1)
+    toward_the_middle = noise * (0.5 - images).sign()
+    adv_images = images + toward_the_middle * (4 / toward_the_middle.abs().flatten(1).sum(1)).clamp(max=1).view(-1, 1, 1, 1)
+    packed = pack(images, adv_images, np.arange(50), np.full(50, "returned"), threat, lambda x: x.flatten(1).argmax(1))
+    assert threat.distance(images, adv_images).max() > 3.9999 and not len(packed.exact)
+    assert (threat.distance(images, packed.unpack()) <= 4).all()
+
+
 def test_an_image_whose_verdict_hangs_on_the_last_bits_is_kept_whole():
     images = torch.full((2, 1, 2, 2), 0.6)
     adv_images = images + torch.tensor([1e-6, 3e-2]).view(2, 1, 1, 1)

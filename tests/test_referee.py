@@ -72,6 +72,36 @@ def random_case(n=40, seed=0):
     return classifier, images, classifier(images).argmax(1), generator
 
 
+def test_a_call_of_apgd_in_l1_is_not_ended_by_what_it_saw_early():
+    """It begins in larger balls, and keeps nothing that it came across there."""
+    from test_attacks import attack_of
+
+    assert {name: attack_of(name, ThreatModel("L1", 12)).keeps for name in ("apgd-ce", "apgd-t", "fab-t", "square")} == {
+        "apgd-ce": Keeps.LATE, "apgd-t": Keeps.LATE, "fab-t": Keeps.FORWARD, "square": Keeps.ANY
+    }  # fmt: skip
+    classifier, referee, images, _ = watched(OFFSETS[:3], cut=Keeps.LATE)
+    ask(classifier, referee, images - 0.09)
+    assert referee.found.all()  # and yet it goes on
+
+
+def test_sparse_queries_are_matched_and_measured_in_l1():
+    _, images, labels, generator = random_case()
+    referee = Referee(images, labels, ThreatModel("L1", 12), classify=lambda x: x)
+    subset = torch.randperm(40, generator=generator)[:25].sort().values
+    queries = images[subset].flatten(1).clone()
+    for row in queries:  # a few pixels from end to end, as an attack in L1 leaves them
+        row[torch.randperm(192, generator=generator)[:12]] = (row.mean() < 0.5).float()
+    assert referee._match(queries.view(-1, 3, 8, 8)).tolist() == subset.tolist()
+    classifier, referee, images, _ = watched(
+        [0.02, 0.02], threat=ThreatModel("L1", 1.0)
+    )  # 48 pixels, 0.02 each: 0.96 to the boundary
+    ask(classifier, referee, images - torch.tensor([0.0207, 0.0210]).view(2, 1, 1, 1))  # 0.9936 and 1.008 away
+    assert referee.found.tolist() == [True, False]
+    image, threat = torch.full((1, 3, 32, 32), 0.5), ThreatModel("L1", 12)
+    for more, inside in ((5e-5, True), (3e-4, False)):  # the roundings of 3,072 pixels may add up to 9.2e-5
+        assert bool(threat.contains(image, image + (12 + more) / 3072)) == inside
+
+
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_queries_about_a_subset_are_matched_to_their_samples(norm):
     threat = ThreatModel(norm, 0.05)

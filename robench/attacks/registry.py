@@ -13,7 +13,7 @@ from robench import __version__
 from robench.adapters import autoattack, torchattacks
 from robench.attacks.restarts import with_restarts
 from robench.data import did_you_mean
-from robench.types import OWN, Attack, Keeps, RobenchError, Search, Suite, ThreatModel, format_eps
+from robench.types import NORMS, OWN, Attack, Keeps, RobenchError, Search, Suite, ThreatModel, format_eps
 
 if TYPE_CHECKING:
     from robench.models.loading import Subject
@@ -98,12 +98,16 @@ def _autoattack_stage(name: str, match: re.Match, context: Context) -> Attack:
         raise RobenchError(
             f"AutoAttack's targeted DLR loss needs 4 classes or more, the model has {n_classes}; use apgd-ce,fab-t,square instead"
         )
-    n_targets = min(autoattack.MOST_TARGETS, n_classes - 1)
+    norm = context.threat.norm
+    n_targets = min(autoattack.most_targets(name, norm), n_classes - 1)
+    sparse = norm == "L1" and name.startswith("apgd")  # begins in balls of three and two times eps, and keeps nothing from there
+    restarts = {"restarts": autoattack.L1_RESTARTS} if sparse and not targeted else {}
     return Attack(
-        name=name, fn=partial(autoattack.stage, name=name, n_targets=n_targets), norms=("Linf", "L2"), gradients=name != "square",
-        params={"version": "standard"} | ({"n_targets": n_targets} if targeted else {}), library=autoattack.library(),
-        source="Croce & Hein 2020, https://arxiv.org/abs/2003.01690", family="autoattack",
-        keeps=Keeps.FORWARD if name == "fab-t" else Keeps.ANY,
+        name=name, fn=partial(autoattack.stage, name=name, n_targets=n_targets), norms=NORMS, gradients=name != "square",
+        params={"version": "standard"} | ({"n_targets": n_targets} if targeted else {}) | restarts
+        | ({"radii": "3, 2 and 1 times eps"} if sparse else {}), library=autoattack.library(),
+        source=_AA if norm != "L1" else f"{_AA}; in L1 Croce & Hein 2021, https://arxiv.org/abs/2103.01208", family="autoattack",
+        keeps=Keeps.LATE if sparse else Keeps.FORWARD if name == "fab-t" else Keeps.ANY,
     )  # fmt: skip
 
 
@@ -172,7 +176,7 @@ def _noise(name: str, match: re.Match, context: Context) -> Attack:
 def _long_square(name: str, match: re.Match, context: Context) -> Attack:
     queries = int(match[1])
     return Attack(
-        name=name, fn=partial(autoattack.square, queries=queries), norms=("Linf", "L2"), gradients=False, params={"queries": queries},
+        name=name, fn=partial(autoattack.square, queries=queries), norms=NORMS, gradients=False, params={"queries": queries},
         library=autoattack.library(), source="Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049", family="square",
         keeps=Keeps.ANY,
     )  # fmt: skip
@@ -226,9 +230,11 @@ ATTACKS: dict[str, AttackEntry] = {
     },
     "noise": AttackEntry(r"noise", _noise, ("noise",), f"uniform and sign noise, the worst of {2 * NOISE_DRAWS} draws (Linf, L2)"),
     "apgd-ce": AttackEntry(
-        r"apgd-ce", _autoattack_stage, ("apgd-ce",), "AutoAttack's first stage alone: APGD on cross-entropy, 100 steps"
+        r"apgd-ce", _autoattack_stage, ("apgd-ce",), "AutoAttack's first stage alone: APGD on cross-entropy, 100 steps (all norms)"
     ),
-    "apgd-t": AttackEntry(r"apgd-t", _autoattack_stage, ("apgd-t",), "its second: APGD on targeted DLR, 9 targets of 100 steps"),
+    "apgd-t": AttackEntry(
+        r"apgd-t", _autoattack_stage, ("apgd-t",), "its second: APGD on targeted DLR, 9 targets of 100 steps, 5 in L1"
+    ),
     "fab-t": AttackEntry(r"fab-t", _autoattack_stage, ("fab-t",), "its third: targeted FAB, 9 targets of 100 steps"),
     "nearest": AttackEntry(
         r"nearest", _nearest, ("nearest",), "ours: one target class at a time, where a query came nearest to success (Linf, L2)"
@@ -354,7 +360,7 @@ def _make_attack(name: str, context: Context) -> Attack:
     if context.threat.norm not in attack.norms:
         raise RobenchError(
             f"attack {name!r} is defined for {', '.join(attack.norms)} only, not for {context.threat.norm}; "
-            "use pgd1 for a single step in another norm"
+            f"use {'autoattack' if context.threat.norm == 'L1' else 'pgd1 for a single step in another norm'}"
         )
     return attack
 

@@ -50,6 +50,11 @@ class AuditRequest:
             )
         if self.protocol not in PROTOCOLS:
             raise RobenchError(f"--claim-protocol {self.protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+        if self.norm == "L1":
+            raise RobenchError(
+                "--norm L1: an audit compares attacks of many kinds, of which only AutoAttack's are defined in L1; "
+                "`robench attack --norm L1` measures what survives them"
+            )
         if self.budget < 0:
             raise RobenchError(f"--budget {self.budget:g}: expected a multiple of AutoAttack's cost, 0 or more")
 

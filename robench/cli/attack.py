@@ -18,9 +18,9 @@ from robench.types import OwnModel
 @click.option(
     "--suite",
     help="Names of `robench list attacks` and `suites`, comma-separated; NAME@FILE crafts on another checkpoint (transfer) "
-    "[default: pgd20,autoattack].",
+    "[default: pgd20,autoattack; in L1 autoattack].",
 )
-@click.option("--norm", default="Linf", show_default=True, help="Linf or L2.")
+@click.option("--norm", default="Linf", show_default=True, help="Linf, L2 or L1 (AutoAttack and its stages alone).")
 @click.option("--eps", help="Radius in pixel units, such as 8/255 [default: the data set's own].")
 @click.option("-n", "--n", type=int, help="The first N test samples [default: all]; under torchrun write -n.")
 @click.option("--step-size", help="Of PGD, such as 2/255 [default: eps/4].")
@@ -101,6 +101,8 @@ def _next_step(
     ckpt: Path | None, model: OwnModel | None, dataset: str | None, *, norm: str, eps: str | None, head: str, **_
 ) -> str:
     """What to do with a number: an attack says what it could not break, an audit whether to believe it."""
+    if norm == "L1":
+        return "verdicts, figures and the command to repeat it lie beside the report; `robench report RUN` writes them again"
     named = ["--ckpt", str(ckpt)] if ckpt is not None else model.options if model is not None else []
     given = {
         "--dataset": dataset,

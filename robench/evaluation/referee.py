@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robench.evaluation.verify import in_box, margins
 from robench.models.classifier import Passes
-from robench.types import TOLERANCE, Keeps, ThreatModel
+from robench.types import Keeps, ThreatModel
 
 if TYPE_CHECKING:
     from robench.types import Images, Labels, Logits
@@ -98,7 +98,7 @@ class Referee:
             return
         queries, places, margin = queries[rows], places[rows], margins(logits[rows], labels[rows])
         distance = self.threat.distance(self.images[places], queries)
-        proof = (distance <= self.threat.eps + TOLERANCE) & in_box(queries) & margin.isfinite()
+        proof = (distance <= self.threat.eps + self.threat.tolerance) & in_box(queries) & margin.isfinite()
         self._decide(places[proof], distance[proof], for_gradient)
         lowest = self._margin.scatter_reduce(0, places[proof], margin[proof], "amin")
         better = proof & (margin <= lowest[places]) & ((margin < self._margin[places]) | ~self.found[places])
@@ -113,8 +113,8 @@ class Referee:
         if self.cut == Keeps.ANY:
             self._decided[places] = True
         elif self.cut == Keeps.FORWARD and not for_gradient:
-            # In L2 the last bits depend on how the norm is summed up, so that what is too near to call is left to the attack.
-            eps = self.threat.eps if self.threat.norm == "Linf" else self.threat.eps * (1 - 1e-6)
+            # In L2 and L1 the last bits depend on how the norm is summed up, so that what is too near to call is left to the attack.
+            eps = self.threat.eps * {"Linf": 1, "L2": 1 - 1e-6, "L1": 1 - 1e-5}[self.threat.norm]
             self._decided[places[distance <= eps]] = True
 
     def _match(self, queries: Images) -> Tensor:
@@ -131,10 +131,12 @@ class Referee:
         return self._places
 
     def _near(self, probed: Tensor, places: Tensor) -> Tensor:
-        return (probed - self._probed[places.clamp(min=0)]).abs().amax(1) <= self.threat.eps + TOLERANCE
+        apart = (probed - self._probed[places.clamp(min=0)]).abs()
+        return (apart.sum(1) if self.threat.norm == "L1" else apart.amax(1)) <= self.threat.eps + self.threat.tolerance
 
     def _search(self, probed: Tensor) -> Tensor:
-        places = torch.cdist(probed, self._probed, p=float("inf")).argmin(1)
+        # A sparse perturbation may turn one pixel from black to white.
+        places = torch.cdist(probed, self._probed, p=1.0 if self.threat.norm == "L1" else float("inf")).argmin(1)
         return torch.where(self._near(probed, places), places, -1)
 
     def _confirm(self) -> None:

@@ -14,7 +14,7 @@ from robench.data.augment import to_unit
 from robench.digest import digest_tensors
 from robench.evaluation.adv_images import read_packed
 from robench.evaluation.store import keeps_images, read_chunk, read_run, split
-from robench.types import Attack, Dataset, RobenchError, Suite
+from robench.types import NORMS, Attack, Dataset, RobenchError, Suite
 
 # torchattacks' save, RobustBench's and AutoAttack's scripts, and names that people give.
 IMAGE_KEYS = ("adv_inputs", "adv_complete", "x_adv", "adv_images", "adv", "images")
@@ -44,7 +44,7 @@ def stored_suite(where: str, dataset: Dataset, n: int) -> Suite:
     if images.shape[1:] != dataset.images.shape[1:]:
         raise RobenchError(f"--adv {where}: images of shape {tuple(images.shape[1:])}, {dataset.name} has {dataset.image_shape}")
     attack_of = Attack(
-        name=name, fn=_never, norms=("Linf", "L2"), gradients=False, params=params, library="stored images", source=Path(where).name,
+        name=name, fn=_never, norms=NORMS, gradients=False, params=params, library="stored images", source=Path(where).name,
         family="stored", stored=images,
     )  # fmt: skip
     return Suite(name, (attack_of,), cascade=False)
