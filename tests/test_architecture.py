@@ -20,7 +20,7 @@ LAYERS = [  # a module may import from its own layer and from those below it
     {"report"},
     {"runs"},
     {"api"},
-    {"reproduce", "audit", "doctor"},
+    {"reproduce", "audit", "doctor", "sweep"},
     {"cli", "__main__", "__init__"},
 ]
 FLOOR = {name: level for level, names in enumerate(LAYERS) for name in names}

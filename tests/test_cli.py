@@ -626,6 +626,6 @@ def test_the_help_says_how_commands_are_completed_and_the_shells_get_a_script():
     command = [sys.executable, "-c", "from robench.cli import main; main(prog_name='robench')"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"_ROBENCH_COMPLETE": "zsh_source"})
     assert "compdef" in done.stdout
-    asked = {"_ROBENCH_COMPLETE": "bash_complete", "COMP_WORDS": "robench tr", "COMP_CWORD": "1"}
+    asked = {"_ROBENCH_COMPLETE": "bash_complete", "COMP_WORDS": "robench sw", "COMP_CWORD": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | asked)
-    assert done.stdout.strip() == "plain,train"
+    assert done.stdout.strip() == "plain,sweep"

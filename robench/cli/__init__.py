@@ -1,6 +1,14 @@
 """The command line: parse, one library call, print. Libraries are imported inside the commands, so that --help is instant."""
 
-from robench.cli import attack, audit, doctor, reports, reproduce, train  # each adds its commands to the group
+from robench.cli import (  # each adds its commands to the group
+    attack,
+    audit,
+    doctor,
+    reports,
+    reproduce,
+    sweep,
+    train,
+)
 from robench.cli.group import INTERRUPTED, main
 
-__all__ = ["INTERRUPTED", "attack", "audit", "doctor", "main", "reports", "reproduce", "train"]
+__all__ = ["INTERRUPTED", "attack", "audit", "doctor", "main", "reports", "reproduce", "sweep", "train"]

@@ -140,6 +140,11 @@ def replay_table(replays: list[Replay]) -> str:
         ]
         for each in replays
     ]
+    return aligned(header, rows)
+
+
+def aligned(header: list[str], rows: list[list[str]]) -> str:
+    """A table for a terminal, first column left, the others right."""
     widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
     lines = [
         "  ".join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True)))

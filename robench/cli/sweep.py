@@ -1,0 +1,53 @@
+"""``robench sweep``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from robench.cli.group import hint, main, shared
+from robench.cli.own import own_model
+
+
+@main.command()
+@click.option("--ckpt", type=click.Path(path_type=Path), help="A checkpoint of `robench train`.")
+@own_model
+@click.option(
+    "--eps", help="Radii, such as 0,1/255,2/255,4/255,8/255,16/255 [default: 0, 1/8, 1/4, 1/2, 1 and 2 times the data set's]."
+)
+@click.option("--steps", help="Numbers of PGD steps at the data set's own radius [default: 1,2,5,10,20,50,100].")
+@click.option("--suite", help="Attacks of the curve against eps, as for `robench attack` [default: pgd20; in L1 apgd-ce].")
+@click.option("--norm", default="Linf", show_default=True, help="Linf, L2 or L1 (AutoAttack and its stages alone, no steps).")
+@click.option("-n", "--n", type=int, help="The first N test samples [default: all].")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the attacks.")
+@click.option("--batch-size", "chunk", default="auto", show_default=True, help="Samples a chunk; auto: 250.")
+@click.option("--head", default="main", show_default=True, help="The head that is judged.")
+@click.option("--save-adv", is_flag=True, help="Keep the adversarial images of every radius.")
+@click.option("--dataset", help="One of `robench list datasets`, a folder, or a .npz file [default: the checkpoint's own].")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder [default: reports/sweep-CHECKPOINT].")
+@click.option("--ray", is_flag=False, flag_value="local", help="Hand chunks to Ray, as for `robench attack`.")
+@shared
+def sweep(ckpt, model, eps, steps, dataset, data_dir, device, threads, out, ray, chunk, **asked) -> None:
+    """Draw robust accuracy against eps and against the steps of PGD.
+
+    With --eps alone only the first curve, with --steps alone only the second. Every radius is a run folder of its own below the
+    sweep's, with a verdict per sample; the same command continues after a kill. Writes curve.md, curve.csv and curve.png.
+    """
+    from robench.api import AttackRequest, parse_chunk
+    from robench.sweep import SweepRequest
+    from robench.sweep import sweep as run_sweep
+
+    request = SweepRequest(AttackRequest(**asked, chunk=parse_chunk(chunk)), eps, steps)
+    found = run_sweep(
+        request, out=out, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, ray=ray
+    )
+    if found is None:
+        hint("this process's share is finished; whoever finishes last writes the curves")
+        return
+    click.echo(found.table)
+    for line in found.failures:
+        click.echo(f"robench: attack failed: {line}", err=True)
+    click.echo(found.path)
+    if found.failures:
+        click.get_current_context().exit(1)
