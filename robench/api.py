@@ -30,6 +30,7 @@ from robench.evaluation.results import failures
 from robench.evaluation.store import read_run
 from robench.evaluation.stored import stored_suite
 from robench.evaluation.verify import check_images
+from robench.interchange.bundle import opened, refuse_other_table
 from robench.models.loading import Subject, classifier_of_checkpoint, classifier_of_model, classifier_of_module, of_head
 from robench.models.multihead import MAIN
 from robench.models.output import describe
@@ -303,7 +304,7 @@ def verify(
     """Replays a run's stored adversarial images against the model.
 
     Args:
-        run: a folder of ``robench attack --save-adv``.
+        run: a folder of ``robench attack --save-adv``, or a file of ``robench bundle``, whose every part is compared with its digest.
         ckpt, model: the model, where it no longer lies where the run found it; a model without ``where`` is the run's own, as
             ``OwnModel.trust`` allows.
         dataset, data_dir: the data, likewise.
@@ -313,9 +314,20 @@ def verify(
         What still holds of every attack, and how the model differs from the one that was attacked, or "".
 
     Raises:
-        RobenchError: the run, the model or the data are not there or do not fit.
+        RobenchError: the run, the model or the data are not there or do not fit; a bundle is not as it was made; or the run's table
+            does not follow from its verdicts.
     """
-    described = read_run(run)
+    with opened(run) as folder:
+        refuse_other_table(folder)
+        return _replay(folder, run, ckpt, model, dataset, data_dir, device, threads)
+
+
+def _replay(
+    folder: Path, run: Path, ckpt: Path | None, model: str | OwnModel | None, dataset: str | None, data_dir: Path | None, device: str,
+    threads: int | None,
+) -> tuple[list[Replay], str]:  # fmt: skip
+    """As ``verify``, of the folder that ``run`` is or was unpacked into."""
+    described = read_run(folder)
     origin, head = described["model"]["origin"], described["model"]["origin"].get("head", MAIN)
     if ckpt is None and (model is None or (isinstance(model, OwnModel) and not model.where)):
         ckpt, model = _named_by(run, origin, model)
@@ -324,7 +336,7 @@ def verify(
     with use_device(device, threads) as chosen:
         subject = subject_of(ckpt, model, data, chosen, head)
         subject.classifier.draws = described["model"].get("votes", 1)
-        replays = replay_run(run, subject.classifier, data)
+        replays = replay_run(folder, subject.classifier, data)
     attacked = described["spec"]["model"]
     changed = "" if subject.digest == attacked else f"its digest is {subject.digest[:12]}, the run attacked {attacked[:12]}"
     return replays, changed

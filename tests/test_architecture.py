@@ -18,7 +18,7 @@ LAYERS = [  # a module may import from its own layer and from those below it
     {"training", "attacks"},
     {"evaluation"},
     {"report"},
-    {"runs"},
+    {"runs", "interchange"},
     {"api"},
     {"reproduce", "audit", "doctor", "sweep"},
     {"cli", "__main__", "__init__"},

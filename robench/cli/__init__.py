@@ -4,6 +4,7 @@ from robench.cli import (  # each adds its commands to the group
     attack,
     audit,
     doctor,
+    interchange,
     reports,
     reproduce,
     sweep,
@@ -11,4 +12,4 @@ from robench.cli import (  # each adds its commands to the group
 )
 from robench.cli.group import INTERRUPTED, main
 
-__all__ = ["INTERRUPTED", "attack", "audit", "doctor", "main", "reports", "reproduce", "sweep", "train"]
+__all__ = ["INTERRUPTED", "attack", "audit", "doctor", "interchange", "main", "reports", "reproduce", "sweep", "train"]

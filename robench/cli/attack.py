@@ -129,7 +129,7 @@ def _warn_of_clash() -> None:
 @click.option("--dataset", help="One of `robench list datasets`, a folder, or a .npz file [default: the run's].")
 @shared
 def verify(run, **where) -> None:
-    """Replay a run's stored adversarial images against the model, without any attack.
+    """Replay the stored adversarial images of a run, or of a bundle of one, against the model, without any attack.
 
     Says what still holds in float32, in float64, one image at a time, and after rounding to 8 bits. Exits with 1 where the weights
     or the images are not those of the run, or a claim does not hold in float32.
