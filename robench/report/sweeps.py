@@ -18,7 +18,7 @@ from robench.report.tables import UNION, percent, robust_share, title
 from robench.types import format_eps
 
 EPS, STEPS = "eps", "steps"
-COLORS = ("#2f6db3", "#d9822b", "#3d8f5f", "#8a5fb0", "#22272e")
+COLORS, INK = ("#2f6db3", "#d9822b", "#3d8f5f", "#8a5fb0"), "#22272e"
 NOTES = (
     "*As measured* is what an attack returned at that radius or number of steps, each measured by itself; it can rise where an attack "
     "is weak. *Envelope* counts a sample as robust only if no image broke it that an attack came across there or at anything smaller: "
@@ -144,15 +144,19 @@ def value_text(curve: pd.DataFrame, value: float) -> str:
 
 
 def draw_curves(curves: list[pd.DataFrame], described: dict) -> Figure:
-    """Every curve in a panel of its own: points as measured with 95 % intervals, a stepped line for the envelope."""
+    """Every curve in a panel of its own: points as measured with 95 % intervals, a line for the envelope."""
     figure = Figure(figsize=(5.6 * len(curves), 3.9), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, curve in zip(panels, curves, strict=True):
         for color, (name, points) in zip(cycle(COLORS), curve.groupby("attack", sort=False), strict=False):
             high = 100 * points["robust_high"]  # an upper bound: samples that an attack failed on may be robust
             spread = [(high - 100 * points["ci_low"]).clip(lower=0), (100 * points["ci_high"] - high).clip(lower=0)]
-            axes.errorbar(points["value"], high, yerr=spread, fmt="o", markersize=5, color=color, elinewidth=1.2, capsize=3)
-            axes.plot(points["value"], 100 * points["envelope_robust_high"], color=color, linewidth=1.6, label=title(str(name)))
+            style = {"color": color, "fmt": "o", "markersize": 5}
+            if name == UNION:  # dashed and hollow, so that an attack that is all of it shows through
+                style = {"color": INK, "fmt": "s", "markersize": 8, "markerfacecolor": "none"}
+            axes.errorbar(points["value"], high, yerr=spread, elinewidth=1.2, capsize=3, **style)
+            line = {"color": style["color"], "linestyle": "--" if name == UNION else "-", "linewidth": 1.6}
+            axes.plot(points["value"], 100 * points["envelope_robust_high"], label=title(str(name)), **line)
         values = sorted(set(curve["value"]))
         if curve["axis"].iloc[0] == STEPS:
             axes.set_xscale("log")
