@@ -31,8 +31,8 @@ def draw_protocols(there: list[Measured]) -> Figure:
         where = np.arange(len(there)) + 0.26 * (place - 1)
         spread = np.clip([[share - low, high - share] for share, (low, high) in zip(shares, bounds, strict=True)], 0, None).T
         axes.barh(where, shares, height=0.24, color=color, label=name, xerr=spread, error_kw={"elinewidth": 1, "ecolor": "#9aa4b0"})
-        for height, share in zip(where, shares, strict=True):
-            axes.text(share + 1.5, height, f"{share:.1f}", va="center", fontsize=8)
+        for height, share, (_, high) in zip(where, shares, bounds, strict=True):
+            axes.text(max(share, high) + 1, height, f"{share:.2f}", va="center", fontsize=8)
     natural = [100 * found.accuracy("clean") for found in there]
     axes.plot(natural, range(len(there)), "|", color="#9aa4b0", markersize=26, label="natural accuracy")
     axes.set_yticks(range(len(there)), [found.model.title for found in there])
