@@ -62,7 +62,8 @@ def test_verdicts_equal_the_authors_sample_by_sample(network, digits_test, tmp_p
     survived, adv_images = by_the_authors(network, images.float() / 255, labels, chunk_seed(11, "autoattack", Chunk(0, n)), threat)
     assert 0.2 <= survived.float().mean() <= 0.8
     assert ours == survived.tolist()
-    index, _, stored = read_results(folder.path).examples["autoattack/apgd-ce"]
+    shown = read_results(folder.path).examples["autoattack/apgd-ce"]
+    index, stored = shown.index, shown.adv
     assert torch.equal(torch.from_numpy(stored), adv_images[torch.from_numpy(index)])  # the same images, bit for bit
 
 
