@@ -122,23 +122,10 @@ def _commands(results: Results) -> str:
 def replay_table(replays: list[Replay]) -> str:
     """What ``robench verify`` found, one line an attack."""
     header = ["attack", "broken", "float32", "float64", "one by one", "8 bits", "tampered chunks", "missing"]
+    columns = ("claimed", "float32", "float64", "single", "rounded", "tampered", "missing")
+    counts = [[getattr(each, name) for name in columns] for each in replays]
     rows = [
-        [
-            each.attack,
-            *map(
-                str,
-                (
-                    each.claimed,
-                    each.float32,
-                    "-" if each.float64 is None else each.float64,
-                    each.single,
-                    each.rounded,
-                    each.tampered,
-                    each.missing,
-                ),
-            ),
-        ]
-        for each in replays
+        [each.attack, *("-" if count is None else str(count) for count in own)] for each, own in zip(replays, counts, strict=True)
     ]
     return aligned(header, rows)
 
