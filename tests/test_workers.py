@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -236,6 +238,17 @@ def test_a_model_of_somebodys_own_file_goes_to_rays_workers(tmp_path):
     assert_equal(tmp_path / "alone", tmp_path / "ray")
     kept = [sorted(path.name for path in (tmp_path / name / "adv").rglob("*.npz")) for name in ("alone", "ray")]
     assert kept[0] == kept[1] != []
+
+
+def test_a_killed_cluster_of_this_machine_is_not_mistaken_for_one_that_runs():
+    pytest.importorskip("ray", reason="needs Ray: pip install 'robench[ray]'")
+    with tempfile.TemporaryDirectory(prefix="ray") as scratch:  # a socket's path must be short
+        Path(scratch, "ray").mkdir()
+        Path(scratch, "ray", "ray_current_cluster").write_text("127.0.0.1:1")  # what a killed one leaves behind
+        code = "from robench.evaluation.cluster import connect\nwith connect('local', 'cpu', 1) as cluster: print(cluster.slots)"
+        environment = {**os.environ, "RAY_TMPDIR": scratch}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+        assert done.returncode == 0 and int(done.stdout.split()[-1]) >= 1, done.stderr[-1000:]
 
 
 def changes_weights(model, images, labels, threat, seed):

@@ -66,7 +66,7 @@ def connect(address: str, device: str = "auto", threads: int | None = None) -> I
     try:
         _knock(address)
         if address == LOCAL:
-            ray.init(num_cpus=max(usable_cores(), threads), _node_ip_address="127.0.0.1", **quiet)
+            ray.init("local", num_cpus=max(usable_cores(), threads), _node_ip_address="127.0.0.1", **quiet)
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
