@@ -86,7 +86,7 @@ class AttackRequest:
         restarts: of PGD.
         seed: of the attacks.
         chunk: samples a chunk.
-        attack_heads: the head that images are crafted on, or "joint" for all; the verdict is ``head``'s.
+        attack_heads: the head that images are crafted on, or "joint" for all; None for ``head``, whose the verdict is.
         head: the task that is judged.
         save_adv: keep the adversarial images.
         adv: stored images to evaluate too, see ``stored_suite``.
@@ -105,7 +105,7 @@ class AttackRequest:
     restarts: int = 1
     seed: int = 0
     chunk: int = DEFAULT_CHUNK
-    attack_heads: str = MAIN
+    attack_heads: str | None = None
     head: str = MAIN
     save_adv: bool = False
     adv: tuple[str, ...] = ()
@@ -287,13 +287,14 @@ def _suites(
         data: with those of the judged head.
     """
     n_classes, crafted = len(data.classes), []
+    heads = None if request.attack_heads == request.head else request.attack_heads
     if request.names is not None:
-        if request.attack_heads != request.head:
-            target = make_heads_target(request.attack_heads, subject, whole)
+        if heads is not None:
+            target = make_heads_target(heads, subject, whole)
             n_classes = target.n_classes(min(request.chunk, n % request.chunk or request.chunk, n))
         crafted = parse_suites(request.names, threat, n_classes, request.options(request.precision), sources)
-        if request.attack_heads != request.head:
-            crafted = on_heads(crafted, request.attack_heads, target)
+        if heads is not None:
+            crafted = on_heads(crafted, heads, target)
     return crafted + [stored_suite(where, data, n) for where in request.adv]
 
 

@@ -124,7 +124,7 @@ def test_attacks_on_other_heads_are_judged_on_the_main_one(checkpoints, tmp_path
 
 
 def test_another_head_is_judged_when_asked(checkpoints, digits_test, tmp_path):
-    folder = attacked(checkpoints["supervised"], tmp_path / "run", "pgd7", head="coarse", attack_heads="coarse")
+    folder = attacked(checkpoints["supervised"], tmp_path / "run", "pgd7", head="coarse")
     subject = classifier_of_checkpoint(checkpoints["supervised"], digits_test, "cpu")
     predicted = subject.model(digits_test.images[:30] / 255)["coarse"].argmax(1)
     expected = (predicted == digits_test.coarse_labels[:30]).float().mean()
@@ -447,3 +447,12 @@ def test_images_asked_for_later_are_crafted_on_chunks_that_are_all_misclassified
     for save in (False, True):
         run(tmp_path, [column("darken", darken)], offsets=[0.2, 0.04, -0.2, -0.3], spec=replace(SPEC, chunk=2), save=save)
     assert read_packed(next((tmp_path / "adv").rglob("0000002-0000004.npz"))).index.tolist() == [2, 3]
+
+
+def test_python_crafts_on_the_judged_head_where_no_other_is_named(checkpoints, tmp_path):
+    unnamed, named = (
+        attacked(checkpoints["supervised"], tmp_path / str(k), "pgd7", head="coarse", **more)
+        for k, more in enumerate([{}, {"attack_heads": "coarse"}])
+    )
+    assert list(table(unnamed).index) == ["clean", "pgd7", "union"]  # and not pgd7(heads=main)
+    assert table(unnamed)["broken"].equals(table(named)["broken"])

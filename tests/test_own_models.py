@@ -649,3 +649,13 @@ def test_a_program_that_names_float32_inside_is_verified_without_the_column_of_f
     assert result.exit_code == 0, result.output
     header, row = (line.split("  ") for line in result.stdout.splitlines()[:2])
     assert [cell.strip() for cell in row if cell.strip()][3] == "-" and "float64" in [cell.strip() for cell in header]
+
+
+def test_a_sweep_takes_a_foreign_model_with_a_head(here, digits):
+    arguments, plain = returns_a_tuple(here)
+    np.savez(
+        here / "own.npz", images=digits.numpy(), labels=plain(digits.float() / 255).argmax(1).numpy(), classes=list("0123456789")
+    )
+    asked = ("--dataset", "own.npz", "--suite", "fgsm", "--eps", "0,8/255", "--out", "sweep", "--threads", 1)
+    result = call("sweep", *arguments, *asked)
+    assert result.exit_code == 0, result.output

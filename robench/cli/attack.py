@@ -73,7 +73,7 @@ from robench.types import OwnModel
     help="For a CI pipeline: exit with 3 where the upper 95 % bound of what survives every attack lies below this fraction.",
 )
 @shared
-def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, attack_heads, fail_under, **asked) -> None:
+def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, fail_under, **asked) -> None:
     """Attack a checkpoint, or anybody's model; the same command continues after a kill.
 
     \b
@@ -87,7 +87,7 @@ def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, att
     from robench.api import attack as run_attack
 
     _warn_of_clash()
-    request = AttackRequest(**asked, chunk=parse_chunk(chunk), attack_heads=attack_heads or asked["head"])
+    request = AttackRequest(**asked, chunk=parse_chunk(chunk))
     run = run_attack(
         request, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, out=out, ray=ray
     )

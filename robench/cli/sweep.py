@@ -22,7 +22,9 @@ from robench.cli.own import own_model
 @click.option("-n", "--n", type=int, help="The first N test samples [default: all].")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the attacks.")
 @click.option("--batch-size", "chunk", default="auto", show_default=True, help="Samples a chunk; auto: 250.")
-@click.option("--head", default="main", show_default=True, help="The head that is judged.")
+@click.option(
+    "--head", default="main", show_default=True, help="The head that is judged, or the output of --model with the logits."
+)
 @click.option("--save-adv", is_flag=True, help="Keep the adversarial images of every radius.")
 @click.option("--dataset", help="One of `robench list datasets`, a folder, or a .npz file [default: the checkpoint's own].")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder [default: reports/sweep-CHECKPOINT].")
