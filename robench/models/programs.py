@@ -91,7 +91,8 @@ def _torchscript(path: Path) -> nn.Module:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is deprecated is not the attacker's to mend
-        return Program(torch.jit.load(str(path), map_location="cpu").eval())
+        # Frozen before it is copied: a copy of a parameter with a gradient is no leaf any more (torch 2.14).
+        return Program(torch.jit.load(str(path), map_location="cpu").eval().requires_grad_(False))
 
 
 def _exported(path: Path, dataset: Dataset) -> nn.Module:
