@@ -25,6 +25,10 @@ class Program(nn.Module):
         self.program, self.batch = program, batch
         for module in program.modules():  # exported ones say that they train, whatever their graph does, and refuse eval()
             module.training = False
+        for (
+            parameter
+        ) in program.parameters():  # a copy of a script's trainable one is no leaf, and cannot be frozen any more (torch 2.14)
+            parameter.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.batch is None or len(images) == self.batch:
@@ -91,8 +95,7 @@ def _torchscript(path: Path) -> nn.Module:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is deprecated is not the attacker's to mend
-        # Frozen before it is copied: a copy of a parameter with a gradient is no leaf any more (torch 2.14).
-        return Program(torch.jit.load(str(path), map_location="cpu").eval().requires_grad_(False))
+        return Program(torch.jit.load(str(path), map_location="cpu").eval())
 
 
 def _exported(path: Path, dataset: Dataset) -> nn.Module:
