@@ -629,3 +629,14 @@ def test_the_help_says_how_commands_are_completed_and_the_shells_get_a_script():
     asked = {"_ROBENCH_COMPLETE": "bash_complete", "COMP_WORDS": "robench sw", "COMP_CWORD": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | asked)
     assert done.stdout.strip() == "plain,sweep"
+
+
+def test_a_run_that_is_extended_says_which_columns_wait_for_their_missing_chunks(tmp_path, checkpoint):
+    arguments = ["attack", "--ckpt", str(checkpoint), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    invoke = CliRunner().invoke
+    assert invoke(main, [*arguments, "--suite", "fgsm,pgd2", "-n", "10"]).exit_code == 0
+    shorter = invoke(main, [*arguments, "--suite", "fgsm", "-n", "20"])
+    assert shorter.exit_code == 0
+    assert "chunks of it are missing: pgd2; name it in --suite again" in shorter.stderr
+    again = invoke(main, [*arguments, "--suite", "pgd2", "-n", "20"])
+    assert "chunks of it are missing" not in again.stderr

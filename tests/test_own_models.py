@@ -190,6 +190,12 @@ def torchscript_with_trainable_weights(folder):
     return ["--model", "m.pt", "--trust"], model
 
 
+def frozen_torchscript(folder):
+    model = eval_of(nets.tiny()).requires_grad_(True)
+    torch.jit.freeze(torch.jit.trace(model, torch.rand(1, 3, 32, 32))).save(str(folder / "m.pt"))
+    return ["--model", "m.pt", "--trust"], model
+
+
 def exported(folder):
     model = eval_of(nets.tiny())
     shapes = ({0: torch.export.Dim("n")},)
@@ -243,7 +249,7 @@ def from_the_zoo(folder):
 
 KINDS = [
     a_file, a_file_with_weights, a_package, torchvision_safetensors, torchvision_wrapped_pickle, torchvision_with_its_own_normalisation,
-    safetensors_with_its_own_normalisation, of_timm, torchscript, torchscript_with_trainable_weights, exported, exported_for_three_images_at_a_time, returns_a_tuple,
+    safetensors_with_its_own_normalisation, of_timm, torchscript, torchscript_with_trainable_weights, frozen_torchscript, exported, exported_for_three_images_at_a_time, returns_a_tuple,
     returns_a_dictionary, returns_an_object, local_hub_folder, from_the_hub, from_the_zoo,
 ]  # fmt: skip
 

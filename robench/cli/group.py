@@ -78,6 +78,8 @@ def print_run(run: Path, least: float | None = None, next_step: str = "") -> Non
     summary = summarise(results)
     click.echo(terminal_table(summary))
     failed = failures(results)
+    if results.unfinished:
+        hint(f"not shown, since chunks of it are missing: {', '.join(results.unfinished)}; name it in --suite again to complete it")
     for line in failed:
         hint(f"attack failed: {line}")
     short = shortfall(summary, least) if least is not None and not failed else ""

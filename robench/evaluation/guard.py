@@ -22,12 +22,15 @@ class Guard:
     @torch.no_grad()
     def mend(self) -> str:
         """What was changed since the guard was made, put back to what it was; "" if nothing was."""
-        training = [name for name, module in self.classifier.named_modules() if module.training]
+        training = [
+            name for name, module in self.classifier.named_modules() if getattr(module, "training", False)
+        ]  # a frozen script has no mode
         changed = [name for name, tensor in _tensors(self.classifier).items() if not _same(tensor, self._weights[name])]
         for name in changed:
             _tensors(self.classifier)[name].copy_(self._weights[name])
         for module in self.classifier.modules():
-            module.training = False
+            if getattr(module, "training", False):
+                module.training = False
         self.classifier.requires_grad_(False)
         said = [f"changed the model's weights ({_some(changed)})"] if changed else []
         said += [f"switched layers to train mode ({_some(training)})"] if training else []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from robench.evaluation.results import Results
+from robench.evaluation.store import LEFT_OUT
 from robench.report.anytime import outlook_lines
 from robench.report.facts import READING, attack_facts, commands, notes, provenance
 from robench.report.tables import UNION, accuracy_text, percent, title
@@ -104,7 +105,13 @@ def _detail_table(summary: pd.DataFrame) -> str:
         "attack", "robust accuracy %", "95 % interval", "broken", "by best query", "success rate %", "forwards", "backwards",
         "seconds", "ms per sample",
     ]  # fmt: skip
-    modes = [f"`{row['attack']}` is a {row['mode']}, whose passes pay for it." for _, row in summary.iterrows() if row["mode"]]
+    modes = [
+        f"`{row['attack']}` was {row['mode']}."
+        if row["mode"].startswith(LEFT_OUT)
+        else f"`{row['attack']}` is a {row['mode']}, whose passes pay for it."
+        for _, row in summary.iterrows()
+        if row["mode"]
+    ]
     return table(header, rows) + ("\n\n" + " ".join(modes) if modes else "")
 
 
