@@ -205,6 +205,8 @@ def attack(
     here = Processes.here()
     if ray is not None and here.world_size > 1:
         raise RobenchError("--ray under torchrun: both hand out chunks; use one of them")
+    if request.precision == "auto" and (ray is not None or here.world_size > 1):
+        raise RobenchError("--precision auto: several processes may not agree; name fp32 or bf16")
     own = OwnModel(model) if isinstance(model, str) else model
     if ray is not None and own is not None and source_of(own.where) is SOURCES["FILE.pt"]:
         raise RobenchError(

@@ -14,7 +14,7 @@ from robench.attacks.nearest import Known, nearest
 from robench.evaluation.results import read_results
 from robench.models.backbones import BACKBONES, SmallMapConv2d
 from robench.models.classifier import Classifier
-from robench.models.rewrite import UnshuffledConv2d, fold, searcher
+from robench.models.rewrite import UnshuffledConv2d, fold, quicker_precision, searcher
 from robench.models.seeded import seeded
 from robench.report.anytime import cost_curve, outlook, outlook_lines
 from robench.types import AUTOATTACK_UNITS, OWN, Outcome, RobenchError, Search, ThreatModel
@@ -316,3 +316,90 @@ def test_folded_autoattack_says_of_a_trained_model_what_its_own_passes_say(tmp_p
     assert set(runs["folded"].columns) == {"apgd-ce(folded)", "fast"}
     assert tables[0]["apgd-ce"] == tables[1]["apgd-ce(folded)"]
     assert tables[0]["fast"] == tables[1]["fast"]
+
+
+class Twice(nn.Module):
+    """A linear model that says its first class twice: their logits always tie, and argmax takes the first."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        logits = self.model(images)
+        return torch.cat([logits[:, :1], logits[:, :1], logits[:, 1:]], 1)
+
+
+def test_a_tie_that_argmax_decides_rightly_is_not_given_up():
+    model, images, labels, robust = linear_case(0.02, "Linf")
+    first = labels == 0
+    survived, _ = run_nearest(Classifier(Twice(model), 11), images[first], labels[first], ThreatModel("Linf", 0.02), budget=0.01)
+    assert torch.equal(survived, robust[first])
+
+
+class NotANumberAtFirst(nn.Module):
+    """Its first answers are no numbers, as of a model that overflows here and there."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.calls = model, 0
+
+    def forward(self, images):
+        self.calls += 1
+        return self.model(images) * (float("nan") if self.calls <= 2 else 1.0)
+
+
+def test_a_query_without_a_number_ends_nothing():
+    model, images, labels, robust = linear_case(0.02, "Linf")
+    survived, _ = run_nearest(Classifier(NotANumberAtFirst(model), 10), images, labels, ThreatModel("Linf", 0.02), budget=0.01)
+    assert torch.equal(survived, robust)
+
+
+def test_what_is_asked_of_the_own_passes_goes_through_in_parts_too():
+    sizes = []
+    model, images, _labels, _ = linear_case(0.02, "Linf")
+    model.register_forward_hook(lambda layer, inputs, output: sizes.append(len(output)))
+    classifier = Classifier(model, 10)
+    twin = searcher(classifier, Search(precision="bf16"), images)
+    twin.largest_pass = 7
+    sizes.clear()
+    twin.certain(images)
+    assert max(sizes) <= 7 and sum(sizes) == len(images)
+    assert classifier.largest_pass is None  # it is the twin that has too little memory
+
+
+def test_reparametrised_and_hooked_layers_are_left_as_they_are():
+    hooked = nn.Conv2d(3, 8, 3)
+    hooked.register_forward_pre_hook(lambda layer, inputs: (inputs[0] * 2,))
+    for conv in (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), hooked):
+        module = lively(nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+        classifier, images = Classifier(module, 8), torch.rand(4, 3, 8, 8)
+        twin = searcher(classifier, FOLDED, images)
+        assert torch.allclose(twin(images), classifier(images), atol=1e-6)
+        assert any(isinstance(layer, nn.BatchNorm2d) for layer in twin.module.modules())
+
+
+def test_timing_precisions_leaves_no_twin_behind():
+    classifier, images = classifier_of("small"), torch.rand(4, 3, 32, 32)
+    assert quicker_precision(classifier, images) in ("fp32", "bf16")
+    assert not classifier.twins  # they would travel to every worker
+
+
+def test_processes_that_may_not_agree_on_a_precision_are_told_to_name_it(tmp_path, few, monkeypatch):
+    from robench.api import AttackRequest, attack
+    from robench.training import TrainSpec, train
+
+    path = train(
+        TrainSpec.of("single", few, backbone="small", batch_size=64, epochs=1),
+        few,
+        few,
+        out=tmp_path / "m.safetensors",
+        show_progress=False,
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    request = AttackRequest("fgsm", n=8, precision="auto")
+    with pytest.raises(RobenchError, match="--precision auto: several processes may not agree; name fp32 or bf16"):
+        attack(request, ckpt=path, dataset="digits", out=tmp_path / "run", device="cpu", show_progress=False)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from robench.attacks.descent import direction, project, random_start
+from robench.attacks.descent import cross_entropy, direction, project, random_start
 from robench.models.classifier import Classifier
 from robench.types import AUTOATTACK_UNITS, RobenchError, ThreatModel
 
@@ -21,11 +20,6 @@ if TYPE_CHECKING:
 STEP_UNITS = 3
 
 Loss = Callable[["Logits", "Labels", Tensor], Tensor]  # of logits, labels and target classes; (N,), to be raised
-
-
-def cross_entropy(logits: Logits, labels: Labels, targets: Tensor) -> Tensor:
-    """-log softmax of the true class."""
-    return F.cross_entropy(logits, labels, reduction="none")
 
 
 def probability_margin(logits: Logits, labels: Labels, targets: Tensor) -> Tensor:
@@ -65,9 +59,13 @@ class Known:
         return (self.near.amin(1) > 0).nonzero().flatten()
 
     def note(self, rows: Tensor, queries: Images, logits: Logits) -> None:
-        """Looks at a query of each of the samples ``rows``."""
-        gaps = logits.gather(1, self.labels[rows, None]) - logits
-        gaps = gaps.scatter(1, self.labels[rows, None], float("inf"))
+        """Looks at a query of each of the samples ``rows``; one that is no number says nothing."""
+        labels = self.labels[rows, None]
+        gaps = logits.gather(1, labels) - logits
+        # A tie that argmax decides for the true class has not broken it; it is as near as can be.
+        tied = (gaps <= 0) & (logits.argmax(1, keepdim=True) == labels)
+        gaps = gaps.masked_fill(tied, torch.finfo(gaps.dtype).tiny).scatter(1, labels, float("inf"))
+        gaps = gaps.masked_fill(~logits.isfinite().all(1, keepdim=True), float("inf"))
         better = gaps.amin(1) < self.near[rows].amin(1)
         self.best[rows[better]] = queries[better]
         self.near[rows] = torch.minimum(self.near[rows], gaps)
@@ -137,11 +135,8 @@ def walk(
     Returns:
         The samples that did not break, and where they are.
     """
-    x = (
-        project(known.images[rows] + random_start(known.images[rows], threat), known.images[rows], threat)
-        if start is None
-        else start
-    )
+    origin = known.images[rows]
+    x = project(origin + random_start(origin, threat), origin, threat) if start is None else start
     for step in range(len(sizes) + 1 if len(rows) else 0):
         logits, gradient = _look(model, x, known.labels[rows], targets, loss, needed=step < len(sizes))
         known.spent += len(rows) * (STEP_UNITS if step < len(sizes) else 1)
@@ -164,7 +159,7 @@ def _look(model: Classifier, x: Images, labels: Labels, targets: Tensor, loss: L
     x = x.detach().requires_grad_()
     logits = model(x)
     (gradient,) = torch.autograd.grad(loss(logits, labels, targets).sum(), x)
-    return logits.detach(), gradient
+    return logits.detach(), gradient.nan_to_num(0.0)
 
 
 def _correct(model: Classifier, x: Images, labels: Labels, logits: Logits) -> int:

@@ -138,12 +138,12 @@ class Classifier(nn.Module):
     def certain(self, images: Images) -> Logits:
         """What the classifier that has the last word says, counted and watched as this one's own passes."""
         exact = self.exact
-        outer = exact._passes, exact._watcher
-        exact._passes, exact._watcher = self._passes, self._watcher
+        outer = exact._passes, exact._watcher, exact.largest_pass
+        exact._passes, exact._watcher, exact.largest_pass = self._passes, self._watcher, self.largest_pass
         try:
             return exact(images)
         finally:
-            exact._passes, exact._watcher = outer
+            exact._passes, exact._watcher, exact.largest_pass = outer
 
     @torch.no_grad()
     def votes(self, images: Images) -> Tensor:

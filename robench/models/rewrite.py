@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +132,7 @@ def quicker_precision(classifier: Classifier, images: Images) -> str:
     """ "bf16" where gradient steps in it are at least ``WORTH`` times as fast as in float32 on this device, else "fp32"."""
     seconds = {}
     for precision in ("fp32", "bf16"):
-        twin = searcher(classifier, Search(folded=True, precision=precision), images)
+        twin = _rewrite(classifier, Search(folded=True, precision=precision), images)
         with twin.counting():
             spent = [_step_seconds(twin, images) for _ in range(4)]
         seconds[precision] = min(spent[1:])
@@ -185,21 +185,18 @@ def fold(module: nn.Module) -> nn.Module | None:
     traced = fx.GraphModule(module, graph)
     layers = dict(traced.named_modules())
     for node in list(graph.nodes):
-        if node.op != "call_module" or not isinstance(layers[node.target], nn.BatchNorm2d):
-            continue
-        before = node.args[0]
-        conv = layers.get(before.target) if before.op == "call_module" else None
-        norm = layers[node.target]
+        norm, before = _layer(node, layers), _only_input(node)
+        conv = None if before is None else _layer(before, layers)
         if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
-            continue  # it normalises by the batch
-        if isinstance(conv, nn.Conv2d) and len(before.users) == 1 and _used_once(graph, before.target, node.target):
-            _replace(traced, before.target, _folded(conv, norm, norm.running_mean, norm.running_var))
+            continue  # no norm, or one that normalises by the batch
+        if before is not None and isinstance(conv, nn.Conv2d) and _used_once(graph, before.target, node.target):
+            _replace(traced, str(before.target), _folded(conv, norm, norm.running_mean, norm.running_var))
             node.replace_all_uses_with(before)
             graph.erase_node(node)
     graph.lint()
     _pool_first(graph, layers)
     for name, conv in list(traced.named_modules()):
-        if type(conv) is nn.Conv2d and UnshuffledConv2d.can_be(conv):
+        if _is_plain(conv) and type(conv) is nn.Conv2d and UnshuffledConv2d.can_be(conv):
             _replace(traced, name, UnshuffledConv2d(conv))
     traced.delete_all_unused_submodules()
     traced.recompile()
@@ -209,18 +206,37 @@ def fold(module: nn.Module) -> nn.Module | None:
 def _pool_first(graph: fx.Graph, layers: dict[str, nn.Module]) -> None:
     """The largest of what ReLU leaves is what ReLU leaves of the largest: it then sees a quarter of the map."""
     for pool in list(graph.nodes):
-        if pool.op != "call_module" or type(layers[pool.target]) is not nn.MaxPool2d or layers[pool.target].return_indices:
+        layer, relu = _layer(pool, layers), _only_input(pool)
+        if relu is None or not isinstance(layer, nn.MaxPool2d) or layer.return_indices or not relu.args:
             continue
-        relu = pool.args[0]
-        if relu.op == "call_module" and type(layers[relu.target]) is nn.ReLU and len(relu.users) == 1:
-            before = relu.args[0]
-            pool.args = (before,)
+        if isinstance(_layer(relu, layers), nn.ReLU):
+            pool.args = (relu.args[0],)
             pool.replace_all_uses_with(relu)
             relu.args = (pool,)
             pool.append(relu)
 
 
-def _used_once(graph: fx.Graph, *targets: str) -> bool:
+PLAIN = (nn.Conv2d, SmallMapConv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is what its class says: not derived, not reparametrised, without hooks."""
+    return type(layer) in PLAIN and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def _layer(node: fx.Node, layers: dict[str, nn.Module]) -> nn.Module | None:
+    """The plain layer that a node calls."""
+    layer = layers.get(str(node.target)) if node.op == "call_module" else None
+    return layer if layer is not None and _is_plain(layer) else None
+
+
+def _only_input(node: fx.Node) -> fx.Node | None:
+    """What a node takes, where it takes one thing and nobody else does."""
+    before = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+    return before if isinstance(before, fx.Node) and len(before.users) == 1 else None
+
+
+def _used_once(graph: fx.Graph, *targets: Any) -> bool:
     called = [node.target for node in graph.nodes if node.op == "call_module"]
     return all(called.count(target) == 1 for target in targets)
 
