@@ -3,18 +3,16 @@
 python benchmarks/columns.py --ckpt FILE [--n 1000] [--threads 2] [--data-dir DIR]
 """
 
-import time
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
 import torchattacks
-from verdicts import counted
+from verdicts import in_turn
 
 from robench.attacks import AttackOptions, parse_suites
 from robench.data import load_dataset
-from robench.data.augment import to_unit
 from robench.evaluation.device import use_device
 from robench.evaluation.engine import Job, Unit, compute, plan
 from robench.evaluation.store import CLEAN, chunk_seed, split
@@ -65,19 +63,11 @@ CONTESTANTS = {"torchattacks": plain, "robench": ours(Search()), "robench (folde
 def measure(classifier, data, threat, chunks):
     """For each contestant: verdicts by column, units and seconds by chunk."""
     found = {name: {"robust": {column: [] for column in COLUMNS}, "units": 0, "seconds": []} for name in CONTESTANTS}
-    names = list(CONTESTANTS)
-    for place, chunk in enumerate(chunks):
-        images = to_unit(data.images[chunk.start : chunk.stop]).to(classifier.device)
-        labels = data.labels[chunk.start : chunk.stop].to(classifier.device)
-        shift = place % len(names)
-        for name in names[shift:] + names[:shift]:
-            started = time.perf_counter()
-            with counted() as passes:
-                robust = CONTESTANTS[name](classifier, images, labels, threat, chunk)
-            found[name]["seconds"].append(time.perf_counter() - started)
-            found[name]["units"] += passes.forwards + 2 * passes.backwards
-            for column in COLUMNS:
-                found[name]["robust"][column].append(robust[column])
+    for _, name, robust, passes, seconds in in_turn(CONTESTANTS, list(CONTESTANTS), classifier, data, threat, chunks):
+        found[name]["seconds"].append(seconds)
+        found[name]["units"] += passes.forwards + 2 * passes.backwards
+        for column in COLUMNS:
+            found[name]["robust"][column].append(robust[column])
     return found
 
 

@@ -168,9 +168,8 @@ def counted():
         Classifier.forward = forward
 
 
-def measure(classifier, data, threat, chunks, names, on_chunk):
-    """For each contestant and chunk: who survives, forwards, backwards, seconds."""
-    found = {name: [] for name in names}
+def in_turn(contestants, names, classifier, data, threat, chunks):
+    """Runs every contestant on every chunk, in an order that changes: (place of the chunk, name, what it says, passes, seconds)."""
     for place, chunk in enumerate(chunks):
         images = to_unit(data.images[chunk.start : chunk.stop]).to(classifier.device)
         labels = data.labels[chunk.start : chunk.stop].to(classifier.device)
@@ -178,12 +177,18 @@ def measure(classifier, data, threat, chunks, names, on_chunk):
         for name in names[shift:] + names[:shift]:
             started = time.perf_counter()
             with counted() as passes, torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-                robust = CONTESTANTS[name](classifier, images, labels, threat, chunk)
-            seconds = time.perf_counter() - started
-            found[name].append(
-                {"robust": robust.tolist(), "forwards": passes.forwards, "backwards": passes.backwards, "seconds": seconds}
-            )
-            on_chunk(f"chunk {place + 1} of {len(chunks)}: {name} {seconds:.1f} s, {int(robust.sum())} left")
+                said = contestants[name](classifier, images, labels, threat, chunk)
+            yield place, name, said, passes, time.perf_counter() - started
+
+
+def measure(classifier, data, threat, chunks, names, on_chunk):
+    """For each contestant and chunk: who survives, forwards, backwards, seconds."""
+    found = {name: [] for name in names}
+    for place, name, robust, passes, seconds in in_turn(CONTESTANTS, names, classifier, data, threat, chunks):
+        found[name].append(
+            {"robust": robust.tolist(), "forwards": passes.forwards, "backwards": passes.backwards, "seconds": seconds}
+        )
+        on_chunk(f"chunk {place + 1} of {len(chunks)}: {name} {seconds:.1f} s, {int(robust.sum())} left")
     return found
 
 

@@ -183,48 +183,21 @@ def attack(
     Raises:
         RobenchError: anything the user can mend; what was measured before is kept.
     """
-    if (ckpt is None) == (model is None):
-        raise RobenchError(
-            "name what to attack: either --ckpt FILE or --model (`robench list models`), such as --model FILE.py:FACTORY"
-        )
-    if request.names is not None:
-        check_names(request.names)  # before anything is downloaded
-    trained_on = read_description(ckpt)["dataset"] if ckpt is not None else None
-    tested_on = dataset or trained_on
-    if tested_on is None:
-        raise RobenchError("--model needs --dataset: one of `robench list datasets`, or your own folder or .npz file")
-    if dataset is None and tested_on not in DATASETS:
-        raise RobenchError(f"{ckpt} was trained on the folder {tested_on!r}; say where it lies: --dataset PATH")
-    task = request.head if model is None else MAIN  # the heads of other people's models have no labels of their own
-    whole = load_dataset(tested_on, "test", data_dir)
-    data = of_head(whole, task)
-    if not 0 <= request.seed < 2**63:
-        raise RobenchError(f"--seed {request.seed}: expected 0 to 2^63 - 1")
-    threat = request.threat(data)
-    n = _first(request.n, len(data))
     here = Processes.here()
-    if ray is not None and here.world_size > 1:
-        raise RobenchError("--ray under torchrun: both hand out chunks; use one of them")
-    if request.precision == "auto" and (ray is not None or here.world_size > 1):
-        raise RobenchError("--precision auto: several processes may not agree; name fp32 or bf16")
     own = OwnModel(model) if isinstance(model, str) else model
-    if ray is not None and own is not None and source_of(own.where) is SOURCES["FILE.pt"]:
-        raise RobenchError(
-            f"--ray cannot send the program {own.where} to its workers; use torchrun, whose processes load it themselves"
-        )
+    _refuse(request, ckpt, own, ray, here)
+    whole, data, trained_on = _data_of(request, ckpt, dataset, data_dir)
+    threat, n = request.threat(data), _first(request.n, len(data))
     with ExitStack() as stack:
-        if ray is not None:
-            cluster = stack.enter_context(connect(ray, device, threads))
-            chosen = stack.enter_context(use_device("cpu", 1))
-            place = Place(chosen, cluster.device, here, partial(evaluate_on_ray, cluster=cluster))
-        else:
-            chosen = stack.enter_context(use_device(own_device(device, here), threads or own_threads(here)))
-            place = Place(chosen, chosen.split(":")[0], here, partial(evaluate_suites, processes=here))
-        subject = subject_of(ckpt, own, data, chosen, request.head)
+        place = _place(stack, here, device, threads, ray)
+        subject = subject_of(ckpt, own, data, place.device, request.head)
         warn_of_guessing(subject, data, n, say=here.rank == 0)
         if data.path and show_progress and here.rank == 0:
             print(f"robench: {data.path}: {data}", file=sys.stderr)
-        sources = {path: classifier_of_checkpoint(Path(path), data, chosen, task) for path in source_paths(request.names or "")}
+        task = MAIN if ckpt is None else request.head
+        sources = {
+            path: classifier_of_checkpoint(Path(path), data, place.device, task) for path in source_paths(request.names or "")
+        }
         folder = out or Path("reports") / request.folder_name(subject.name, threat, data, trained_on)
         request = replace(request, precision=_settled_precision(request, subject, data, folder))
         suites = _suites(request, subject, whole, data, threat, n, sources)
@@ -236,6 +209,51 @@ def attack(
         return None
     write_report(folder)
     return folder
+
+
+def _refuse(request: AttackRequest, ckpt: Path | None, own: OwnModel | None, ray: str | None, here: Processes) -> None:
+    """What cannot be done, said before anything is downloaded."""
+    if (ckpt is None) == (own is None):
+        raise RobenchError(
+            "name what to attack: either --ckpt FILE or --model (`robench list models`), such as --model FILE.py:FACTORY"
+        )
+    if request.names is not None:
+        check_names(request.names)
+    if not 0 <= request.seed < 2**63:
+        raise RobenchError(f"--seed {request.seed}: expected 0 to 2^63 - 1")
+    if ray is not None and here.world_size > 1:
+        raise RobenchError("--ray under torchrun: both hand out chunks; use one of them")
+    if request.precision == "auto" and (ray is not None or here.world_size > 1):
+        raise RobenchError("--precision auto: several processes may not agree; name fp32 or bf16")
+    if ray is not None and own is not None and source_of(own.where) is SOURCES["FILE.pt"]:
+        raise RobenchError(
+            f"--ray cannot send the program {own.where} to its workers; use torchrun, whose processes load it themselves"
+        )
+
+
+def _data_of(
+    request: AttackRequest, ckpt: Path | None, dataset: str | None, data_dir: Path | None
+) -> tuple[Dataset, Dataset, str | None]:
+    """The test split with the labels of the main task, the same with those of the judged head, and what a checkpoint was trained on."""
+    trained_on = read_description(ckpt)["dataset"] if ckpt is not None else None
+    tested_on = dataset or trained_on
+    if tested_on is None:
+        raise RobenchError("--model needs --dataset: one of `robench list datasets`, or your own folder or .npz file")
+    if dataset is None and tested_on not in DATASETS:
+        raise RobenchError(f"{ckpt} was trained on the folder {tested_on!r}; say where it lies: --dataset PATH")
+    whole = load_dataset(tested_on, "test", data_dir)
+    # The heads of other people's models have no labels of their own.
+    return whole, of_head(whole, MAIN if ckpt is None else request.head), trained_on
+
+
+def _place(stack: ExitStack, here: Processes, device: str, threads: int | None, ray: str | None) -> Place:
+    """Where chunks are computed, for as long as the stack is open."""
+    if ray is not None:
+        cluster = stack.enter_context(connect(ray, device, threads))
+        chosen = stack.enter_context(use_device("cpu", 1))
+        return Place(chosen, cluster.device, here, partial(evaluate_on_ray, cluster=cluster))
+    chosen = stack.enter_context(use_device(own_device(device, here), threads or own_threads(here)))
+    return Place(chosen, chosen.split(":")[0], here, partial(evaluate_suites, processes=here))
 
 
 def subject_of(ckpt: Path | None, model: str | OwnModel | None, data: Dataset, device: str, head: str) -> Subject:

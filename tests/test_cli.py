@@ -545,19 +545,14 @@ def test_variables_of_other_use_change_nothing(tmp_path):
     assert result.exit_code == 0 and "autoattack-screened  AutoAttack on what" in result.stdout
 
 
+def attack_command(checkpoint, run):
+    """A small attack in a process of its own."""
+    return [sys.executable, "-m", "robench", "attack", "--ckpt", str(checkpoint), *map(str, ATTACKED), "--out", str(run)]
+
+
 def test_output_into_pipes_is_plain(checkpoint, tmp_path):
     """No carriage return, no bar, no colour: stdout the table and the path, stderr lines."""
-    command = [
-        sys.executable,
-        "-m",
-        "robench",
-        "attack",
-        "--ckpt",
-        str(checkpoint),
-        *map(str, ATTACKED),
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    command = attack_command(checkpoint, tmp_path / "run")
     done = subprocess.run(command, check=True, capture_output=True, env=os.environ | {"NO_COLOR": "1"})
     out, err = done.stdout.decode(), done.stderr.decode()
     assert not {"\r", "\x1b", "█", "|"} & set(out + err)
@@ -574,17 +569,7 @@ def test_a_terminal_gets_a_bar_and_no_colour(checkpoint, tmp_path):
     fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 80, 0, 0))
-    command = [
-        sys.executable,
-        "-m",
-        "robench",
-        "attack",
-        "--ckpt",
-        str(checkpoint),
-        *map(str, ATTACKED),
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    command = attack_command(checkpoint, tmp_path / "run")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
     shown = b""

@@ -178,9 +178,9 @@ def _conclude(
     packed = _pack(classifier, attack, data, places, found, conditions) if conditions.save else None
     if packed is not None:
         verdicts = replace(verdicts, adv_digest=packed.digest)
-    return _with_images(classifier, verdicts, images, found.images, places) if data.chunk.start == 0 and len(
-        places
-    ) else verdicts, packed
+    if data.chunk.start == 0 and len(places):
+        verdicts = _with_images(classifier, verdicts, images, found.images, places)
+    return verdicts, packed
 
 
 def _judge_crafted(classifier: Classifier, images: Images, labels: Labels, crafted: Crafted, conditions: Conditions) -> Found:
