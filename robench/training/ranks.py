@@ -6,6 +6,7 @@ NT-Xent sees all negatives and, but for BatchNorm, who computes a sample changes
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# DistributedDataParallel imports this module, whose functions take the process group of that moment as a default argument, so that
+# the group and Gloo's threads would outlive it; a thread that holds a tensor while the interpreter ends aborts (pytorch#179291).
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from robench.processes import Processes
@@ -128,3 +133,4 @@ def joined(here: Processes, device: str) -> Iterator[Ranks]:
         yield Ranks(here.rank, here.world_size)
     finally:
         dist.destroy_process_group()
+        gc.collect()  # a replica is part of a cycle, and holds the group
