@@ -45,7 +45,8 @@ def read_description(path: Path) -> dict[str, Any]:
             if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
                 raise RobenchError(f"{path} {_not_ours(path)}")
             if len(start) < 9:
-                raise RobenchError(f"{path} is {'empty' if size == 0 else 'truncated'} ({size} bytes); copy it again")
+                what = "empty" if size == 0 else f"no checkpoint, or the beginning of one ({size} bytes)"
+                raise RobenchError(f"{path} is {what}; copy it again, or check the path")
             (length,) = struct.unpack("<Q", start[:8])
             if length > min(size, 100_000_000):
                 raise RobenchError(f"{path} is no safetensors file, or truncated ({size} bytes); copy it again")

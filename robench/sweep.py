@@ -82,6 +82,8 @@ def sweep(request: SweepRequest, *, out: Path | None = None, **where: Any) -> Sw
     """
     radii, steps = _radii(request, where), _steps(request)
     folder = out or Path("reports") / request.folder_name(_name(where))
+    if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob("*/run.json")):
+        raise RobenchError(f"{folder} is not empty and holds no sweep of robench; choose another --out")
     planned: list[tuple[Path, str, str | None]] = [
         (folder / f"eps-{format_eps(eps).replace('/', 'of')}", request.suite, format_eps(eps)) for eps in radii if eps > 0
     ]

@@ -65,7 +65,7 @@ def with_own_manifest(parts):
 
 
 def test_the_same_run_makes_the_same_bytes_and_says_how_it_is_verified(run, bundle, tmp_path):
-    again, digest = write_bundle(run, tmp_path / bundle.name)
+    again, digest = write_bundle(run, tmp_path / "of another name.zip")
     assert again.read_bytes() == bundle.read_bytes()
     assert digest == hashlib.sha256(bundle.read_bytes()).hexdigest()
     parts = parts_of(bundle)
@@ -73,6 +73,17 @@ def test_the_same_run_makes_the_same_bytes_and_says_how_it_is_verified(run, bund
     assert b"    robench verify run.zip --ckpt m.safetensors\n" in parts["VERIFY.txt"]
     assert {"run.json", "summary.csv", "verdicts.csv", "report.md"} < parts.keys()
     assert sum(name.startswith("adv/") for name in parts) == 4 and sum(name.startswith("chunks/") for name in parts) == 6
+
+
+def test_a_file_that_is_no_bundle_is_not_overwritten(run, bundle, tmp_path):
+    thesis = zipped(tmp_path / "thesis.zip", {"thesis.tex": b"mine"})
+    before = thesis.read_bytes()
+    with pytest.raises(RobenchError, match="thesis.zip is there already and is no bundle of robench; choose another --out"):
+        write_bundle(run, thesis)
+    assert thesis.read_bytes() == before
+    older = zipped(tmp_path / "older.zip", parts_of(bundle) | {"report.md": b"old"})
+    write_bundle(run, older)
+    assert older.read_bytes() == bundle.read_bytes()
 
 
 def test_a_bundle_is_verified_as_the_run_is(run, bundle, checkpoint):

@@ -154,8 +154,8 @@ def assert_one_clear_message(result, message, code=1):
         (["--restarts", "0"], "--restarts 0: expected at least 1"),
         (["--step-size", "x"], "--step-size 'x' is not a number"),
         (["--seed", "-1"], "--seed -1: expected 0 to"),
-        (["--device", "cuda:77"], "device 'cuda:77' cannot be used"),
-        (["--device", "abacus"], "device 'abacus' cannot be used"),
+        (["--device", "cuda:77"], "--device cuda:77 cannot be used here: "),
+        (["--device", "abacus"], "--device abacus cannot be used here: torch knows no such device; expected auto, cpu"),
         (["--dataset", "nowhere"], "unknown dataset 'nowhere'"),
         (["--batch-size", "0"], "--batch-size '0': expected auto, or a number of samples"),
         (["--batch-size", "many"], "--batch-size 'many': expected auto, or a number of samples"),
@@ -178,6 +178,7 @@ def test_a_senseless_option_gets_one_clear_message(checkpoint, tmp_path, argumen
     [
         (None, "no checkpoint at"),
         (b"", "is empty"),
+        (b"hello\n", "is no checkpoint, or the beginning of one (6 bytes)"),
         (b"\x80\x02}q\x00.", "pickled file"),
         (b"PK\x03\x04zip of torch.save", "pickled file"),
         (b"<html>not found</html>", "no safetensors file"),
@@ -286,6 +287,10 @@ def test_verify_confirms_a_run_and_catches_other_weights(checkpoint, tmp_path):
     result = call("verify", run, "--ckpt", other)
     assert result.exit_code == 1 and "this is not the model that was attacked" in result.stderr
     assert_one_clear_message(call("verify", tmp_path), "is no run folder")
+    assert call(*command[:4], "fgsm", *command[5:]).exit_code == 0  # without --save-adv
+    result = call("verify", run)
+    assert result.exit_code == 1 and "every broken sample" not in result.stdout
+    assert_one_clear_message(result, "cannot be confirmed, since no images were kept: fgsm; the `robench attack` of the run with")
 
 
 def test_fewer_samples_do_not_take_a_runs_tables_away(checkpoint, tmp_path):
@@ -411,6 +416,20 @@ def test_an_attack_that_fails_exits_with_1_and_keeps_the_rest(checkpoint, tmp_pa
 def test_list_shows_what_can_be_named(kind):
     result = call("list", kind)
     assert result.exit_code == 0 and len(result.output.splitlines()) >= 2
+
+
+def test_list_alone_shows_all(monkeypatch):
+    shown = call("list").output.split("\n\n")
+    assert [part.partition(":\n")[0] for part in shown] == ["attacks", "suites", "datasets", "archs", "models"]
+    assert shown[0] == f"attacks:\n{call('list', 'attacks').output.rstrip()}"
+
+
+def test_norms_are_read_in_any_case_and_the_audit_that_is_proposed_has_the_seed(checkpoint, tmp_path):
+    result = call(
+        "attack", "--ckpt", checkpoint, "--norm", "l2", "--suite", "pgd1", "-n", 5, "--seed", 3, "--out", tmp_path / "run"
+    )
+    assert result.exit_code == 0 and json.loads((tmp_path / "run" / "run.json").read_text())["threat"]["norm"] == "L2"
+    assert "--norm L2 --seed 3" in result.stderr
 
 
 def test_help_and_version_do_not_import_torch_or_pandas():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import BrightnessClassifier, brightness_data, column, darken, fake
+from cases import BrightnessClassifier, brightness_data, column, darken, fake, linear_case
 from test_engine import OFFSETS, SPEC, outcomes, run
 
 from robench.api import AttackRequest, attack, verify
@@ -17,6 +17,7 @@ from robench.evaluation.adv_images import pack, read_packed
 from robench.evaluation.stored import stored_suite
 from robench.models.classifier import Classifier
 from robench.models.loading import Subject, classifier_of_checkpoint, of_head
+from robench.models.seeded import seeded
 from robench.report import write_report
 from robench.training import TrainSpec, train
 from robench.types import Dataset, Outcome, RobenchError, Suite, ThreatModel
@@ -456,3 +457,18 @@ def test_python_crafts_on_the_judged_head_where_no_other_is_named(checkpoints, t
     )
     assert list(table(unnamed).index) == ["clean", "pgd7", "union"]  # and not pgd7(heads=main)
     assert table(unnamed)["broken"].equals(table(named)["broken"])
+
+
+def test_a_surrogate_learns_images_of_any_number_of_channels(tmp_path):
+    from robench.audit.surrogate import surrogate_attack
+
+    model, images, labels, _ = linear_case(0.02, "Linf", shape=(1, 12, 12))
+    data = Dataset("gray", "test", images, labels, tuple("abcdefghij"))
+    subject = Subject("gray", Classifier(model, 10), "0", {})
+    first = surrogate_attack(subject, data, ThreatModel("Linf", 0.02), tmp_path / "surrogate.safetensors", 0)
+    again = surrogate_attack(subject, data, ThreatModel("Linf", 0.02), tmp_path / "surrogate.safetensors", 0)
+    crafted = []
+    for attack_of in (first, again):  # the second reads the first one's weights
+        with seeded(0, images.device):
+            crafted.append(attack_of.fn(subject.classifier, images, labels, ThreatModel("Linf", 0.02), 0))
+    assert crafted[0].shape == images.shape and torch.equal(*crafted)

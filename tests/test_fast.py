@@ -1,6 +1,7 @@
 """The fast suite, rewritten passes, and the curve against cost."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from robench.models.classifier import Classifier
 from robench.models.rewrite import UnshuffledConv2d, fold, quicker_precision, searcher
 from robench.models.seeded import seeded
 from robench.report.anytime import cost_curve, outlook, outlook_lines
+from robench.report.markdown import terminal_table
+from robench.report.tables import summarise
 from robench.types import AUTOATTACK_UNITS, OWN, Outcome, RobenchError, Search, ThreatModel
 
 FOLDED, BF16 = Search(folded=True), Search(folded=True, precision="bf16")
@@ -238,6 +241,11 @@ def test_fast_trusts_an_honest_model_and_leaves_autoattack_out(tmp_path):
     assert not left_out[["forwards", "backwards"]].to_numpy().any()
     assert fast["margin"].notna().all()  # of the stage that judged last, not of those that were left out
     assert not any("does not trust" in line for line in outlook_lines(results))
+    shown = terminal_table(summarise(results))
+    assert re.search(r"^fast/apgd-ce +left out$", shown, re.MULTILINE) and re.search(
+        r"^fast/nearest +[\d.]+ %", shown, re.MULTILINE
+    )
+    assert re.search(r"^\| fast/apgd-ce \| left out \|", (results.path / "report.md").read_text(), re.MULTILINE)
 
 
 def test_fast_calls_autoattack_where_gradients_are_masked_and_says_so(tmp_path):

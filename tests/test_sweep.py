@@ -180,3 +180,10 @@ def test_senseless_radii_and_steps_are_refused_before_anything_is_computed(check
     with pytest.raises(RobenchError, match=message):
         swept(checkpoint, tmp_path / "s", **asked)
     assert not (tmp_path / "s").exists()
+
+
+def test_a_folder_of_other_things_is_not_written_into(checkpoint, tmp_path):
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(RobenchError, match="is not empty and holds no sweep of robench"):
+        swept(checkpoint, tmp_path, steps="1")
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]

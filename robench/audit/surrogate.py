@@ -43,7 +43,7 @@ def surrogate_attack(subject: Subject, learn_from: Dataset, threat: ThreatModel,
 
     Source: Papernot et al. 2017, https://arxiv.org/abs/1602.02697 (substitute models).
     """
-    module = _untrained(subject.classifier.n_classes, len(learn_from))
+    module = _untrained(subject.classifier.n_classes, len(learn_from), learn_from.image_shape[0])
     if where.exists():
         module.load_state_dict(load_file(where))
     else:
@@ -57,11 +57,14 @@ def surrogate_attack(subject: Subject, learn_from: Dataset, threat: ThreatModel,
     return crafted_on(attack, other, Transfer(other.classifier, whole_chunks=False))
 
 
-def _untrained(n_classes: int, images: int) -> nn.Module:
+def _untrained(n_classes: int, images: int, n_channels: int) -> nn.Module:
     entry = BACKBONES["small" if images < FEW else "resnet18"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return nn.Sequential(entry.build(), nn.Linear(entry.n_features, n_classes))
+        model = nn.Sequential(entry.build(), nn.Linear(entry.n_features, n_classes))
+        if n_channels != 3:  # backbones see three
+            model.insert(0, nn.Conv2d(n_channels, 3, 1))
+        return model
 
 
 def _distil(module: nn.Module, teacher: Classifier, learn_from: Dataset, seed: int) -> None:

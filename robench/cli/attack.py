@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from robench.cli.group import hint, main, print_run, shared
+from robench.cli.group import hint, main, norm_option, print_run, shared
 from robench.cli.own import own_model
 from robench.types import OwnModel
 
@@ -20,7 +20,7 @@ from robench.types import OwnModel
     help="Names of `robench list attacks` and `suites`, comma-separated; NAME@FILE crafts on another checkpoint (transfer) "
     "[default: pgd20,autoattack; in L1 autoattack].",
 )
-@click.option("--norm", default="Linf", show_default=True, help="Linf, L2 or L1 (AutoAttack and its stages alone).")
+@norm_option("Linf, L2 or L1 (AutoAttack and its stages alone).")
 @click.option("--eps", help="Radius in pixel units, such as 8/255 [default: the data set's own].")
 @click.option("-n", "--n", type=int, help="The first N test samples [default: all]; under torchrun write -n.")
 @click.option("--step-size", help="Of PGD, such as 2/255 [default: eps/4].")
@@ -98,7 +98,7 @@ def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, fai
 
 
 def _next_step(
-    ckpt: Path | None, model: OwnModel | None, dataset: str | None, *, norm: str, eps: str | None, head: str, **_
+    ckpt: Path | None, model: OwnModel | None, dataset: str | None, *, norm: str, eps: str | None, head: str, seed: int, **_
 ) -> str:
     """What to do with a number: an attack says what it could not break, an audit whether to believe it."""
     if norm == "L1":
@@ -109,6 +109,7 @@ def _next_step(
         "--norm": norm if norm != "Linf" else None,
         "--eps": eps,
         "--head": head if head != "main" else None,
+        "--seed": seed or None,
     }
     named += [part for option, value in given.items() if value is not None for part in (option, str(value))]
     return f"is the number real? {shlex.join(['robench', 'audit', *named])}"
@@ -131,19 +132,24 @@ def _warn_of_clash() -> None:
 def verify(run, **where) -> None:
     """Replay the stored adversarial images of a run, or of a bundle of one, against the model, without any attack.
 
-    Says what still holds in float32, in float64, one image at a time, and after rounding to 8 bits. Exits with 1 where the weights
-    or the images are not those of the run, or a claim does not hold in float32.
+    Says what still holds in float32, in float64, one image at a time, and as images of 8 bits a pixel inside the ball. Exits with 1
+    where the weights or the images are not those of the run, an attack's images were not kept, or a claim does not hold in float32.
     """
     from robench.api import verify as replay
     from robench.report.markdown import replay_table
 
     replays, changed = replay(run, **where)
     click.echo(replay_table(replays))
-    failed = [each.attack for each in replays if not each.holds]
+    unkept = [each.attack for each in replays if each.unkept]
+    failed = [each.attack for each in replays if not each.holds and not each.unkept]
     if changed:
         click.echo(f"robench: this is not the model that was attacked: {changed}", err=True)
     if failed:
         click.echo(f"robench: not confirmed: {', '.join(failed)}; see the columns tampered, missing and float32", err=True)
-    if changed or failed:
+    if unkept:
+        hint(
+            f"cannot be confirmed, since no images were kept: {', '.join(unkept)}; the `robench attack` of the run with --save-adv crafts them"
+        )
+    if changed or failed or unkept:
         click.get_current_context().exit(1)
     click.echo(f"{run}: every broken sample is broken again, by the stored images and the weights that the run names")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from robench.cli.group import main, shared
+from robench.cli.group import main, norm_option, shared
 from robench.cli.own import own_model
 
 
@@ -26,7 +26,7 @@ from robench.cli.own import own_model
     type=click.Path(path_type=Path),
     help="A checkpoint of the same classes, to transfer images from.",
 )
-@click.option("--norm", default="Linf", show_default=True, help="Linf or L2.")
+@norm_option("Linf or L2.")
 @click.option("--eps", help="Radius in pixel units, such as 8/255 [default: the data set's own].")
 @click.option("-n", "--n", type=int, help="The first N test samples [default: 1000, with --quick 200].")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the attacks.")

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 import robench
-from robench.types import RobenchError
+from robench.types import NORMS, RobenchError
 
 INTERRUPTED = 130
 
@@ -55,6 +55,14 @@ def shared(command):
         ),
     ]
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+def norm_option(about: str):
+    """--norm, in any case."""
+    spelled = {norm.lower(): norm for norm in NORMS}
+    return click.option(
+        "--norm", default="Linf", show_default=True, callback=lambda _, __, given: spelled.get(given.lower(), given), help=about
+    )
 
 
 def hint(text: str) -> None:

@@ -8,6 +8,8 @@ import click
 
 from robench.cli.group import main, print_run
 
+KINDS = ("attacks", "suites", "datasets", "archs", "models")
+
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -56,13 +58,18 @@ def leaderboard(folder: Path, out: Path | None) -> None:
 
 
 @main.command("list")
-@click.argument("kind", type=click.Choice(["attacks", "suites", "datasets", "archs", "models"]))
-def list_names(kind: str) -> None:
-    """Show what can be named: attacks, suites, datasets, archs, or the ways to name a model of your own."""
-    known = _known(kind)
-    width = max(16, *(len(name) + 2 for name in known))
-    for name, about in known.items():
-        click.echo(f"{name:<{width}}{about}")
+@click.argument("kind", type=click.Choice(KINDS), required=False)
+def list_names(kind: str | None) -> None:
+    """Show what can be named: attacks, suites, datasets, archs, or the ways to name a model of your own; without KIND, all of them."""
+    for each in [kind] if kind else KINDS:
+        if not kind:
+            click.echo(f"{each}:")
+        known = _known(each)
+        width = max(16, *(len(name) + 2 for name in known))
+        for name, about in known.items():
+            click.echo(f"{name:<{width}}{about}")
+        if not kind and each != KINDS[-1]:
+            click.echo()
 
 
 def _known(kind: str) -> dict[str, str]:

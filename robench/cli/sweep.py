@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from robench.cli.group import hint, main, shared
+from robench.cli.group import hint, main, norm_option, shared
 from robench.cli.own import own_model
 
 
@@ -18,7 +18,7 @@ from robench.cli.own import own_model
 )
 @click.option("--steps", help="Numbers of PGD steps at the data set's own radius [default: 1,2,5,10,20,50,100].")
 @click.option("--suite", help="Attacks of the curve against eps, as for `robench attack` [default: pgd20; in L1 apgd-ce].")
-@click.option("--norm", default="Linf", show_default=True, help="Linf, L2 or L1 (AutoAttack and its stages alone, no steps).")
+@norm_option("Linf, L2 or L1 (AutoAttack and its stages alone, no steps).")
 @click.option("-n", "--n", type=int, help="The first N test samples [default: all].")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the attacks.")
 @click.option("--batch-size", "chunk", default="auto", show_default=True, help="Samples a chunk; auto: 250.")

@@ -33,7 +33,7 @@ class Replay:
         float32: those whose stored image lies in the box and the ball and is misclassified in float32, in batches.
         float64: the same in float64; None where the model cannot be computed so, as a program that names float32 inside.
         single: in float32, one image at a time.
-        rounded: after rounding to 8 bits a pixel, inside the ball again, in float32.
+        rounded: as images of 8 bits a pixel inside the ball, see ``in_8_bits``, in float32.
         tampered: chunks whose images are not the ones that were stored.
         missing: broken samples without a stored image.
     """
@@ -46,6 +46,11 @@ class Replay:
     rounded: int = 0
     tampered: int = 0
     missing: int = 0
+
+    @property
+    def unkept(self) -> bool:
+        """Whether no image was stored of any broken sample: nothing was contradicted, and nothing can be confirmed."""
+        return self.claimed > 0 and self.missing == self.claimed
 
     @property
     def holds(self) -> bool:
@@ -114,7 +119,7 @@ def _replay_chunk(
     images = to_unit(pixels) if pixels.dtype == torch.uint8 else pixels.float()
     labels, adv_images = dataset.labels[index], packed.unpack()[rows]
     near = threat.contains(images, adv_images) & in_box(adv_images)
-    rounded = (adv_images * 255).round() / 255
+    rounded = in_8_bits(images, adv_images, threat)
 
     def seen(model: Classifier, tried: Images, classify: Callable[[Classifier, Images], Tensor] | None = None) -> int:
         predicted = (classify or _batched)(model, tried) if model.draws == 1 else _voted(model, tried, labels)
@@ -131,6 +136,18 @@ def _replay_chunk(
         single=seen(classifier, adv_images, _one_by_one),
         rounded=seen(classifier, rounded),
     )
+
+
+def in_8_bits(images: Images, adv_images: Images, threat: ThreatModel) -> Images:
+    """Adversarial images as a picture file holds them, float32 (N, C, H, W): rounded to the nearest of 256 values a pixel.
+
+    Where that leaves the ball, as it does where eps is no multiple of 1/255, rounded towards the clean image, which stays inside where the
+    clean image has 8 bits itself.
+    """
+    nearest = (adv_images * 255).round() / 255
+    change = (adv_images - images) * 255
+    towards = ((images * 255 + change.sign() * (change.abs() + 1e-3).floor()).round() / 255).clamp(0, 1)
+    return torch.where(threat.contains(images, nearest)[:, None, None, None], nearest, towards)
 
 
 @torch.no_grad()

@@ -56,7 +56,8 @@ def _of_file(path: Path, dataset: Dataset, n: int) -> tuple[str, Tensor, dict[st
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if " " in str(error).strip() else f"{type(error).__name__} {error}".strip()
+        said = str(error).strip()
+        first = said.splitlines()[0] if " " in said else "it is no file of torch.save"
         raise RobenchError(
             f"--adv {path} cannot be read as plain tensors ({first[:120]}); robench runs no code from such files: save a tensor, or a "
             "dictionary of tensors, with torch.save"

@@ -40,7 +40,7 @@ def write_bundle(run: Path, out: Path | None = None, audit: Path | None = None) 
         Where it lies, and its sha256.
 
     Raises:
-        RobenchError: the run is unfinished or lacks images, or the audit is of another model.
+        RobenchError: the run is unfinished or lacks images, the audit is of another model, or the file is there and no bundle.
     """
     description, results = read_run(run), read_results(run)
     if results.unfinished:
@@ -50,7 +50,9 @@ def write_bundle(run: Path, out: Path | None = None, audit: Path | None = None) 
     if audit is not None:
         parts |= _findings(audit, description)
     path = out or run.with_name(f"{run.name}.zip")
-    command = _command(path.name, description)
+    if path.exists() and not _is_bundle(path):
+        raise RobenchError(f"{path} is there already and is no bundle of robench; choose another --out")
+    command = _command(f"{run.name}.zip", description)
     parts[README] = _readme(run.name, command).encode()
     files = {name: {"sha256": _digest(content), "bytes": len(content)} for name, content in sorted(parts.items())}
     manifest = {"schema": SCHEMA, "robench": __version__, "run": run.name, "verify": command, "files": files}
@@ -58,6 +60,14 @@ def write_bundle(run: Path, out: Path | None = None, audit: Path | None = None) 
     content = _zip(parts)
     write_atomically(path, content)
     return path, _digest(content)
+
+
+def _is_bundle(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return MANIFEST in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _names(run: Path, description: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from robench.evaluation.results import Results
 from robench.evaluation.store import LEFT_OUT
 from robench.report.anytime import outlook_lines
 from robench.report.facts import READING, attack_facts, commands, notes, provenance
-from robench.report.tables import UNION, accuracy_text, percent, title
+from robench.report.tables import UNION, accuracy_text, left_out, percent, title
 
 if TYPE_CHECKING:
     from robench.evaluation.replay import Replay
@@ -87,6 +87,9 @@ def _verdict(run: dict, summary: pd.DataFrame) -> str:
 def _detail_table(summary: pd.DataFrame) -> str:
     rows = []
     for _, row in summary.iterrows():
+        if left_out(row):
+            rows.append([row["attack"], LEFT_OUT, *([""] * 8)])
+            continue
         rows.append(
             [
                 row["attack"],
@@ -153,6 +156,9 @@ def terminal_table(summary: pd.DataFrame) -> str:
     width = max(24, *(len(name) + 2 for name in summary["attack"]))
     for _, row in summary.iterrows():
         name = row["attack"]
+        if left_out(row):
+            lines.append(f"{name:<{width}}{LEFT_OUT:>16}")
+            continue
         bounds = f"[{percent(row['ci_low'])}, {percent(row['ci_high'])}]"
         lines.append(f"{name:<{width}}{accuracy_text(row):>16} %  {bounds:>16}  n={row['n']}")
     return "\n".join(lines)

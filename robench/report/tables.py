@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from robench.evaluation.results import Results, decide
-from robench.evaluation.store import CLEAN
+from robench.evaluation.store import CLEAN, LEFT_OUT
 from robench.types import AUTOATTACK_UNITS, Outcome
 
 UNION = "union"
@@ -141,6 +141,11 @@ def accuracy_text(row: pd.Series) -> str:
     if not row["undecided"]:
         return percent(row["robust_accuracy"])
     return f"{percent(row['robust_low'])} to {percent(row['robust_high'])}"
+
+
+def left_out(row: pd.Series) -> bool:
+    """Whether a row is a stage that its cascade needed on no chunk, so that it says nothing of its own."""
+    return row["mode"].startswith(LEFT_OUT) and not row["forwards"]
 
 
 def in_autoattacks(forwards: int, backwards: int, samples: int) -> float:

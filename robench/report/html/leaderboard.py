@@ -32,7 +32,7 @@ def render_leaderboard(found: Leaderboard, folder: Path, link: Callable[[Path], 
 def _group(place: int, what: str, entries: list[Entry], link: Callable[[Path], str]) -> dict:
     columns = (
         Column("model", number=False), Column("natural %"), *ACCURACY, Column("n"), Column("AutoAttack %"), Column("attacks", number=False),
-        Column("seed"), Column("note", number=False),
+        Column("note", number=False),
     )  # fmt: skip
     rows = []
     for entry in entries:
@@ -41,13 +41,18 @@ def _group(place: int, what: str, entries: list[Entry], link: Callable[[Path], s
         rows.append([
             Cell(entry.description["model"]["name"], href=f"{link(entry.path)}/{page}" if page else None, note=str(entry.path)),
             Cell(accuracy_text(clean), float(clean["robust_high"])), *accuracy_cells(entry.last), count(entry.last["n"]), _autoattack(entry),
-            Cell(", ".join(map(title, entry.attacks)) or "none"), count(entry.description["spec"].get("seed", 0)), Cell(entry.note),
+            Cell(", ".join(map(title, entry.attacks)) or "none"), Cell(", ".join(filter(None, (_seed(entry), entry.note)))),
         ])  # fmt: skip
     return {
         "id": f"group-{place}",
         "name": what,
         "table": Table(f"runs-{place}", "Robust against every attack of each run", columns, rows),
     }
+
+
+def _seed(entry: Entry) -> str:
+    seed = entry.description["spec"].get("seed", 0)
+    return f"seed {seed}" if seed else ""
 
 
 def _autoattack(entry: Entry) -> Cell:
