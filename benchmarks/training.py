@@ -20,9 +20,9 @@ from torchvision import models, transforms
 
 from robench.data.augment import VIEWS, to_unit
 from robench.models.multihead import MultiHead
+from robench.training.loop import Loop
 from robench.training.objectives import OBJECTIVES, make_heads
 from robench.training.spec import TrainSpec
-from robench.training.trainer import Loop
 from robench.types import Dataset
 
 BATCH = 256

@@ -13,8 +13,8 @@ from robench.checkpoint import load_checkpoint, read_description
 from robench.models.multihead import MultiHead
 from robench.processes import Processes
 from robench.training import Ranks, joined, train
+from robench.training.loop import Loop
 from robench.training.objectives import make_heads
-from robench.training.trainer import Loop
 from robench.types import RobenchError
 
 VARIANTS = [("single", "none"), ("supervised", "none"), ("contrastive", "none"), ("single", "nfgsm"), ("contrastive", "pgd")]

@@ -10,8 +10,9 @@ import torch
 
 from robench.checkpoint import load_checkpoint
 from robench.models.multihead import rebuild
-from robench.training import TrainSpec, train
+from robench.training import Ranks, TrainSpec, precision, train
 from robench.training.adversarial import n_fgsm, pgd
+from robench.training.loop import Loop
 from robench.training.recipes import authors_rate, paper_rate
 from robench.types import Dataset, RobenchError
 
@@ -177,3 +178,40 @@ def test_adversarial_training_images_move_as_their_papers_say():
     assert torch.allclose(crafted, images + 0.2 * noise - 0.1)  # every pixel's gradient is negative: one step down of eps
     crafted = pgd(brightness_logits, images, labels, 0.1, noise)
     assert torch.allclose(crafted, images - 0.1, atol=1e-6)  # ten steps of eps/4 reach the face of the ball
+
+
+def test_auto_takes_the_precision_that_steps_faster_and_says_so(few, tmp_path, monkeypatch, capsys):
+    for fp32, bf16, expected in ((1.0, 0.5, "bf16"), (1.0, 0.95, "fp32"), (0.1, 9.0, "fp32")):
+        monkeypatch.setattr(precision, "_step_seconds", lambda spec, *_, of={"fp32": fp32, "bf16": bf16}: of[spec.precision])
+        found = precision.settled(
+            quick("single", few, precision="auto"), few, tmp_path / "m", tmp_path / "s", device="cpu", ranks=Ranks()
+        )
+        assert found == quick("single", few, precision=expected)
+        assert f"--precision auto: {expected}" in capsys.readouterr().err
+
+
+def test_auto_goes_on_with_what_a_training_began_with(few, tmp_path, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    monkeypatch.setattr(precision, "_quicker", lambda *_: "bf16")
+    assert trained(quick("single", few, precision="auto", epochs=1), few, path).recipe["precision"] == "bf16"
+    monkeypatch.setattr(precision, "_quicker", lambda *_: "fp32")
+    assert train(quick("single", few, precision="auto", epochs=1), few, few, out=path, show_progress=False) == path  # as it is
+    killed = tmp_path / "killed.safetensors"
+    monkeypatch.setattr(Loop, "run_epoch", raises)
+    with pytest.raises(KeyboardInterrupt):
+        train(quick("single", few, precision="bf16"), few, few, out=killed, show_progress=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(precision, "_quicker", lambda *_: "fp32")
+    assert trained(quick("single", few, precision="auto"), few, killed).recipe["precision"] == "bf16"
+
+
+def raises(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("arch", ["single", "contrastive"])
+def test_timing_steps_changes_no_draw_of_the_training(arch, few, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "WORTH", float("inf"))
+    named = trained(quick(arch, few, precision="fp32", epochs=1), few, tmp_path / "named.safetensors")
+    auto = trained(quick(arch, few, precision="auto", epochs=1), few, tmp_path / "auto.safetensors")
+    assert auto.recipe["precision"] == "fp32" and auto.digest == named.digest

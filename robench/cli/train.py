@@ -29,7 +29,10 @@ from robench.cli.group import hint, main, shared
 @click.option("--batch-size", type=int, help="[default: 256]")
 @click.option("--lr", type=float, help="[default: 3e-4]")
 @click.option("--seed", type=int, help="[default: 0]")
-@click.option("--precision", help="fp32 or bf16; bf16 is slow on processors that lack it [default: fp32].")
+@click.option(
+    "--precision",
+    help="fp32, bf16, or auto for what this processor does faster: one without bf16 emulates it slowly [default: fp32].",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

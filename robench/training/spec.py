@@ -28,7 +28,7 @@ class TrainSpec:
         lambda_main, lambda_aux, temperature: see ``Terms``.
         epochs, batch_size, lr, weight_decay: of Adam.
         seed: of weights, order, augmentation and adversarial noise.
-        precision: "fp32" or "bf16" (autocast of the forward pass).
+        precision: "fp32", "bf16" (autocast of the forward pass), or "auto" for what the device does faster.
     """
 
     arch: str
@@ -99,8 +99,8 @@ class TrainSpec:
                 raise RobenchError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number of at least 0")
         if self.train_eps is not None and not 0 < parse_eps(self.train_eps) <= 1:
             raise RobenchError(f"--train-eps {self.train_eps} is not in pixel units of [0, 1]; did you mean {self.train_eps}/255?")
-        if self.precision not in ("fp32", "bf16"):
-            raise RobenchError(f"unknown precision {self.precision!r}; expected fp32 or bf16")
+        if self.precision not in ("fp32", "bf16", "auto"):
+            raise RobenchError(f"unknown precision {self.precision!r}; expected fp32, bf16 or auto")
 
     @property
     def default_name(self) -> str:

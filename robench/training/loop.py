@@ -1,0 +1,109 @@
+"""The one training loop. Every random draw follows from (seed, epoch), so a killed training goes on to the same weights."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import nullcontext
+
+import torch
+from torch import Generator, Tensor
+
+from robench.data.augment import VIEWS
+from robench.digest import derive_seed
+from robench.models.multihead import MAIN, MultiHead
+from robench.training.adversarial import ADVERSARIAL
+from robench.training.objectives import OBJECTIVES, Terms
+from robench.training.ranks import Ranks
+from robench.training.recipes import RECIPES
+from robench.training.spec import TrainSpec
+from robench.types import Dataset, RobenchError, parse_eps
+
+ALONE = Ranks()
+
+
+class Loop:
+    """Data on the device, and what one epoch does with it."""
+
+    def __init__(
+        self, spec: TrainSpec, model: MultiHead, optimizer: torch.optim.Optimizer, train_set: Dataset, device: str,
+        ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
+        self.spec, self.model, self.optimizer, self.device, self.ranks = spec, model, optimizer, device, ranks
+        self.replica = ranks.replica(model, device)
+        self.images = train_set.images.to(device)
+        self.labels = train_set.labels.to(device)
+        self.coarse = None if train_set.coarse_labels is None else train_set.coarse_labels.to(device)
+        self.mirror = train_set.mirror
+        self.objective, self.recipe = OBJECTIVES[spec.arch], RECIPES[spec.recipe]
+        self.terms = Terms(spec.lambda_main, spec.lambda_aux, spec.temperature, self.recipe.sum_views)
+        self.steps = len(train_set) // spec.batch_size  # an incomplete last batch is dropped; the order is new every epoch
+
+    def run_epoch(self, epoch: int, show_progress: bool) -> dict[str, float]:
+        """One pass over the data: mean of every loss term, and images per second."""
+        from tqdm import tqdm
+
+        generator = Generator(self.device).manual_seed(derive_seed("train", self.spec.seed, epoch))
+        order = torch.randperm(len(self.images), device=self.device, generator=generator)
+        self.model.train()
+        totals: dict[str, Tensor] = {}
+        started = time.perf_counter()
+        watched = sys.stderr.isatty()  # by a person; into a file or a pipe goes a line an epoch
+        bar = tqdm(
+            range(self.steps), desc=f"epoch {epoch + 1}/{self.spec.epochs}", unit="batch", disable=not (show_progress and watched),
+            file=sys.stderr, mininterval=1,
+        )  # fmt: skip
+        for step in bar:
+            batch = order[step * self.spec.batch_size : (step + 1) * self.spec.batch_size]
+            share = self.recipe.rate(epoch * self.steps + step, self.steps, self.spec.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.spec.lr * share
+            for name, value in self.step(batch, generator).items():
+                totals[name] = totals.get(name, 0) + value.detach()
+            if show_progress and (step % 20 == 19 or step + 1 == self.steps):
+                bar.set_postfix_str(said := self._report(totals, step, epoch, started), refresh=False)
+        if show_progress and not watched:
+            print(f"epoch {epoch + 1} of {self.spec.epochs}: {said}", file=sys.stderr, flush=True)
+        means = {name: float(total) / self.steps for name, total in totals.items()}
+        if not all(map(_finite, means.values())):
+            raise RobenchError(f"the loss of epoch {epoch + 1} is not finite ({means}); lower --lr, or use --precision fp32")
+        self.ranks.average_statistics(self.model)
+        seconds = time.perf_counter() - started
+        speed = self.steps * self.spec.batch_size / seconds
+        return means | {"images_per_second": speed, "seconds": seconds, "processes": self.ranks.world_size}
+
+    def _report(self, totals: dict[str, Tensor], step: int, epoch: int, started: float) -> str:
+        per_step = (time.perf_counter() - started) / (step + 1)
+        left = per_step * (self.steps * (self.spec.epochs - epoch) - step - 1)
+        loss = sum(float(total) for total in totals.values()) / (step + 1)
+        return f"loss {loss:.3f}, {self.spec.batch_size / per_step:,.0f} images/s, {left / 60:.1f} min left in all"
+
+    def step(self, batch: Tensor, generator: Generator) -> dict[str, Tensor]:
+        spec, view = self.spec, VIEWS[self.spec.views]
+        pixels, n_views = self.images[batch], self.objective.n_views
+        images = torch.cat([view(pixels, generator, mirror=self.mirror) for _ in range(n_views)])
+        images = images.contiguous(memory_format=torch.channels_last)
+        labels = self.labels[batch].repeat(n_views)
+        coarse = None if self.coarse is None else self.coarse[batch].repeat(n_views)
+        craft = ADVERSARIAL[spec.adversarial].craft
+        noise = images if craft is None else torch.empty_like(images).uniform_(-1, 1, generator=generator)
+        images, noise = self._part(images), self._part(noise)
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16) if spec.precision == "bf16" else nullcontext():
+            if craft is not None and spec.train_eps is not None:
+                own_labels, eps = self.ranks.part(labels, n_views), parse_eps(spec.train_eps)
+                images = craft(lambda x: self.model(x)[MAIN], images, own_labels, eps, noise)
+            outputs = self.replica(images)
+        outputs = {name: self.ranks.whole(output.float(), n_views) for name, output in outputs.items()}
+        losses = self.objective.loss(outputs, labels, coarse, self.terms)
+        self.optimizer.zero_grad(set_to_none=True)
+        # Each rank's gradient is its share of a sum, and the replica averages.
+        (torch.stack(list(losses.values())).sum() * self.ranks.world_size).backward()
+        self.optimizer.step()
+        return losses
+
+    def _part(self, images: Tensor) -> Tensor:
+        return self.ranks.part(images, self.objective.n_views).contiguous(memory_format=torch.channels_last)
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0

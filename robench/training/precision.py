@@ -1,0 +1,80 @@
+"""What ``--precision auto`` means for a training: what it began with, else what this processor does faster."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Generator
+
+from robench.checkpoint import read_description
+from robench.models.multihead import MultiHead
+from robench.training.loop import Loop
+from robench.training.objectives import make_heads
+from robench.training.ranks import Ranks
+from robench.training.recipes import RECIPES
+from robench.training.spec import TrainSpec
+from robench.types import Dataset
+
+WORTH = 1.1  # times as fast as float32 that bf16 must be
+TIMED = 3  # steps, of which the fastest counts
+MOST = 64  # images a timed step: a processor that emulates bf16 takes seconds for them
+
+
+def settled(spec: TrainSpec, train_set: Dataset, path: Path, state: Path, *, device: str, ranks: Ranks) -> TrainSpec:
+    """The spec with its precision named.
+
+    Args:
+        spec: what to train; one that names its precision is returned as it is.
+        train_set: images to time steps on.
+        path: the checkpoint that it makes, or that is there already.
+        state: of the unfinished training, if there is one.
+        device: where to train.
+        ranks: this process among those that train the model together; the first one decides for all.
+    """
+    if spec.precision != "auto":
+        return spec
+    chosen = ranks.from_first(_begun_with(path, state) or _quicker(spec, train_set, device) if ranks.rank == 0 else "")
+    return replace(spec, precision=chosen)
+
+
+def _begun_with(path: Path, state: Path) -> str:
+    """The precision of the checkpoint, or of the unfinished training, that is there; or ""."""
+    if path.exists():
+        return str(read_description(path)["recipe"]["precision"])
+    if not state.exists():
+        return ""
+    try:
+        return str(
+            json.loads(torch.load(io.BytesIO(state.read_bytes()), map_location="cpu", weights_only=True)["spec"])["precision"]
+        )
+    except Exception:  # a damaged state is refused, with its reason, where it is resumed
+        return "fp32"
+
+
+def _quicker(spec: TrainSpec, train_set: Dataset, device: str) -> str:
+    seconds = {precision: _step_seconds(replace(spec, precision=precision), train_set, device) for precision in ("fp32", "bf16")}
+    gain = seconds["fp32"] / seconds["bf16"]
+    chosen = "bf16" if gain >= WORTH else "fp32"
+    print(f"robench: --precision auto: {chosen}, since bf16 takes steps {gain:.2f} times as fast as fp32 here", file=sys.stderr)
+    return chosen
+
+
+def _step_seconds(spec: TrainSpec, train_set: Dataset, device: str) -> float:
+    """The fastest of a few steps on a model that is thrown away."""
+    with torch.random.fork_rng(devices=[]):
+        model = MultiHead(spec.backbone, make_heads(spec.arch, train_set, main_width=RECIPES[spec.recipe].main_width))
+    model = model.to(device).to(memory_format=torch.channels_last)
+    loop = Loop(spec, model, torch.optim.Adam(model.parameters(), lr=spec.lr), train_set, device)
+    batch, generator = torch.arange(min(spec.batch_size, MOST), device=device), Generator(device).manual_seed(0)
+    spent = []
+    for _ in range(TIMED + 1):
+        started = time.perf_counter()
+        float(torch.stack(list(loop.step(batch, generator).values())).sum().detach())  # waits for the device
+        spent.append(time.perf_counter() - started)
+    return min(spent[1:])
