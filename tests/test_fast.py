@@ -11,6 +11,7 @@ from torch import nn
 
 import robench
 from robench.attacks import AttackOptions, parse_suites
+from robench.attacks.descent import project
 from robench.attacks.nearest import Known, nearest
 from robench.evaluation.results import read_results
 from robench.models.backbones import BACKBONES, SmallMapConv2d
@@ -189,21 +190,61 @@ def test_nearest_stays_within_its_budget(budget):
     spent = passes.forwards + 2 * passes.backwards
     allowed = budget * AUTOATTACK_UNITS * int(survived.sum())
     one_round = 31 * 16  # the least samples at a time, ten steps each
-    first = len(images) * 31 + int(survived.sum()) * 61
-    assert 0.9 * allowed < spent <= max(allowed, first) + one_round
+    broken = int((~survived).sum()) * 31  # in the first steps
+    assert allowed <= spent <= max(allowed, int(survived.sum()) * 91) + one_round + broken
+
+
+def test_what_those_left_may_cost_does_not_depend_on_how_many_broke_beside_them():
+    model, images, labels, robust = linear_case(0.02, "Linf", n=60)
+    rows = torch.cat([robust.nonzero().flatten()[:3], (~robust).nonzero().flatten()])
+    costs = []
+    for chosen in (rows, rows[:3]):
+        survived, passes = run_nearest(
+            Classifier(model, 10), images[chosen], labels[chosen], ThreatModel("Linf", 0.02), budget=0.035
+        )
+        assert int(survived.sum()) == 3
+        costs.append(passes.forwards + 2 * passes.backwards)
+    assert costs[0] - costs[1] <= 31 * (len(rows) - 3) and costs[1] >= 0.035 * AUTOATTACK_UNITS * 3
 
 
 def test_the_next_pair_is_the_nearest_and_moves_away_when_tried():
     near = torch.tensor([[float("inf"), 0.3, 0.2], [0.5, float("inf"), 0.1], [-1.0, 2.0, float("inf")]])
-    known = Known(torch.zeros(3, 1, 1, 1), torch.tensor([0, 1, 2]), torch.zeros(3, 1, 1, 1), near, torch.zeros(3, 3))
+    known = Known.nothing(torch.zeros(3, 1, 1, 1), torch.tensor([0, 1, 2]), 3)
+    known.near[:] = near
     assert known.left.tolist() == [0, 1]  # the third is broken
     rows, targets = known.next_pairs(0.5, 1)
-    assert (rows.tolist(), targets.tolist()) == ([1], [2])
-    known.tried[1, 2] = 3
+    assert (rows.tolist(), targets.tolist()) == ([1], [2])  # a fifth of the largest gap of its sample
+    known.tried[1, 2] = 2  # which counts four times as far now
     rows, targets = known.next_pairs(0.5, 1)
     assert (rows.tolist(), targets.tolist()) == ([0], [2])
     known.tried[0, 2] = 1
     assert known.next_pairs(1.0, 1)[1].tolist() == [1, 2]
+    known.near[0] *= 1000  # logits of another size change nothing
+    assert known.next_pairs(1.0, 1)[0].tolist() == [0, 1] and known.next_pairs(1.0, 1)[1].tolist() == [1, 2]
+
+
+def test_a_class_that_stays_near_and_is_never_reached_takes_the_turn_of_no_other():
+    known = Known.nothing(torch.zeros(1, 1, 1, 1), torch.tensor([0]), 4)
+    known.near[:] = torch.tensor([[float("inf"), 1e-30, 0.01, 1.0]])  # a tie, a gap a hundred times smaller than the last
+    taken = []
+    for _ in range(30):
+        rows, targets = known.next_pairs(1.0, 1)
+        known.tried[rows, targets] += 1
+        taken.append(int(targets))
+    assert taken[0] == 1 and taken.index(2) <= 5 and taken.index(3) <= 20
+    assert min(taken.count(target) for target in (1, 2, 3)) >= 5
+
+
+def barely(n, eps, shape=(3, 12, 12)):
+    """All of them breakable, just: the linear case with every sample at 0.97 of its radius."""
+    model, images, labels, robust = linear_case(eps, "Linf", n=n, shape=shape)
+    return model, 0.5 + (images - 0.5) * (torch.where(robust, 1 / 2.5, 1 / 0.4) * 0.97)[:, None, None, None], labels
+
+
+def test_every_breakable_class_gets_its_turn(tmp_path):
+    model, images, labels = barely(60, 0.004)
+    survived, _ = run_nearest(Classifier(model, 10), images, labels, ThreatModel("Linf", 0.004), budget=0.2)
+    assert not survived.any()
 
 
 def test_nearest_refuses_a_random_model():
@@ -411,3 +452,115 @@ def test_processes_that_may_not_agree_on_a_precision_are_told_to_name_it(tmp_pat
     request = AttackRequest("fgsm", n=8, precision="auto")
     with pytest.raises(RobenchError, match="--precision auto: several processes may not agree; name fp32 or bf16"):
         attack(request, ckpt=path, dataset="digits", out=tmp_path / "run", device="cpu", show_progress=False)
+
+
+class Viewing(nn.Module):
+    """Flattens by ``view``, which memory in channels_last does not allow."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm, self.head = nn.Conv2d(3, 6, 5), nn.BatchNorm2d(6), nn.Linear(6 * 36, 5)
+
+    def forward(self, images):
+        found = nn.functional.max_pool2d(torch.relu(self.norm(self.body(images))), 2)
+        return self.head(found.view(found.size(0), -1))
+
+
+class Reading(nn.Module):
+    """Uses the weights of a layer beside the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.Linear(6, 5)
+
+    def forward(self, images):
+        beside = nn.functional.conv2d(images, self.body.weight.flip(3), None, 2, 1)
+        return self.head(torch.relu(self.body(images) + beside).mean((2, 3)))
+
+
+@pytest.mark.parametrize("build", [Viewing, Reading])
+def test_a_model_that_a_rewriting_would_break_is_searched_all_the_same(build, tmp_path, capfd):
+    torch.manual_seed(0)
+    model, images = lively(build()), torch.rand(6, 3, 16, 16)
+    labels = model(images).argmax(1)
+    results = evaluated(tmp_path, model, images, labels, "fast", eps=0.02)
+    assert not (results.ledger["message"] != "").any() and "Traceback" not in capfd.readouterr().err
+    twin = searcher(Classifier(model, 5), FOLDED, images)
+    assert torch.allclose(twin(images), model(images), atol=1e-5)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in twin.module.modules())
+
+
+class Rounding(nn.Module):
+    def forward(self, images):
+        return (images * 16).round() / 16
+
+
+def test_a_gradient_that_a_model_brings_itself_is_not_lost():
+    torch.manual_seed(0)
+    module = lively(nn.Sequential(Rounding(), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)))
+    module[0].register_full_backward_hook(lambda layer, inner, outer: (outer[0],))  # straight through the rounding
+    classifier, images = Classifier(module, 5), torch.rand(20, 3, 8, 8)
+    own, folded = gradient(classifier, images), gradient(searcher(classifier, FOLDED, images), images)
+    assert own.abs().max() > 1e-3 and torch.allclose(own, folded, atol=1e-6)
+
+
+class LosesAnImage(nn.Module):
+    """Fails at the size of batch that the search begins with."""
+
+    def __init__(self, model, size):
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(self, images):
+        if len(images) == self.size and images.requires_grad:
+            raise ValueError("lost")
+        return self.model(images)
+
+
+@pytest.mark.filterwarnings("ignore:attack failed")
+def test_a_search_that_failed_is_not_trusted_and_autoattack_follows(tmp_path):
+    model, images, labels, robust = linear_case(0.02, "Linf", n=20)
+    left = int(robust.sum())
+    results = evaluated(tmp_path, LosesAnImage(model, left), images, labels, "fast", eps=0.02)
+    messages = results.ledger.set_index("attack")["message"]
+    assert "lost" in messages["fast/nearest"]
+    assert not results.ledger["mode"].str.startswith("left out").any()
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_fast_takes_few_classes_where_autoattacks_targeted_loss_cannot(n_classes, tmp_path):
+    model, images, labels, robust = linear_case(0.02, "Linf", n=24, n_classes=n_classes)
+    results = evaluated(tmp_path, Flat(model), images, labels, "fast", eps=0.02)
+    assert results.stages["fast"] == [f"fast/{stage}" for stage in ("nearest", "suspect", "apgd-ce", "fab-t", "square")]
+    left = results.verdicts[results.verdicts["attack"] == "fast"]["outcome"] == Outcome.ROBUST
+    assert (left.to_numpy() >= robust.numpy()).all()
+    with pytest.raises(RobenchError, match="needs 4 classes or more, the model has .; use fast, or"):
+        parse_suites("autoattack", LINF, n_classes)
+
+
+def test_float64_beside_bf16_is_float64_of_the_model_itself(tmp_path):
+    model, images, labels, robust = linear_case(0.02, "Linf", n=20)
+    classifier = Classifier(model, 10)
+    ((attack,),) = (s.members for s in parse_suites("pgd20-float64", ThreatModel("Linf", 0.02), 10, AttackOptions(search=BF16)))
+    twin = searcher(classifier, attack.search, images)
+    with seeded(0, images.device):
+        adv_images = attack.fn(twin, images, labels, ThreatModel("Linf", 0.02), 0)
+    assert ((classifier(adv_images).argmax(1) == labels) == robust).all()
+
+
+def test_a_sample_is_noted_when_it_breaks_and_not_when_the_others_are_given_up(tmp_path):
+    model, images, labels = barely(12, 0.004)
+    results = evaluated(tmp_path, model, images, labels, "nearest", eps=0.004)
+    rows, spent = results.verdicts[results.verdicts["attack"] == "nearest"], results.ledger.set_index("attack").loc["nearest"]
+    total = spent["forwards"] + 2 * spent["backwards"]
+    assert 6 < (rows["outcome"] == Outcome.BROKEN).sum() < 12
+    assert rows["found_at"].max() < total  # the last passes were about who is left
+
+
+def test_l2_images_of_imagenets_size_are_in_the_ball_that_float32_can_measure():
+    generator = torch.Generator().manual_seed(0)
+    threat = ThreatModel("L2", 3.0)
+    images = torch.rand(12, 3, 224, 224, generator=generator) * 0.4 + 0.3
+    far = images + torch.randn(images.shape, generator=generator)
+    assert threat.contains(images, project(far, images, threat)).all()
+    assert not threat.contains(images, images + (project(far, images, threat) - images) * 1.00002).any()

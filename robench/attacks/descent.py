@@ -72,7 +72,8 @@ def descend(
     Source: Madry et al. 2018, https://arxiv.org/abs/1706.06083; EOT and BPDA: Athalye et al. 2018, https://arxiv.org/abs/1802.00420,
     section 4; estimated gradients (SPSA): Uesato et al. 2018, https://arxiv.org/abs/1802.05666, section 3.
     """
-    victim = model.twin(StraightThrough(model.module) if through else model.module, double=double) if through or double else model
+    module = model.exact.module if double else model.module  # a rewritten one may compute in fewer bits
+    victim = model.twin(StraightThrough(module) if through else module, double=double) if through or double else model
     origin = images.double() if double else images
     x = project(origin + random_start(origin, threat), origin, threat)
     best, lowest = x.clone(), torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)

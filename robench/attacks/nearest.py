@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from robench.types import Images, Labels, Logits
 
 STEP_UNITS = 3
+GROWTH = 2.0  # times as far as it looks that a class counts after each descent that did not reach it
+FLOOR = 1e-3  # of a sample's largest gap: a tie, or a class that is always nearly reached, is no nearer than that
 
 Loss = Callable[["Logits", "Labels", Tensor], Tensor]  # of logits, labels and target classes; (N,), to be raised
 
@@ -43,7 +45,7 @@ class Known:
         best: of every sample, the query of least margin.
         near: least difference between the true class's logit and each other's that any query had, (N, n_classes); infinite for the true one.
         tried: descents towards each class, (N, n_classes).
-        spent: units.
+        paid: units that every sample has cost, int64 (N,).
     """
 
     images: Images
@@ -51,7 +53,13 @@ class Known:
     best: Images
     near: Tensor
     tried: Tensor
-    spent: int = 0
+    paid: Tensor
+
+    @classmethod
+    def nothing(cls, images: Images, labels: Labels, n_classes: int) -> Known:
+        """Before the first query."""
+        near = torch.full((len(images), n_classes), float("inf"), device=images.device)
+        return cls(images, labels, images.clone(), near, torch.zeros_like(near), torch.zeros_like(labels))
 
     @property
     def left(self) -> Tensor:
@@ -73,11 +81,14 @@ class Known:
     def next_pairs(self, share: float, least: int) -> tuple[Tensor, Tensor]:
         """The samples, and a target class for each, that came nearest to breaking: a ``share`` of those left, not fewer than ``least``.
 
-        A class counts as so many times farther away as it was tried before.
+        A gap is measured by the largest of its sample's, so that no sample waits because its logits are large, and doubles with each
+        try, so that no class waits long for one that stays near and is never reached.
         """
         left = self.left
-        distance, target = (self.near[left] * (1 + self.tried[left])).min(1)
-        chosen = distance.argsort(stable=True)[: max(least, math.ceil(share * len(left)))]
+        near = self.near[left]
+        largest = near.masked_fill(near.isinf(), 0).amax(1, keepdim=True).clamp(min=1e-30)
+        distance, target = ((near / largest).clamp(min=FLOOR) * GROWTH ** self.tried[left]).min(1)
+        chosen = distance.argsort(stable=True)[: max(least, math.ceil(share * len(left)))].sort().values
         return left[chosen], target[chosen]
 
 
@@ -88,7 +99,7 @@ def nearest(
     """The most misclassified query of every sample, found within a budget; a sample that is broken rests.
 
     Args:
-        budget: in multiples of what AutoAttack costs a sample that survives it.
+        budget: what those that are left may have cost in the mean, in multiples of what AutoAttack costs a sample that survives it.
         first_steps: of cross-entropy, which breaks what is easy.
         margin_steps: of the probability margin, its steps falling from twice eps to 0 by a cosine.
         steps: of each descent towards one class, likewise.
@@ -102,14 +113,12 @@ def nearest(
     """
     if model.draws > 1:
         raise RobenchError("the fast attack is for models that answer alike every time; on this one use pgd50-eot and autoattack")
-    n = len(images)
-    known = Known(images, labels, images.clone(), torch.full((n, model.n_classes), float("inf"), device=images.device),
-                  torch.zeros(n, model.n_classes, device=images.device))  # fmt: skip
+    known = Known.nothing(images, labels, model.n_classes)
     # Most of an undefended model breaks at the first step: it is looked at without a gradient, which only those that are left pay for.
     rows, x = walk(model, known, known_all(known), labels, cross_entropy, threat, [threat.eps / 4])
     walk(model, known, rows, labels[rows], cross_entropy, threat, [threat.eps / 4] * (first_steps - 1), x)
     walk(model, known, known.left, labels[known.left], probability_margin, threat, cosine(2 * threat.eps, margin_steps))
-    while len(known.left) and known.spent < budget * AUTOATTACK_UNITS * len(known.left):
+    while len(left := known.left) and int(known.paid[left].sum()) < budget * AUTOATTACK_UNITS * len(left):
         rows, targets = known.next_pairs(share, least)
         walk(model, known, rows, targets, towards, threat, cosine(2 * threat.eps, steps))
         known.tried[rows, targets] += 1
@@ -139,9 +148,9 @@ def walk(
     x = project(origin + random_start(origin, threat), origin, threat) if start is None else start
     for step in range(len(sizes) + 1 if len(rows) else 0):
         logits, gradient = _look(model, x, known.labels[rows], targets, loss, needed=step < len(sizes))
-        known.spent += len(rows) * (STEP_UNITS if step < len(sizes) else 1)
+        known.paid[rows] += STEP_UNITS if step < len(sizes) else 1
         if model.exact is not model:
-            known.spent += _correct(model, x, known.labels[rows], logits)
+            known.paid[rows[_correct(model, x, known.labels[rows], logits)]] += 1
         known.note(rows, x, logits)
         robust = known.near[rows].amin(1) > 0
         rows, targets, x = rows[robust], targets[robust], x[robust]
@@ -162,9 +171,9 @@ def _look(model: Classifier, x: Images, labels: Labels, targets: Tensor, loss: L
     return logits.detach(), gradient.nan_to_num(0.0)
 
 
-def _correct(model: Classifier, x: Images, labels: Labels, logits: Logits) -> int:
-    """Asks the model's own passes about what rewritten ones call broken, and puts their logits in place; returns how many it asked about."""
-    doubtful = (logits.argmax(1) != labels).nonzero().flatten()
+def _correct(model: Classifier, x: Images, labels: Labels, logits: Logits) -> Tensor:
+    """Asks the model's own passes where rewritten ones err or say nothing, and puts their logits in place; returns the places."""
+    doubtful = ((logits.argmax(1) != labels) | ~logits.isfinite().all(1)).nonzero().flatten()
     if len(doubtful):
         logits[doubtful] = model.certain(x[doubtful])
-    return len(doubtful)
+    return doubtful

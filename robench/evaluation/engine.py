@@ -117,7 +117,7 @@ def _cascade(job: Job, suite: Suite, data: ChunkData, known: Mapping[str, ChunkV
     if suite.skip:
         decided = np.isin(data.clean.index, list(suite.skip)) & (before != Outcome.MISCLASSIFIED)
         before = np.where(decided, Outcome.SKIPPED, before)
-    needed, previous = True, data.clean
+    needed, previous, failed = True, data.clean, False
     for member in suite.members:
         folder = attack_folder(suite, member)
         verdicts = known.get(folder)
@@ -129,7 +129,8 @@ def _cascade(job: Job, suite: Suite, data: ChunkData, known: Mapping[str, ChunkV
             conditions = Conditions(job.threat, seed, counts_best=suite.counts_best, save=job.save)
             ((_, verdicts, images),) = attack_chunk(job.classifier, job.guard, member, data, before, conditions)
             yield folder, verdicts, images
-        needed = bool((verdicts.outcome == Outcome.BROKEN).any()) if member.name == suite.doubt else needed
+        failed |= bool(np.isin(verdicts.outcome, Outcome.UNDECIDED).any())  # trusted as little as one that was caught
+        needed = failed or bool((verdicts.outcome == Outcome.BROKEN).any()) if member.name == suite.doubt else needed
         before, previous = verdicts.outcome, verdicts
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import time
+from contextlib import redirect_stderr
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from robench.types import Images
 
 WORTH = 1.2  # below it, what bf16 gains is spent on checking in float32 what it found
+SAME_WAY = 0.05  # of a gradient's length: a ReLU that switches at a rounding moves it less, a lost hook more
 CLOSE = 1e-4  # of the largest logit: more than float32 rounding makes of a deep network, far less than any mistake
 
 
@@ -109,14 +112,7 @@ def searcher(classifier: Classifier, search: Search, images: Images) -> Classifi
 
 
 def _rewrite(classifier: Classifier, search: Search, images: Images) -> Classifier:
-    module = copy.deepcopy(classifier.module)
-    if search.folded:
-        folded = fold(module)
-        if folded is not None and _agree(classifier, classifier.twin(folded), images):
-            module = folded
-        else:
-            module = copy.deepcopy(classifier.module)
-        module = module.to(memory_format=torch.channels_last)
+    module = _alike(classifier, images) if search.folded else copy.deepcopy(classifier.module)
     if search.precision == "bf16":
         module = InPrecision(module, torch.bfloat16)
     if search.compiled:
@@ -149,6 +145,28 @@ def _step_seconds(twin: Classifier, images: Images) -> float:
     return time.perf_counter() - started
 
 
+def _alike(classifier: Classifier, images: Images) -> nn.Module:
+    """The cheapest of the module's rewritings that computes what it computes, gradient included; in the end a copy of itself."""
+    for rewrite in (_folded_channels_last, fold, _channels_last):
+        try:
+            module = rewrite(copy.deepcopy(classifier.module))
+            with redirect_stderr(io.StringIO()):  # where a traced module fails, torch.fx prints its own traceback
+                if module is not None and _agree(classifier, classifier.twin(module), images):
+                    return module
+        except Exception:  # somebody else's code, and what becomes of it, may raise anything
+            continue
+    return copy.deepcopy(classifier.module)
+
+
+def _channels_last(module: nn.Module) -> nn.Module:
+    return module.to(memory_format=torch.channels_last)
+
+
+def _folded_channels_last(module: nn.Module) -> nn.Module | None:
+    folded = fold(module)
+    return None if folded is None else _channels_last(folded)
+
+
 def _try(twin: Classifier, images: Images) -> None:
     """One pass forward and back, in which torch compiles."""
     images = images.clone().requires_grad_()
@@ -162,41 +180,57 @@ def _try(twin: Classifier, images: Images) -> None:
         ) from error
 
 
-@torch.no_grad()
 def _agree(classifier: Classifier, twin: Classifier, images: Images) -> bool:
+    """Whether two classifiers have the same logits, and the same gradient of every image up to single units that switch."""
+    (own, own_gradient), (other, gradient) = (_passes(each, images) for each in (classifier, twin))
+    close = (own - other).abs().amax() <= CLOSE * own.abs().amax().clamp(min=1)
+    return bool(close) and bool((own_gradient - gradient).norm() <= SAME_WAY * own_gradient.norm())
+
+
+@torch.enable_grad()
+def _passes(classifier: Classifier, images: Images) -> tuple[Tensor, Tensor]:
+    """Logits, and the gradient of their weighted sum, zero where there is none."""
+    queries = images.clone().requires_grad_()
     with classifier.counting(), classifier.watched_by(None):
-        own = classifier(images)
-    with twin.counting(), twin.watched_by(None):
-        other = twin(images)
-    return bool((own - other).abs().amax() <= CLOSE * own.abs().amax().clamp(min=1))
+        logits = classifier(queries)
+        weighted = (logits * torch.linspace(1, -1, logits.shape[1], device=logits.device)).sum()
+        gradient = torch.autograd.grad(weighted, queries, allow_unused=True)[0] if weighted.requires_grad else None
+    return logits.detach(), torch.zeros_like(images) if gradient is None else gradient
 
 
 def fold(module: nn.Module) -> nn.Module | None:
     """A module in eval mode in cheaper operations: every BatchNorm that follows a convolution folded into it, max-pooling before ReLU
-    instead of behind it, strided convolutions of images unshuffled; None where its code cannot be followed.
+    instead of behind it, strided convolutions of images unshuffled; None where its code cannot be followed or it has hooks.
 
     Args:
         module: its layers are replaced, so hand in a copy.
     """
+    if any(getattr(layer, name) for layer in module.modules() for name in HOOKS):
+        return None  # a hook may be the point of the model, as a gradient of its own for rounding is
     try:
         graph = _Tracer().trace(module)
     except Exception:  # somebody else's code: what cannot be traced symbolically is left as it is
         return None
     traced = fx.GraphModule(module, graph)
     layers = dict(traced.named_modules())
+    read = {
+        str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"
+    }  # whose weights the code itself uses
     for node in list(graph.nodes):
         norm, before = _layer(node, layers), _only_input(node)
         conv = None if before is None else _layer(before, layers)
         if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
             continue  # no norm, or one that normalises by the batch
-        if before is not None and isinstance(conv, nn.Conv2d) and _used_once(graph, before.target, node.target):
+        if before is None or str(before.target) in read:
+            continue
+        if isinstance(conv, nn.Conv2d) and _used_once(graph, before.target, node.target):
             _replace(traced, str(before.target), _folded(conv, norm, norm.running_mean, norm.running_var))
             node.replace_all_uses_with(before)
             graph.erase_node(node)
     graph.lint()
     _pool_first(graph, layers)
     for name, conv in list(traced.named_modules()):
-        if _is_plain(conv) and type(conv) is nn.Conv2d and UnshuffledConv2d.can_be(conv):
+        if name not in read and _is_plain(conv) and type(conv) is nn.Conv2d and UnshuffledConv2d.can_be(conv):
             _replace(traced, name, UnshuffledConv2d(conv))
     traced.delete_all_unused_submodules()
     traced.recompile()
@@ -216,12 +250,13 @@ def _pool_first(graph: fx.Graph, layers: dict[str, nn.Module]) -> None:
             pool.append(relu)
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PLAIN = (nn.Conv2d, SmallMapConv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d)
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is what its class says: not derived, not reparametrised, without hooks."""
-    return type(layer) in PLAIN and not (layer._forward_hooks or layer._forward_pre_hooks)
+    """Whether a layer is what its class says: not derived, not reparametrised."""
+    return type(layer) in PLAIN
 
 
 def _layer(node: fx.Node, layers: dict[str, nn.Module]) -> nn.Module | None:
