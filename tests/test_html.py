@@ -25,12 +25,13 @@ from robench.evaluation.results import Results, read_results
 from robench.evaluation.store import ChunkVerdicts
 from robench.report import write_report
 from robench.report.breakdown import broken_alone, superclass_errors
-from robench.report.compare import ALL_SHARED, compare, compare_runs
+from robench.report.compare import ALL_SHARED, compare
 from robench.report.curves import against_eps, against_steps
 from robench.report.html.run import render_audit, render_run
-from robench.report.leaderboard import collect, write_leaderboard
+from robench.report.leaderboard import collect
 from robench.report.published import read_robustbench
 from robench.report.tables import percent, summarise
+from robench.report.written import compare_runs, write_leaderboard
 from robench.runs import _describe_data
 from robench.types import Outcome, RobenchError, Suite
 

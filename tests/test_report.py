@@ -10,8 +10,8 @@ from test_engine import raises as raising
 
 from robench.evaluation.results import decide
 from robench.report import write_report
-from robench.report.compare import compare_runs
 from robench.report.tables import interval, per_class, summarise, title
+from robench.report.written import compare_runs
 from robench.types import Outcome, RobenchError, Suite
 
 

@@ -38,7 +38,7 @@ def compare(runs: tuple[Path, ...], out: Path | None, anyway: bool, robustbench:
 
     Models in rows, paired exact tests on the same samples, and how many samples each attack alone breaks.
     """
-    from robench.report.compare import compare_runs
+    from robench.report.written import compare_runs
 
     click.echo(compare_runs(list(runs), out, anyway=anyway, robustbench=robustbench))
     if out:
@@ -50,7 +50,7 @@ def compare(runs: tuple[Path, ...], out: Path | None, anyway: bool, robustbench:
 @click.option("--out", type=click.Path(path_type=Path), help="Write a page that sorts to this .html file too.")
 def leaderboard(folder: Path, out: Path | None) -> None:
     """List all runs below FOLDER, by data and threat model, the most robust first."""
-    from robench.report.leaderboard import write_leaderboard
+    from robench.report.written import write_leaderboard
 
     click.echo(write_leaderboard(folder, out))
     if out:

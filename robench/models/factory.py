@@ -12,7 +12,7 @@ from types import ModuleType
 
 from torch import nn
 
-from robench.models.sources import Loaded
+from robench.models.loaded import Loaded
 from robench.types import Dataset, OwnModel, RobenchError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from robench.data import did_you_mean
-from robench.models.sources import Loaded
+from robench.models.loaded import Loaded
 from robench.types import Dataset, OwnModel, RobenchError
 
 NO_TIMM = "timm is not installed: pip install 'robench[models]'"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.formats import Format, recognise
-from robench.models.sources import Loaded
+from robench.models.loaded import Loaded
 from robench.types import Dataset, OwnModel, RobenchError
 
 

@@ -12,7 +12,6 @@ import pandas as pd
 
 from robench.evaluation.results import Results, read_results
 from robench.evaluation.store import CLEAN
-from robench.files import write_atomically
 from robench.report.breakdown import broken_alone
 from robench.report.markdown import layout_table, table
 from robench.report.paired import Paired, holm, p_text, paired
@@ -65,36 +64,17 @@ class Comparison:
     published: list[Published]
 
 
-def compare_runs(runs: list[Path], out: Path | None = None, *, anyway: bool = False, robustbench: Path | None = None) -> str:
-    """Models in rows and attacks in columns, paired tests, and what each attack alone breaks, as text.
+def compare(runs: list[Path], *, anyway: bool = False, robustbench: Path | None = None) -> Comparison:
+    """Reads runs, and whatever can be said of them together.
 
     Args:
         runs: run folders.
-        out: also written there, as a page (.html) or as markdown (.md).
-        anyway: compare runs on different data, samples or threat models, and say so.
-        robustbench: see ``read_robustbench``; shown on the page.
+        anyway: also where they are about different data, samples or threat models.
+        robustbench: see ``read_robustbench``.
 
     Raises:
         RobenchError: the runs differ in data, number of samples or threat model, so that a table of them would mislead.
     """
-    if out is not None and out.suffix not in (".html", ".md"):
-        raise RobenchError(f"--out {out}: expected a name that ends in .html, for a page, or in .md, for a table in markdown")
-    found = compare(runs, anyway=anyway, robustbench=robustbench)
-    text = comparison_text(found)
-    if out is not None and out.suffix == ".html":
-        from robench.report.html.comparison import render_comparison
-
-        write_atomically(
-            out, render_comparison(found, {name: relative(each.path, out) for name, each in found.results.items()}).encode()
-        )
-    elif out is not None:
-        links = "\n".join(f"- [{each.path.name}]({relative(each.path, out)}/report.md)" for each in found.results.values())
-        write_atomically(out, f"# Comparison\n\n{text}\n{links}\n".encode())
-    return text
-
-
-def compare(runs: list[Path], *, anyway: bool = False, robustbench: Path | None = None) -> Comparison:
-    """As ``compare_runs``, as a value."""
     read = list({run.resolve(): read_results(run) for run in runs}.values())
     kinds = {_what(each.description): each.path for each in read}
     if len(kinds) > 1 and not anyway:

@@ -12,8 +12,6 @@ import pandas as pd
 
 from robench.evaluation.results import read_results
 from robench.evaluation.store import CLEAN, read_run
-from robench.files import write_atomically
-from robench.report.compare import relative
 from robench.report.markdown import table
 from robench.report.tables import UNION, accuracy_text, summarise, title
 from robench.types import RobenchError
@@ -102,22 +100,6 @@ def _entry(path: Path) -> Entry:
 def _what(description: dict[str, Any]) -> str:
     threat, spec = description["threat"], description["spec"]
     return f"{description['data']['name']}, {threat['norm']} {threat['eps_text']} (data {spec['data'][:8]})"
-
-
-def write_leaderboard(folder: Path, out: Path | None = None) -> str:
-    """All runs below a folder as text; as a page that sorts, where a name for it is given.
-
-    Raises:
-        RobenchError: there is no run, or the page's name does not end in .html.
-    """
-    if out is not None and out.suffix != ".html":
-        raise RobenchError(f"--out {out}: expected a name that ends in .html")
-    found = collect(folder)
-    if out is not None:
-        from robench.report.html.leaderboard import render_leaderboard
-
-        write_atomically(out, render_leaderboard(found, folder, lambda path: relative(path, out)).encode())
-    return leaderboard_text(found)
 
 
 def leaderboard_text(found: Leaderboard) -> str:

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 
 from robench.evaluation.results import Results
-from robench.evaluation.store import CLEAN
+from robench.evaluation.store import CLEAN, LEFT_OUT
 from robench.report.anytime import cost_curve, outlook_lines
 from robench.report.breakdown import broken_alone, superclass_errors
 from robench.report.curves import Curve, against_eps, against_steps
 from robench.report.html.charts import line_chart, step_chart
 from robench.report.html.parts import ACCURACY, Cell, Column, Table, accuracy_cells, count, listed, share
-from robench.report.tables import UNION, per_class, percent, title
+from robench.report.tables import UNION, left_out, per_class, percent, title
 
 
 def attack_table(results: Results, summary: pd.DataFrame) -> Table:
@@ -31,6 +31,9 @@ def attack_table(results: Results, summary: pd.DataFrame) -> Table:
         kind = "stage" if "/" in name else "union" if name == UNION else ""
         found = Cell("", float("nan")) if name not in alone else count(len(alone[name]))
         head = Cell(name if "/" in name else title(name), kind=kind, note=name)
+        if left_out(row):
+            rows.append([Cell(f"{name} ({LEFT_OUT})", kind=kind, note=row["mode"]), *[Cell("", float("nan"))] * (len(columns) - 1)])
+            continue
         rows.append(
             [head, *accuracy_cells(row), count(row["broken"]), count(row["best_broken"]), found, share(row["attack_success_rate"])]
         )
