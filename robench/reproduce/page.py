@@ -88,7 +88,8 @@ def _of_dataset(out: Path, dataset: str, there: list[Measured]) -> Iterator[str]
     stated = list(claims(dataset, there))
     if stated:
         yield "### What the paper claims, and what holds\n\n" + "\n".join(f"- {claim}" for claim in stated)
-    others = [found for found in there if found.about["mechanism"] and found.model.seed == 0 and found.model.adversarial == "none"]
+    plain = (found for found in there if found.about["mechanism"] and found.model.adversarial == "none")
+    others = [found for found in plain if found.model.seed == 0 or found.model.role == "second seed"]
     for name, figure in {"protocols": draw_protocols(there), **({"why": draw_why(others)} if others else {})}.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=130)

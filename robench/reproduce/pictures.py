@@ -34,7 +34,8 @@ def draw_protocols(there: list[Measured]) -> Figure:
         for height, share, (_, high) in zip(where, shares, bounds, strict=True):
             axes.text(max(share, high) + 1, height, f"{share:.2f}", va="center", fontsize=8)
     natural = [100 * found.accuracy("clean") for found in there]
-    axes.plot(natural, range(len(there)), "|", color="#9aa4b0", markersize=26, label="natural accuracy")
+    axes.plot(natural, range(len(there)), "|", color="#9aa4b0", markersize=26)
+    axes.plot([], [], "|", color="#9aa4b0", markersize=9, label="natural accuracy")  # the mark in the legend
     axes.set_yticks(range(len(there)), [found.model.title for found in there])
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
