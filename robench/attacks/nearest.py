@@ -100,8 +100,8 @@ def nearest(
 
     Args:
         budget: what those that are left may have cost in the mean, in multiples of what AutoAttack costs a sample that survives it.
-        first_steps: of cross-entropy, which breaks what is easy.
-        margin_steps: of the probability margin, its steps falling from twice eps to 0 by a cosine.
+        first_steps: of cross-entropy, which breaks what is easy, falling from twice eps to 0 by a cosine.
+        margin_steps: of the probability margin, likewise.
         steps: of each descent towards one class, likewise.
         share, least: of the samples left, how many are attacked at a time.
 
@@ -114,9 +114,11 @@ def nearest(
     if model.draws > 1:
         raise RobenchError("the fast attack is for models that answer alike every time; on this one use pgd50-eot and autoattack")
     known = Known.nothing(images, labels, model.n_classes)
-    # Most of an undefended model breaks at the first step: it is looked at without a gradient, which only those that are left pay for.
-    rows, x = walk(model, known, known_all(known), labels, cross_entropy, threat, [threat.eps / 4])
-    walk(model, known, rows, labels[rows], cross_entropy, threat, [threat.eps / 4] * (first_steps - 1), x)
+    # Nearly all of an undefended model breaks at the first step, which goes across the ball as FGSM's does: it is looked at without a
+    # gradient, which only those that are left pay for.
+    first, *others = cosine(2 * threat.eps, first_steps)
+    rows, x = walk(model, known, known_all(known), labels, cross_entropy, threat, [first])
+    walk(model, known, rows, labels[rows], cross_entropy, threat, others, x)
     walk(model, known, known.left, labels[known.left], probability_margin, threat, cosine(2 * threat.eps, margin_steps))
     while len(left := known.left) and int(known.paid[left].sum()) < budget * AUTOATTACK_UNITS * len(left):
         rows, targets = known.next_pairs(share, least)
