@@ -82,8 +82,9 @@ def sweep(request: SweepRequest, *, out: Path | None = None, **where: Any) -> Sw
     """
     radii, steps = _radii(request, where), _steps(request)
     folder = out or Path("reports") / request.folder_name(_name(where))
-    if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob("*/run.json")):
-        raise RobenchError(f"{folder} is not empty and holds no sweep of robench; choose another --out")
+    foreign = [path.name for path in folder.iterdir() if not _is_ours(path)] if folder.is_dir() else []
+    if foreign:
+        raise RobenchError(f"{folder} holds {foreign[0]}, which no sweep of robench writes; choose another --out")
     planned: list[tuple[Path, str, str | None]] = [
         (folder / f"eps-{format_eps(eps).replace('/', 'of')}", request.suite, format_eps(eps)) for eps in radii if eps > 0
     ]
@@ -97,6 +98,11 @@ def sweep(request: SweepRequest, *, out: Path | None = None, **where: Any) -> Sw
         return None
     results = [read_results(path) for path, _, _ in planned]
     return _conclude(folder, results, bool(steps))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a sweep writes something of this name; another process, or a killed one, may have begun it just now."""
+    return path.name == "steps" or path.name.startswith(("eps-", "curve.", ".curve."))
 
 
 def _conclude(folder: Path, results: list[Results], with_steps: bool) -> Sweep:

@@ -235,6 +235,15 @@ def test_a_class_that_stays_near_and_is_never_reached_takes_the_turn_of_no_other
     assert min(taken.count(target) for target in (1, 2, 3)) >= 5
 
 
+def test_a_class_that_was_tried_hundreds_of_times_is_still_a_class_and_not_the_true_one():
+    known = Known.nothing(torch.zeros(1, 1, 1, 1), torch.tensor([0]), 3)
+    known.near[:] = torch.tensor([[float("inf"), 0.5, 1.0]])
+    known.tried[0, 1:] = 500
+    assert known.next_pairs(1.0, 1)[1].tolist() == [1]
+    known.tried[0, 1] = 502
+    assert known.next_pairs(1.0, 1)[1].tolist() == [2]
+
+
 def barely(n, eps, shape=(3, 12, 12)):
     """All of them breakable, just: the linear case with every sample at 0.97 of its radius."""
     model, images, labels, robust = linear_case(eps, "Linf", n=n, shape=shape)
@@ -554,13 +563,16 @@ def test_a_sample_is_noted_when_it_breaks_and_not_when_the_others_are_given_up(t
     rows, spent = results.verdicts[results.verdicts["attack"] == "nearest"], results.ledger.set_index("attack").loc["nearest"]
     total = spent["forwards"] + 2 * spent["backwards"]
     assert (rows["outcome"] == Outcome.BROKEN).sum() > 6
-    assert rows["found_at"].median() < total  # the last passes were about who was left
+    broken = rows[rows["outcome"] == Outcome.BROKEN]
+    assert (broken["found_at"] < total).sum() >= len(broken) - 1  # the last passes were about who was left
 
 
-def test_l2_images_of_imagenets_size_are_in_the_ball_that_float32_can_measure():
-    generator = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("signs", [False, True])
+def test_l2_images_of_imagenets_size_are_in_the_ball_that_float32_can_measure(signs):
+    generator = torch.Generator().manual_seed(1)
     threat = ThreatModel("L2", 3.0)
     images = torch.rand(12, 3, 224, 224, generator=generator) * 0.4 + 0.3
-    far = images + torch.randn(images.shape, generator=generator)
+    away = torch.randn(images.shape, generator=generator)
+    far = images + (away.sign() if signs else away)
     assert threat.contains(images, project(far, images, threat)).all()
     assert not threat.contains(images, images + (project(far, images, threat) - images) * 1.00002).any()

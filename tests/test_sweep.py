@@ -184,6 +184,11 @@ def test_senseless_radii_and_steps_are_refused_before_anything_is_computed(check
 
 def test_a_folder_of_other_things_is_not_written_into(checkpoint, tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
-    with pytest.raises(RobenchError, match="is not empty and holds no sweep of robench"):
+    with pytest.raises(RobenchError, match="holds letter.txt, which no sweep of robench writes"):
         swept(checkpoint, tmp_path, steps="1")
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_sweep_that_was_killed_before_its_first_run_was_written_goes_on(checkpoint, tmp_path):
+    (tmp_path / "steps").mkdir()
+    assert swept(checkpoint, tmp_path, steps="1").path.exists()

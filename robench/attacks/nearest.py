@@ -87,7 +87,8 @@ class Known:
         left = self.left
         near = self.near[left]
         largest = near.masked_fill(near.isinf(), 0).amax(1, keepdim=True).clamp(min=1e-30)
-        distance, target = ((near / largest).clamp(min=FLOOR) * GROWTH ** self.tried[left]).min(1)
+        # As logarithms: with few classes and a large budget a class is tried hundreds of times.
+        distance, target = ((near / largest).clamp(min=FLOOR).log() + math.log(GROWTH) * self.tried[left]).min(1)
         chosen = distance.argsort(stable=True)[: max(least, math.ceil(share * len(left)))].sort().values
         return left[chosen], target[chosen]
 

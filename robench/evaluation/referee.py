@@ -114,7 +114,7 @@ class Referee:
             self._decided[places] = True
         elif self.cut == Keeps.FORWARD and not for_gradient:
             # In L2 and L1 the last bits depend on how the norm is summed up, so that what is too near to call is left to the attack.
-            eps = self.threat.eps * {"Linf": 1, "L2": 1 - 1e-6, "L1": 1 - 1e-5}[self.threat.norm]
+            eps = self.threat.eps * {"Linf": 1, "L2": 1 - 1e-5, "L1": 1 - 1e-5}[self.threat.norm]
             self._decided[places[distance <= eps]] = True
 
     def _match(self, queries: Images) -> Tensor:
