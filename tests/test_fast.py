@@ -204,7 +204,8 @@ def test_what_those_left_may_cost_does_not_depend_on_how_many_broke_beside_them(
         )
         assert int(survived.sum()) == 3
         costs.append(passes.forwards + 2 * passes.backwards)
-    assert costs[0] - costs[1] <= 31 * (len(rows) - 3) and costs[1] >= 0.035 * AUTOATTACK_UNITS * 3
+    broken = 4 * (len(rows) - 3)  # at least: a look with a gradient, and one without
+    assert costs[1] >= 0.035 * AUTOATTACK_UNITS * 3 and costs[0] - broken >= 0.035 * AUTOATTACK_UNITS * 3
 
 
 def test_the_next_pair_is_the_nearest_and_moves_away_when_tried():
@@ -557,14 +558,11 @@ def test_float64_beside_bf16_is_float64_of_the_model_itself(tmp_path):
     assert ((classifier(adv_images).argmax(1) == labels) == robust).all()
 
 
-def test_a_sample_is_noted_when_it_breaks_and_not_when_the_others_are_given_up(tmp_path):
-    model, images, labels = barely(12, 0.004)
-    results = evaluated(tmp_path, model, images, labels, "nearest", eps=0.004)
-    rows, spent = results.verdicts[results.verdicts["attack"] == "nearest"], results.ledger.set_index("attack").loc["nearest"]
-    total = spent["forwards"] + 2 * spent["backwards"]
-    assert (rows["outcome"] == Outcome.BROKEN).sum() > 6
-    broken = rows[rows["outcome"] == Outcome.BROKEN]
-    assert (broken["found_at"] < total).sum() >= len(broken) - 1  # the last passes were about who was left
+def test_pairs_come_in_the_order_of_the_samples_by_which_the_referee_knows_them():
+    known = Known.nothing(torch.zeros(3, 1, 1, 1), torch.tensor([0, 1, 2]), 3)
+    known.near[:] = torch.tensor([[float("inf"), 0.9, 1.0], [1.0, float("inf"), 0.1], [0.5, 1.0, float("inf")]])
+    rows, targets = known.next_pairs(1.0, 3)
+    assert (rows.tolist(), targets.tolist()) == ([0, 1, 2], [1, 2, 0])  # and not 1, 2, 0, from the nearest on
 
 
 @pytest.mark.parametrize("signs", [False, True])
