@@ -55,13 +55,7 @@ def train(
             processes; the loss is not finite.
     """
     path = Path(out) if out else Path("checkpoints") / spec.default_name
-    if path.is_dir():
-        raise RobenchError(f"--out {path} is a folder; it takes the checkpoint's file, such as {path / spec.default_name}")
-    if spec.batch_size % ranks.world_size:
-        raise RobenchError(
-            f"batch size {spec.batch_size} does not divide over {ranks.world_size} processes; give --batch-size a multiple of them, "
-            "or start another number"
-        )
+    _refuse(spec, path, ranks)
     state_path = path.with_name(path.name + ".training")
     spec = settled(spec, train_set, path, state_path, device=device, ranks=ranks)
     wanted = asdict(spec) | {"train_set": train_set.digest}
@@ -92,6 +86,16 @@ def train(
     save_checkpoint(path, _describe(spec, wanted, model, heads, train_set, accuracy, history))
     state_path.unlink(missing_ok=True)
     return path
+
+
+def _refuse(spec: TrainSpec, path: Path, ranks: Ranks) -> None:
+    if path.is_dir():
+        raise RobenchError(f"--out {path} is a folder; it takes the checkpoint's file, such as {path / spec.default_name}")
+    if spec.batch_size % ranks.world_size:
+        raise RobenchError(
+            f"batch size {spec.batch_size} does not divide over {ranks.world_size} processes; give --batch-size a multiple of them, "
+            "or start another number"
+        )
 
 
 def _check_test_set(train_set: Dataset, test_set: Dataset) -> None:
