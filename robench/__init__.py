@@ -18,8 +18,8 @@ _PUBLIC = {
     "load_classifier": "robench.models",
     "train": "robench.training.trainer",
     "TrainSpec": "robench.training.spec",
-    "evaluate": "robench.api",
-    "Evaluation": "robench.api",
+    "evaluate": "robench.notebook",
+    "Evaluation": "robench.notebook",
 }
 
 __all__ = ["__version__", *_PUBLIC]

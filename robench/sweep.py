@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from robench.api import AttackRequest, attack, command
+from robench.api import attack, command
 from robench.checkpoint import read_description
 from robench.data import load_dataset
 from robench.evaluation.results import Results, failures, read_results
 from robench.report.markdown import aligned
 from robench.report.sweeps import curve_table, eps_curve, steps_curve, write_curves
+from robench.request import AttackRequest
 from robench.runs import DEFAULT_CHUNK
 from robench.types import OwnModel, RobenchError, ThreatModel, format_eps, parse_eps
 

@@ -19,7 +19,9 @@ LAYERS = [  # a module may import from its own layer and from those below it
     {"evaluation"},
     {"report"},
     {"runs", "interchange"},
+    {"request"},
     {"api"},
+    {"notebook", "recheck"},
     {"reproduce", "audit", "doctor", "sweep"},
     {"cli", "__main__", "__init__"},
 ]

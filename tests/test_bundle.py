@@ -14,11 +14,13 @@ from click.testing import CliRunner
 from test_engine import raises as raising
 from test_engine import run as run_on_gray
 
-from robench.api import AttackRequest, attack, verify
+from robench.api import attack
 from robench.cli import main
 from robench.evaluation.adv_images import PackedImages, read_packed
 from robench.evaluation.store import read_run
 from robench.interchange.bundle import opened, unpack, write_bundle
+from robench.recheck import verify
+from robench.request import AttackRequest
 from robench.training import TrainSpec, train
 from robench.types import OwnModel, RobenchError
 

@@ -515,7 +515,7 @@ def test_a_gate_in_percent_is_a_usage_error(checkpoint, tmp_path):
 
 
 def test_l1_runs_autoattack_by_default_and_other_commands_refuse_it_clearly(checkpoint, tmp_path, monkeypatch):
-    from robench.api import AttackRequest
+    from robench.request import AttackRequest
 
     assert (AttackRequest(norm="L1").names, AttackRequest().names) == ("autoattack", "pgd20,autoattack")
     result = call("attack", "--ckpt", checkpoint, "--norm", "L1", *ATTACKED, "--out", tmp_path / "run")

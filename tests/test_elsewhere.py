@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from cases import BrightnessClassifier, brightness_data, column, darken, fake, linear_case
 from test_engine import OFFSETS, SPEC, outcomes, run
 
-from robench.api import AttackRequest, attack, verify
+from robench.api import attack
 from robench.attacks.elsewhere import crafted_on, make_heads_target
 from robench.checkpoint import load_checkpoint
 from robench.evaluation.adv_images import pack, read_packed
@@ -18,7 +18,9 @@ from robench.evaluation.stored import stored_suite
 from robench.models.classifier import Classifier
 from robench.models.loading import Subject, classifier_of_checkpoint, of_head
 from robench.models.seeded import seeded
+from robench.recheck import verify
 from robench.report import write_report
+from robench.request import AttackRequest
 from robench.training import TrainSpec, train
 from robench.types import Dataset, Outcome, RobenchError, Suite, ThreatModel
 

@@ -16,12 +16,12 @@ import torch
 from cases import BrightnessClassifier, brightness_data, column, darken, fake
 from torch import nn
 
-from robench.api import evaluate
 from robench.attacks import parse_suites
 from robench.evaluation.engine import evaluate_suites
 from robench.evaluation.results import read_results
 from robench.evaluation.store import Chunk, RunFolder, attack_folder, chunk_seed, split
 from robench.models.classifier import Classifier
+from robench.notebook import evaluate
 from robench.report import write_report
 from robench.runs import settle_randomness
 from robench.types import Outcome, RobenchError, RunSpec, Suite, ThreatModel

@@ -12,7 +12,7 @@ from torch import nn
 import robench
 from robench.attacks import AttackOptions, parse_suites
 from robench.attacks.descent import project
-from robench.attacks.nearest import Known, nearest
+from robench.attacks.nearest import Known, nearest, towards, walk
 from robench.evaluation.results import read_results
 from robench.models.backbones import BACKBONES, SmallMapConv2d
 from robench.models.classifier import Classifier
@@ -74,7 +74,7 @@ def test_an_unshuffled_convolution_is_the_plain_one_with_its_gradient(kernel, pa
         outputs.square().sum().backward()
         results.append((outputs, inputs.grad))
     for expected, got in zip(*results, strict=True):
-        assert torch.allclose(got, expected, atol=float(1e-5 * expected.abs().max()))
+        assert torch.allclose(got, expected, atol=1e-5 * float(expected.detach().abs().max()))
 
 
 def test_pooling_before_relu_changes_nothing_and_is_done():
@@ -189,9 +189,55 @@ def test_nearest_stays_within_its_budget(budget):
     survived, passes = run_nearest(Classifier(model, 10), images, labels, ThreatModel("Linf", 0.02), budget=budget)
     spent = passes.forwards + 2 * passes.backwards
     allowed = budget * AUTOATTACK_UNITS * int(survived.sum())
-    one_round = 31 * 16  # the least samples at a time, ten steps each
+    one_round = (30 * (1 + int(budget / 0.03)) + 1) * 16  # the least samples at a time, ten steps each, more behind a second 0.03
     broken = int((~survived).sum()) * 31  # in the first steps
     assert allowed <= spent <= max(allowed, int(survived.sum()) * 91) + one_round + broken
+
+
+def test_descents_grow_longer_as_the_budget_is_spent(monkeypatch):
+    lengths = []
+
+    def noted(model, known, rows, targets, loss, threat, sizes, start=None):
+        if loss is towards:
+            lengths.append(len(sizes))
+        return walk(model, known, rows, targets, loss, threat, sizes, start)
+
+    monkeypatch.setattr("robench.attacks.nearest.walk", noted)
+    model, images, labels, robust = linear_case(0.02, "Linf", n=40)
+    few = robust.nonzero().flatten()[:4]
+    run_nearest(Classifier(model, 10), images[few], labels[few], ThreatModel("Linf", 0.02), budget=0.029)
+    assert set(lengths) == {10}
+    run_nearest(Classifier(model, 10), images[few], labels[few], ThreatModel("Linf", 0.02), budget=0.4)
+    assert set(lengths) == set(range(10, 101, 10)) and lengths[-1] == 100
+
+
+def test_a_large_budget_pays_for_the_stages_of_autoattack():
+    def stages(budget, n_classes=10):
+        (suite,) = parse_suites("fast", LINF, n_classes, AttackOptions(budget=budget))
+        return [member.name for member in suite.members], suite.members[0].params["budget"]
+
+    assert stages(0.4) == (["nearest", "suspect", "apgd-ce", "apgd-t", "fab-t", "square"], 0.4)
+    names, search = stages(1.0)
+    assert names == ["nearest", "apgd-ce", "apgd-t", "suspect", "fab-t", "square"] and search == pytest.approx(0.74)
+    names, search = stages(2.0)
+    assert names == ["nearest", "apgd-ce", "apgd-t", "fab-t", "square"] and search == pytest.approx(1.0)
+    assert stages(1.0, n_classes=3)[0] == ["nearest", "apgd-ce", "suspect", "fab-t", "square"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "run"),
+    [(1.0, ["nearest", "apgd-ce", "apgd-t", "suspect"]), (1.5, ["nearest", "apgd-ce", "apgd-t", "fab-t", "square"])],
+)
+def test_what_a_large_budget_pays_for_is_run(tmp_path, budget, run):
+    model, images, labels, robust = linear_case(0.02, "Linf", n=12, shape=(3, 12, 12))
+    robench.evaluate(model, images, labels, suite="fast", eps=0.02, budget=budget, device="cpu", out=tmp_path / "run")
+    results = read_results(tmp_path / "run")
+    column = f"fast(budget={budget:g})"
+    asked = results.ledger[results.ledger["forwards"] > 0]["attack"].tolist()
+    assert [name.partition("/")[2] for name in asked if name.startswith(column)] == run
+    fast = results.verdicts[results.verdicts["attack"] == column]
+    assert ((fast["outcome"] == Outcome.ROBUST).to_numpy() == robust.numpy()).all()
+    assert not any("does not trust" in line for line in outlook_lines(results))
 
 
 def test_what_those_left_may_cost_does_not_depend_on_how_many_broke_beside_them():
@@ -360,7 +406,8 @@ def test_folded_autoattack_says_of_a_trained_model_what_its_own_passes_say(tmp_p
 
     spec = TrainSpec.of("single", few, backbone="small", batch_size=32, epochs=4, lr=5e-3)
     path = train(spec, few, few, out=tmp_path / "m.safetensors", show_progress=False)
-    from robench.api import AttackRequest, attack
+    from robench.api import attack
+    from robench.request import AttackRequest
 
     runs = {}
     for passes in ("own", "folded"):
@@ -445,7 +492,8 @@ def test_timing_precisions_leaves_no_twin_behind():
 
 
 def test_processes_that_may_not_agree_on_a_precision_are_told_to_name_it(tmp_path, few, monkeypatch):
-    from robench.api import AttackRequest, attack
+    from robench.api import attack
+    from robench.request import AttackRequest
     from robench.training import TrainSpec, train
 
     path = train(

@@ -86,8 +86,9 @@ def descend(
         logits, gradient = _look(victim, here, own, clean[left], LOSSES[loss], draws, pairs, threat, step_size, needed=step < steps)
         score = -margin(logits, own, logits)
         better = score < lowest[left] if not random or draws > 1 else torch.ones_like(score, dtype=torch.bool)
-        best[left[better]], lowest[left[better]] = here[better], score[better]
-        robust = (logits.argmax(1) == own) | random
+        best[left] = torch.where(better[:, None, None, None], here, best[left])
+        lowest[left] = torch.where(better, score, lowest[left])
+        robust = ((logits.argmax(1) == own) | random).nonzero().flatten()
         left = left[robust]
         if step == steps or not len(left):
             break

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 STEP_UNITS = 3
 GROWTH = 2.0  # times as far as it looks that a class counts after each descent that did not reach it
 FLOOR = 1e-3  # of a sample's largest gap: a tie, or a class that is always nearly reached, is no nearer than that
+LONGEST = 10  # times the length of the first descents towards one class
 
 Loss = Callable[["Logits", "Labels", Tensor], Tensor]  # of logits, labels and target classes; (N,), to be raised
 
@@ -66,6 +67,12 @@ class Known:
         """Places of the samples that no query has broken, int64."""
         return (self.near.amin(1) > 0).nonzero().flatten()
 
+    @property
+    def spent(self) -> float:
+        """What those that are left have cost in the mean, in multiples of what AutoAttack costs a survivor; infinite where none is left."""
+        paid = self.paid[self.left]
+        return int(paid.sum()) / (AUTOATTACK_UNITS * len(paid)) if len(paid) else float("inf")
+
     def note(self, rows: Tensor, queries: Images, logits: Logits) -> None:
         """Looks at a query of each of the samples ``rows``; one that is no number says nothing."""
         labels = self.labels[rows, None]
@@ -74,9 +81,10 @@ class Known:
         tied = (gaps <= 0) & (logits.argmax(1, keepdim=True) == labels)
         gaps = gaps.masked_fill(tied, torch.finfo(gaps.dtype).tiny).scatter(1, labels, float("inf"))
         gaps = gaps.masked_fill(~logits.isfinite().all(1, keepdim=True), float("inf"))
-        better = gaps.amin(1) < self.near[rows].amin(1)
-        self.best[rows[better]] = queries[better]
-        self.near[rows] = torch.minimum(self.near[rows], gaps)
+        known = self.near[rows]
+        better = gaps.amin(1) < known.amin(1)
+        self.best[rows] = torch.where(better[:, None, None, None], queries, self.best[rows])
+        self.near[rows] = torch.minimum(known, gaps)
 
     def next_pairs(self, share: float, least: int) -> tuple[Tensor, Tensor]:
         """The samples, and a target class for each, that came nearest to breaking: a ``share`` of those left, not fewer than ``least``.
@@ -95,7 +103,7 @@ class Known:
 
 def nearest(
     model: Classifier, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, budget: float, first_steps: int = 10,
-    margin_steps: int = 20, steps: int = 10, share: float = 0.25, least: int = 16,
+    margin_steps: int = 20, steps: int = 10, stretch: float = 0.03, share: float = 0.25, least: int = 16,
 ) -> Images:  # fmt: skip
     """The most misclassified query of every sample, found within a budget; a sample that is broken rests.
 
@@ -103,7 +111,8 @@ def nearest(
         budget: what those that are left may have cost in the mean, in multiples of what AutoAttack costs a sample that survives it.
         first_steps: of cross-entropy, which breaks what is easy, falling from twice eps to 0 by a cosine.
         margin_steps: of the probability margin, likewise.
-        steps: of each descent towards one class, likewise.
+        steps: of each descent towards one class, likewise, as long as no more than ``stretch`` is spent; as many again with each further
+            ``stretch``, up to ``LONGEST`` times as many. Where a class is nearly reached, longer descents find what more of them do not.
         share, least: of the samples left, how many are attacked at a time.
 
     Raises:
@@ -121,9 +130,10 @@ def nearest(
     rows, x = walk(model, known, known_all(known), labels, cross_entropy, threat, [first])
     walk(model, known, rows, labels[rows], cross_entropy, threat, others, x)
     walk(model, known, known.left, labels[known.left], probability_margin, threat, cosine(2 * threat.eps, margin_steps))
-    while len(left := known.left) and int(known.paid[left].sum()) < budget * AUTOATTACK_UNITS * len(left):
+    while (spent := known.spent) < budget:
         rows, targets = known.next_pairs(share, least)
-        walk(model, known, rows, targets, towards, threat, cosine(2 * threat.eps, steps))
+        length = steps * min(1 + int(spent / stretch), LONGEST)
+        walk(model, known, rows, targets, towards, threat, cosine(2 * threat.eps, length))
         known.tried[rows, targets] += 1
     return project(known.best, images, threat)
 
@@ -155,7 +165,7 @@ def walk(
         if model.exact is not model:
             known.paid[rows[_correct(model, x, known.labels[rows], logits)]] += 1
         known.note(rows, x, logits)
-        robust = known.near[rows].amin(1) > 0
+        robust = (known.near[rows].amin(1) > 0).nonzero().flatten()
         rows, targets, x = rows[robust], targets[robust], x[robust]
         if step == len(sizes) or not len(rows):
             break

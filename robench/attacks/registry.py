@@ -1,4 +1,4 @@
-"""An attack is one function and one line in ATTACKS; a suite one line in SUITES."""
+"""An attack is one function and one line in ATTACKS."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robench import __version__
 from robench.adapters import autoattack, torchattacks
 from robench.attacks.restarts import with_restarts
-from robench.data import did_you_mean
-from robench.types import NORMS, OWN, Attack, Keeps, RobenchError, Search, Suite, ThreatModel, format_eps
+from robench.types import NORMS, OWN, Attack, Keeps, RobenchError, Search, ThreatModel, format_eps
 
 if TYPE_CHECKING:
     from robench.models.loading import Subject
@@ -250,113 +248,13 @@ ATTACKS: dict[str, AttackEntry] = {
 }
 
 
-@dataclass(frozen=True)
-class SuiteEntry:
-    """Names of the attacks of a suite, in order; see ``Suite``."""
-
-    members: tuple[str, ...]
-    cascade: bool
-    about: str
-    counts_best: bool = False
-    screens: tuple[str, ...] = ()  # cheap attacks in front of the members, where they are defined for the norm
-    doubt: str = ""
-
-
-SUITES: dict[str, SuiteEntry] = {
-    "autoattack": SuiteEntry(
-        autoattack.STAGES, True, "AutoAttack standard: four stages, each on what the earlier ones left; one column"
-    ),
-    "autoattack-screened": SuiteEntry(
-        autoattack.STAGES,
-        True,
-        "AutoAttack on what FGSM (Linf) and PGD-7 leave, best queries counted; one column",
-        counts_best=True,
-        screens=("fgsm", "pgd7"),
-    ),
-    "fast": SuiteEntry(
-        ("nearest", "suspect", *autoattack.STAGES),
-        True,
-        "close to AutoAttack's verdict at about a twentieth of its cost; the whole of it where Square finds what gradients missed; one column",
-        counts_best=True,
-        doubt="suspect",
-    ),
-    "paper": SuiteEntry(("fgsm", "pgd7", "pgd20", "pgd50"), False, "the four columns of the paper's tables"),
-}
-
-
-def parse_suites(
-    text: str,
-    threat: ThreatModel,
-    n_classes: int,
-    options: AttackOptions | None = None,
-    sources: Mapping[str, Subject] | None = None,
-) -> list[Suite]:
-    """The columns that ``"fgsm,pgd20,autoattack"`` stands for, in order, each once.
-
-    Args:
-        text: names, separated by commas; ``pgd20@FILE`` crafts on the checkpoint FILE.
-        threat: the threat model.
-        n_classes: of the classifier that is attacked.
-        options: what the user changed about attacks.
-        sources: the classifier of each FILE, see ``source_paths``.
+def make_attack(name: str, context: Context) -> Attack:
+    """The attack that a name of ``ATTACKS`` stands for.
 
     Raises:
-        RobenchError: a name is unknown, an attack is not defined for the norm, or an option applies to none of the attacks.
+        RobenchError: it is not defined for the norm, or for so few classes.
     """
-    options = options or AttackOptions()
-    names = check_names(text)
-    _check_options(options, threat)
-    context = Context(threat, n_classes, options, sources or {})
-    columns: dict[str, Suite] = {}
-    for name in names:
-        for suite in _columns(name, context):
-            if columns.setdefault(suite.name, suite).members[0].params != suite.members[0].params:
-                raise RobenchError(f"two columns would be called {suite.name!r}; rename one of the checkpoints, or leave one out")
-    families = {member.family for suite in columns.values() for member in suite.members}
-    if (options.step_size is not None or options.restarts != 1) and "pgd" not in families:
-        raise RobenchError(f"--step-size and --restarts change PGD alone, and there is none in {text!r}; leave them out")
-    if options.budget is not None and "nearest" not in families:
-        raise RobenchError(f"--budget is what the fast suite may spend, and {text!r} is without it; leave it out, or add fast")
-    return list(columns.values())
-
-
-def check_names(text: str) -> list[str]:
-    """The names in a list separated by commas, all of them known; needs no data and no model.
-
-    Raises:
-        RobenchError: the list is empty, or a name is unknown.
-    """
-    names = [_lower(name.strip()) for name in text.split(",") if name.strip()]
-    if not names:
-        raise RobenchError("the suite is empty; for example --suite pgd20,autoattack")
-    known = [shown for entry in ATTACKS.values() for shown in entry.shown] + list(SUITES)
-    for given in names:
-        name, at, source = given.partition("@")
-        if at and not Path(source).is_file():
-            raise RobenchError(f"{given!r} crafts on the checkpoint {source!r}, which is no file; write ATTACK@FILE")
-        if at and name in SUITES and SUITES[name].cascade:
-            raise RobenchError(
-                f"{given!r}: a cascade has no images to transfer, each stage stops where one model is fooled; use pgd50@FILE"
-            )
-        if name not in SUITES and not any(re.fullmatch(entry.pattern, name) for entry in ATTACKS.values()):
-            raise RobenchError(
-                f"unknown attack {name!r}{did_you_mean(name, known)}; `robench list attacks` shows all {len(known) - len(SUITES)}"
-            )
-    return names
-
-
-def source_paths(text: str) -> list[str]:
-    """The checkpoints that attacks of a suite are crafted on, each once."""
-    return list(dict.fromkeys(name.partition("@")[2] for name in check_names(text) if "@" in name)) if text else []
-
-
-def _lower(name: str) -> str:
-    attack, at, source = name.partition("@")
-    return attack.lower() + at + source
-
-
-def _make_attack(name: str, context: Context) -> Attack:
-    attack = _undoubted(name, context)
+    attack = make_in_any_norm(name, context)
     if context.threat.norm not in attack.norms:
         raise RobenchError(
             f"attack {name!r} is defined for {', '.join(attack.norms)} only, not for {context.threat.norm}; "
@@ -365,53 +263,18 @@ def _make_attack(name: str, context: Context) -> Attack:
     return attack
 
 
-def _undoubted(name: str, context: Context) -> Attack:
-    """The attack of a name, whether or not it is defined for the norm."""
+def make_in_any_norm(name: str, context: Context) -> Attack:
+    """The same, whether or not it is defined for the norm."""
     entry, match = next((entry, match) for entry in ATTACKS.values() if (match := re.fullmatch(entry.pattern, name)))
     attack, asked = entry.make(name, match, context), context.options.search
     search = replace(asked, folded=asked.folded or attack.search.folded)
     return replace(attack, search=search, params=dict(attack.params) | ({"passes": str(search)} if search != OWN else {}))
 
 
-def _marked(name: str, usual: Search, search: Search, *more: str) -> str:
-    """A column's name with what is not usual about how it was computed, since it may differ in last bits or more."""
-    unusual = [word for word in str(search).split(", ") if word not in str(usual).split(", ") and search != usual]
-    said = ", ".join((*more, *unusual))
-    return f"{name}({said})" if said else name
-
-
-def _columns(name: str, context: Context) -> list[Suite]:
-    name, at, path = name.partition("@")
-    if at:
-        from robench.attacks.elsewhere import crafted_on
-
-        source = context.sources[path]
-        if source.classifier.n_classes != context.n_classes:
-            raise RobenchError(
-                f"{name}@{path}: that model has {source.classifier.n_classes} classes, the one under test {context.n_classes}; images of one "
-                "mean nothing to the other"
-            )
-        crafted = [crafted_on(suite.members[0], source) for suite in _columns(name, context)]
-        return [Suite(attack.name, (attack,), cascade=False) for attack in crafted]
-    if name not in SUITES:
-        attack = _make_attack(name, context)
-        usual = Search(folded=attack.family == "nearest")
-        attack = replace(attack, name=_marked(attack.name, usual, attack.search))
-        return [Suite(attack.name, (attack,), cascade=False)]
-    entry = SUITES[name]
-    if entry.cascade:
-        screens = [screen for each in entry.screens if context.threat.norm in (screen := _undoubted(each, context)).norms]
-        # The fast search takes any number of classes, which AutoAttack behind it does without the targeted loss that needs four.
-        wanted = [each for each in entry.members if not (name == "fast" and each == "apgd-t" and context.n_classes < 4)]
-        members = (*screens, *(_make_attack(member, context) for member in wanted))
-        budget = [f"budget={context.options.budget:g}"] if name == "fast" and context.options.budget is not None else []
-        usual = Search(folded=name == "fast")
-        name = _marked(name, usual, replace(context.options.search, folded=usual.folded or context.options.search.folded), *budget)
-        return [Suite(name, members, cascade=True, about=entry.about, counts_best=entry.counts_best, doubt=entry.doubt)]
-    return [column for member in entry.members for column in _columns(member, context)]
-
-
-def _check_options(options: AttackOptions, threat: ThreatModel) -> None:
+def check_options(options: AttackOptions, threat: ThreatModel) -> None:
+    """Raises:
+    RobenchError: an option has a value that means nothing.
+    """
     if options.restarts < 1:
         raise RobenchError(f"--restarts {options.restarts}: expected at least 1")
     if options.step_size is not None and not 0 < options.step_size <= max(2 * threat.eps, 1e-12):

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robench.api import AttackRequest, attack
+from robench.api import attack
 from robench.audit.cheats import BatchStatistics, Crop, Detached, Inputs, KWinners, NoGradient, Noise, Outputs, Quantise
 from robench.data.augment import to_unit
 from robench.evaluation.stored import stored_images
 from robench.models.loading import Subject, classifier_of_module, load_classifier
 from robench.models.multihead import MAIN
 from robench.models.seeded import seeded
+from robench.request import AttackRequest
 from robench.training.spec import TrainSpec
 from robench.training.trainer import train
 from robench.types import Dataset, RobenchError, parse_eps

@@ -83,8 +83,8 @@ def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, fai
 
     Exits with 1 where an attack failed on samples: the rest of the table stands.
     """
-    from robench.api import AttackRequest, parse_chunk
     from robench.api import attack as run_attack
+    from robench.request import AttackRequest, parse_chunk
 
     _warn_of_clash()
     request = AttackRequest(**asked, chunk=parse_chunk(chunk))
@@ -135,7 +135,7 @@ def verify(run, **where) -> None:
     Says what still holds in float32, in float64, one image at a time, and as images of 8 bits a pixel inside the ball. Exits with 1
     where the weights or the images are not those of the run, an attack's images were not kept, or a claim does not hold in float32.
     """
-    from robench.api import verify as replay
+    from robench.recheck import verify as replay
     from robench.report.markdown import replay_table
 
     replays, changed = replay(run, **where)

@@ -36,7 +36,7 @@ def sweep(ckpt, model, eps, steps, dataset, data_dir, device, threads, out, ray,
     With --eps alone only the first curve, with --steps alone only the second. Every radius is a run folder of its own below the
     sweep's, with a verdict per sample; the same command continues after a kill. Writes curve.md, curve.csv and curve.png.
     """
-    from robench.api import AttackRequest, parse_chunk
+    from robench.request import AttackRequest, parse_chunk
     from robench.sweep import SweepRequest
     from robench.sweep import sweep as run_sweep
 

@@ -76,37 +76,43 @@ class Referee:
 
     def __call__(self, queries: Images, logits: Logits) -> None:
         """Looks at one batch of queries and its logits."""
-        for_gradient = logits.requires_grad
+        for_gradient, news = logits.requires_grad, False
         with torch.no_grad():
             if queries.shape[1:] == self.images.shape[1:]:
-                self._note(queries.detach().float(), logits.detach().float(), for_gradient)
+                news = self._note(queries.detach().float(), logits.detach().float(), for_gradient)
                 if self._queries in self.taps and len(queries) == len(self.images):
                     self.snapshots[self._queries] = Snapshot(
                         queries.detach().clone(), self.best.clone(), self.found.clone(), self.found_at.clone()
                     )
             self._queries += 1
-            if self.cut != Keeps.LAST and bool(self._decided.all()):
+            if news and self.cut != Keeps.LAST and bool(self._decided.all()):
                 self._confirm()
                 if bool(self._decided.all()):
                     raise AllDecided
 
-    def _note(self, queries: Images, logits: Logits, for_gradient: bool) -> None:
+    def _note(self, queries: Images, logits: Logits, for_gradient: bool) -> bool:
+        """Whether some query broke its sample. A device is waited for once a batch, and twice more where one did."""
         places = self._match(queries)
         labels = self.labels[places.clamp(min=0)]
         rows = ((logits.argmax(1) != labels) & (places >= 0)).nonzero().flatten()
         if not len(rows):
-            return
-        queries, places, margin = queries[rows], places[rows], margins(logits[rows], labels[rows])
-        distance = self.threat.distance(self.images[places], queries)
-        proof = (distance <= self.threat.eps + self.threat.tolerance) & in_box(queries) & margin.isfinite()
-        self._decide(places[proof], distance[proof], for_gradient)
-        lowest = self._margin.scatter_reduce(0, places[proof], margin[proof], "amin")
-        better = proof & (margin <= lowest[places]) & ((margin < self._margin[places]) | ~self.found[places])
+            return False
+        distance = self.threat.distance(self.images[places[rows]], queries[rows])
+        margin = margins(logits[rows], labels[rows])
+        inside = (distance <= self.threat.eps + self.threat.tolerance) & in_box(queries[rows])
+        proof = (inside & margin.isfinite()).nonzero().flatten()
+        if not len(proof):
+            return False
+        queries, places, margin, distance = queries[rows[proof]], places[rows[proof]], margin[proof], distance[proof]
+        self._decide(places, distance, for_gradient)
+        lowest = self._margin.scatter_reduce(0, places, margin, "amin")
+        known = self.found[places]
+        better = ((margin <= lowest[places]) & ((margin < self._margin[places]) | ~known)).nonzero().flatten()
         self.best[places[better]] = queries[better]
         self._margin = lowest
-        first = places[proof & ~self.found[places]]
-        self.found_at[first] = self.passes.forwards + 2 * self.passes.backwards
-        self.found[places[proof]] = True
+        self.found_at[places] = torch.where(known, self.found_at[places], self.passes.forwards + 2 * self.passes.backwards)
+        self.found[places] = True
+        return True
 
     def _decide(self, places: Tensor, distance: Tensor, for_gradient: bool) -> None:
         """Marks the samples for which the attack itself keeps such a query."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from robench.api import AttackRequest, attack
+from robench.api import attack
 from robench.checkpoint import load_checkpoint, read_description, save_checkpoint
 from robench.data import load_dataset
 from robench.evaluation.device import use_device
@@ -21,6 +21,7 @@ from robench.reproduce.measured import Measured, condense, recall, store
 from robench.reproduce.mechanism import explain
 from robench.reproduce.page import write_page
 from robench.reproduce.plan import ATTACKS, AUTOATTACK, TABLES, Trained, models
+from robench.request import AttackRequest
 from robench.training import TrainSpec, train
 from robench.types import Checkpoint, Dataset, RobenchError
 

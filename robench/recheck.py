@@ -1,0 +1,85 @@
+"""A finished run, rechecked: do its stored images still fool the model?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from robench.api import subject_of
+from robench.data import load_dataset
+from robench.evaluation.device import use_device
+from robench.evaluation.replay import Replay, replay_run
+from robench.evaluation.store import read_run
+from robench.interchange.bundle import opened, refuse_other_table
+from robench.models.loading import of_head
+from robench.models.multihead import MAIN
+from robench.models.sources import source_of
+from robench.types import OwnModel, RobenchError
+
+
+def verify(
+    run: Path, *, ckpt: Path | None = None, model: str | OwnModel | None = None, dataset: str | None = None, data_dir: Path | None = None,
+    device: str = "auto", threads: int | None = None,
+) -> tuple[list[Replay], str]:  # fmt: skip
+    """Replays a run's stored adversarial images against the model.
+
+    Args:
+        run: a folder of ``robench attack --save-adv``, or a file of ``robench bundle``, whose every part is compared with its digest.
+        ckpt, model: the model, where it no longer lies where the run found it; a model without ``where`` is the run's own, as
+            ``OwnModel.trust`` allows.
+        dataset, data_dir: the data, likewise.
+        device, threads: see ``use_device``.
+
+    Returns:
+        What still holds of every attack, and how the model differs from the one that was attacked, or "".
+
+    Raises:
+        RobenchError: the run, the model or the data are not there or do not fit; a bundle is not as it was made; or the run's table
+            does not follow from its verdicts.
+    """
+    with opened(run) as folder:
+        refuse_other_table(folder)
+        return _replay(folder, run, ckpt, model, dataset, data_dir, device, threads)
+
+
+def _replay(
+    folder: Path, run: Path, ckpt: Path | None, model: str | OwnModel | None, dataset: str | None, data_dir: Path | None, device: str,
+    threads: int | None,
+) -> tuple[list[Replay], str]:  # fmt: skip
+    """As ``verify``, of the folder that ``run`` is or was unpacked into."""
+    described = read_run(folder)
+    origin, head = described["model"]["origin"], described["model"]["origin"].get("head", MAIN)
+    if ckpt is None and (model is None or (isinstance(model, OwnModel) and not model.where)):
+        ckpt, model = _named_by(run, origin, model)
+    data = load_dataset(dataset or described["data"].get("path") or described["data"]["name"], "test", data_dir)
+    data = of_head(data, head) if model is None else data
+    with use_device(device, threads) as chosen:
+        subject = subject_of(ckpt, model, data, chosen, head)
+        subject.classifier.draws = described["model"].get("votes", 1)
+        replays = replay_run(folder, subject.classifier, data)
+    attacked = described["spec"]["model"]
+    changed = "" if subject.digest == attacked else f"its digest is {subject.digest[:12]}, the run attacked {attacked[:12]}"
+    return replays, changed
+
+
+def _named_by(run: Path, origin: dict[str, Any], given: OwnModel | None) -> tuple[Path | None, OwnModel | None]:
+    """The checkpoint or the model that a run says it attacked.
+
+    Raises:
+        RobenchError: it says nothing, or names code: run.json may come from anybody, and verifying must not run what it names.
+    """
+    if "checkpoint" in origin:
+        return Path(origin["checkpoint"]), None
+    if "model" not in origin:
+        raise RobenchError(f"{run} does not say where its model lies; name it with --ckpt or --model")
+    where, trust = str(origin["model"]), given is not None and given.trust
+    if source_of(where).runs_code and not trust:
+        raise RobenchError(
+            f"{run} says that its model is {where}, which is code that would be run: add --trust where you trust it, or name the model "
+            "yourself with --model"
+        )
+    own = given or OwnModel("")
+    weights = Path(origin["weights file"]) if source_of(where).takes_weights and "weights file" in origin else None
+    mean, std = (getattr(own, name) or tuple(origin.get(name, ())) for name in ("mean", "std"))
+    return None, replace(own, where=where, weights=own.weights or weights, mean=mean, std=std)

@@ -1,0 +1,109 @@
+"""What a user may ask of an attack run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robench.attacks import AttackOptions
+from robench.models.multihead import MAIN
+from robench.runs import DEFAULT_CHUNK
+from robench.types import Dataset, RobenchError, Search, ThreatModel, parse_eps
+
+DEFAULT_SUITE = {"Linf": "pgd20,autoattack", "L2": "pgd20,autoattack", "L1": "autoattack"}
+
+
+@dataclass(frozen=True)
+class AttackRequest:
+    """What a user asked for; None means the default. See ``robench attack --help``.
+
+    Attributes:
+        suite: names of attacks and suites, separated by commas; by default pgd20 (not in L1) and autoattack, or none where ``adv``
+            is given.
+        norm, eps: the threat model; eps as text, the data set's own by default.
+        n: the first n samples, all by default.
+        step_size: of PGD, as text.
+        restarts: of PGD.
+        seed: of the attacks.
+        chunk: samples a chunk.
+        attack_heads: the head that images are crafted on, or "joint" for all; None for ``head``, whose the verdict is.
+        head: the task that is judged.
+        save_adv: keep the adversarial images.
+        adv: stored images to evaluate too, see ``stored_suite``.
+        share: let one trajectory serve pgd7, pgd20 and pgd50.
+        budget: of the fast suite, in multiples of AutoAttack's cost; None for its own.
+        passes: "own", or "folded": while attacks search, see ``Search``.
+        precision: "fp32", "bf16", or "auto" for what the processor does faster; while attacks search.
+        compiled: let torch.compile have the passes of the search.
+    """
+
+    suite: str | None = None
+    norm: str = "Linf"
+    eps: str | None = None
+    n: int | None = None
+    step_size: str | None = None
+    restarts: int = 1
+    seed: int = 0
+    chunk: int = DEFAULT_CHUNK
+    attack_heads: str | None = None
+    head: str = MAIN
+    save_adv: bool = False
+    adv: tuple[str, ...] = ()
+    share: bool = True
+    budget: float | None = None
+    passes: str = "own"
+    precision: str = "fp32"
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        for option, given, known in (
+            ("passes", self.passes, ("own", "folded")), ("precision", self.precision, ("fp32", "bf16", "auto")),
+        ):  # fmt: skip
+            if given not in known:
+                raise RobenchError(f"--{option} {given}: expected {' or '.join(known)}")
+
+    @property
+    def names(self) -> str | None:
+        """The suite, or its default."""
+        return self.suite if self.suite is not None else None if self.adv else default_suite(self.norm)
+
+    def threat(self, dataset: Dataset) -> ThreatModel:
+        default = dataset.default_eps.get(self.norm, "0")  # a norm that has none is refused by ThreatModel
+        return ThreatModel.parse(self.norm, default if self.eps is None else self.eps)
+
+    def options(self, precision: str = "fp32") -> AttackOptions:
+        """The attacks' options, where ``precision`` is settled."""
+        step_size = None if self.step_size is None else parse_eps(self.step_size, "--step-size")
+        return AttackOptions(step_size, self.restarts, self.budget, Search(self.passes == "folded", precision, self.compiled))
+
+    def folder_name(self, name: str, threat: ThreatModel, dataset: Dataset, trained_on: str | None) -> str:
+        """``<checkpoint>-<norm>-<eps>``, and behind it whatever differs from the defaults."""
+        parts = [name, threat.norm, threat.eps_text.replace("/", "of")]
+        parts += [f"on-{dataset.name}"] if trained_on not in (None, dataset.name) else []
+        parts += [f"head-{self.head}"] if self.head != MAIN else []
+        parts += [f"step{self.step_size.replace('/', 'of')}"] if self.step_size else []
+        parts += [f"restarts{self.restarts}"] if self.restarts != 1 else []
+        parts += [f"seed{self.seed}"] if self.seed != 0 else []
+        parts += [f"chunk{self.chunk}"] if self.chunk != DEFAULT_CHUNK else []
+        return "-".join(parts)
+
+
+def default_suite(norm: str) -> str:
+    """What is run where no suite is named.
+
+    Raises:
+        RobenchError: there is no such norm.
+    """
+    return DEFAULT_SUITE[ThreatModel(norm, 0).norm]
+
+
+def parse_chunk(text: str) -> int:
+    """What ``--batch-size`` means: a number of samples, or "auto".
+
+    Raises:
+        RobenchError: it is neither.
+    """
+    if text == "auto":
+        return DEFAULT_CHUNK
+    if not text.isdecimal() or int(text) < 1:
+        raise RobenchError(f"--batch-size {text!r}: expected auto, or a number of samples of at least 1")
+    return int(text)

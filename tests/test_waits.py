@@ -1,0 +1,88 @@
+"""How often an attack's loop waits for the device: counted on a CPU, by the operations whose result a GPU's host has to know.
+
+Source: https://docs.pytorch.org/docs/stable/generated/torch.cuda.set_sync_debug_mode.html names them.
+"""
+
+import pytest
+import torch
+from cases import linear_case
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from robench.attacks import parse_suites
+from robench.attacks.descent import descend
+from robench.attacks.nearest import nearest
+from robench.evaluation.engine import Job, Unit, compute
+from robench.evaluation.store import CLEAN, Chunk
+from robench.models.classifier import Classifier
+from robench.models.seeded import seeded
+from robench.types import ThreatModel
+
+THREAT = ThreatModel("Linf", 0.02)
+WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::is_nonzero", "aten::_unique2"}
+INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that a host waits for, those that index by a mask among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        by_mask = name in INDEXING and any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        self.count += name in WAITING or by_mask
+        return func(*args, **(kwargs or {}))
+
+
+def survivors(n=12):
+    model, images, labels, robust = linear_case(THREAT.eps, "Linf", n=4 * n)
+    few = robust.nonzero().flatten()[:n]
+    assert len(few) == n
+    return Classifier(model, 10), images[few], labels[few]
+
+
+def test_what_a_host_waits_for_is_counted():
+    x = torch.arange(4.0)
+    with Waits() as waits:
+        x[x > 1]
+        x[x > 1] = 0
+        (x > 1).nonzero()
+        float(x.sum())
+        x[torch.tensor([0, 1])] = x[torch.tensor([1, 0])]
+        torch.where(x > 1, x, x + 1)
+    assert waits.count == 4
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin", "dlr", "rescaled"])
+def test_our_gradient_steps_wait_once_each(loss):
+    classifier, images, labels = survivors()
+    counts = []
+    for steps in (10, 30):
+        with seeded(0, images.device), Waits() as waits:
+            descend(classifier, images, labels, THREAT, 0, loss=loss, steps=steps, step_size=0.005)
+        counts.append(waits.count)
+    assert counts[1] - counts[0] == 20  # who is left
+
+
+def test_the_fast_search_waits_once_a_step_and_a_few_times_a_descent():
+    classifier, images, labels = survivors()
+    with seeded(0, images.device), classifier.counting() as passes, Waits() as waits:
+        nearest(classifier, images, labels, THREAT, 0, budget=0.02, steps=10)
+    steps = passes.forwards / len(images)  # all of them are left, and attacked at a time
+    assert waits.count <= steps + 8 * (steps / 11 + 3)
+
+
+@pytest.mark.parametrize(("name", "more"), [("pgd20", 1), ("apgd-ce", 1), ("square200", 1), ("fab-t", 2)])  # FAB leaves the ball
+def test_watching_an_attack_makes_it_wait_once_a_query_more(name, more):
+    classifier, images, labels = survivors()
+    (suite,) = parse_suites(name, THREAT, 10)
+    job, chunk = Job(classifier, THREAT, 0), Chunk(0, len(images))
+    known = {CLEAN: next(compute(job, Unit(()), images, labels, chunk, {}))[1]}
+    with Waits() as watched:
+        ((_, verdicts, _),) = compute(job, Unit((suite,)), images, labels, chunk, known)
+    with seeded(0, images.device), Waits() as alone, classifier.counting():
+        suite.members[0].fn(classifier, images, labels, THREAT, 0)
+    queries = verdicts.forwards / len(images)
+    assert watched.count - alone.count <= more * queries + 40  # 40: the verdict, once a call
