@@ -38,17 +38,18 @@ class Counted:
     def __add__(self, other: "Counted") -> "Counted":
         return Counted(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
-    def row(self, name: str) -> list[str]:
+    def row(self, name: str, classes: str = "") -> list[str]:
         return [
-            name, f"{self.n:,}", percent(self.clean / self.n), str(self.reference), str(self.ours), str(self.only_ours),
+            name, classes, f"{self.n:,}", percent(self.clean / self.n), str(self.reference), str(self.ours), str(self.only_ours),
             str(self.only_reference), f"{self.reference_units:,}", f"{self.units:,}", f"{self.units / self.reference_units:.3f}",
-            f"{self.seconds / self.reference_seconds:.3f}",
+            f"{self.seconds / self.reference_seconds:.3f}", f"{self.reference_units / max(self.reference, 1):,.0f}",
+            f"{self.units / max(self.ours, 1):,.0f}",
         ]  # fmt: skip
 
 
 HEADER = [
-    "model", "n", "clean, %", "AutoAttack leaves", "it leaves", "broken only by it", "only by AutoAttack", "AutoAttack's units", "its units",
-    "units, share", "seconds, share",
+    "model", "classes", "n", "clean, %", "AutoAttack leaves", "it leaves", "broken only by it", "only by AutoAttack", "AutoAttack's units", "its units",
+    "units, share", "seconds, share", "AutoAttack's a survivor", "its a survivor",
 ]  # fmt: skip
 
 
@@ -92,7 +93,7 @@ def main(runs: tuple[str, ...], column: str) -> None:
         first, _, second = named.partition("=")
         reference = read_results(Path(first))
         each = counted(reference, read_results(Path(second)) if second else reference, column)
-        rows.append(each.row(reference.description["model"]["name"]))
+        rows.append(each.row(reference.description["model"]["name"], str(len(reference.description["data"]["classes"]))))
         pooled += each
     print(f"`{column}` beside {REFERENCE}; best queries counted\n")
     print(table(HEADER, [*rows, pooled.row("pooled")]))

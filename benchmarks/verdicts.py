@@ -208,6 +208,21 @@ def table(found, reference):
         )
 
 
+def growth(found, sizes):
+    """Rows of a markdown table: seconds, and thousands of units, of the first chunks alone; n grows four times a step."""
+    steps = [place for place in (1, 4, 16, 64) if place <= len(sizes)]
+    if len(steps) < 2:
+        return
+    yield f"| seconds (thousand units) for n = | {' | '.join(f'{sum(sizes[:place]):,}' for place in steps)} |"
+    yield "|---|" + "---:|" * len(steps)
+    for name, chunks in found.items():
+        cells = [
+            f"{sum(chunk['seconds'] for chunk in chunks[:place]):.1f} ({sum(map(_units, chunks[:place])) / 1000:,.1f})"
+            for place in steps
+        ]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
 def _units(chunk):
     return chunk["forwards"] + 2 * chunk["backwards"]
 
@@ -231,7 +246,8 @@ def main(ckpt, n, chunk, only, threads, device, data_dir, out):
         found = measure(classifier, data, threat, split(n, chunk), names, partial(click.echo, err=True))
     processor = torch.cuda.get_device_name() if chosen.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
     click.echo(f"torch {torch.__version__}, {processor}, {threads} threads, {ckpt.stem}, n = {n}, {threat}, seed 0\n")
-    click.echo("\n".join(table(found, names[0])))
+    click.echo("\n".join(table(found, names[0])) + "\n")
+    click.echo("\n".join(growth(found, [each.stop - each.start for each in split(n, chunk)])))
     if out:
         out.write_text(json.dumps(found) + "\n")
 
