@@ -322,7 +322,8 @@ class Dataset:
         images: uint8 (N, C, H, W); of people's own data also float32 in [0, 1].
         labels: int64 (N,).
         classes: name of each class, in label order.
-        default_eps: eps per norm where the user names none.
+        default_eps: eps per norm where the user names none; by default CIFAR's, the three radii of Croce & Hein 2022,
+            https://arxiv.org/abs/2105.12508.
         coarse_labels: int64 (N,), or None where the set has no coarser labels.
         coarse_classes: their names.
         mirror: whether a mirrored image keeps its label (a digit does not).

@@ -20,8 +20,8 @@ from test_engine import raises as raising
 from test_report import darken_half, nothing
 
 from robench.cli import main
-from robench.evaluation.chunk import _to_show
 from robench.evaluation.results import Results, read_results
+from robench.evaluation.shown import to_show
 from robench.evaluation.store import ChunkVerdicts
 from robench.report import write_report
 from robench.report.breakdown import broken_alone, superclass_errors
@@ -221,8 +221,8 @@ def test_the_gallery_begins_with_one_sample_of_each_class():
     outcome = np.array(["robust"] * 5 + ["broken", "robust", "misclassified"], "U13")
     numbers = np.zeros(8)
     verdicts = ChunkVerdicts(np.arange(8), label, label, outcome, label, numbers, numbers, 0, 0, 0.0, "")
-    assert _to_show(verdicts, 3).tolist() == [0, 3, 5]
-    assert _to_show(verdicts, 5).tolist() == [0, 1, 3, 4, 5]
+    assert to_show(verdicts, 3).tolist() == [0, 3, 5]
+    assert to_show(verdicts, 5).tolist() == [0, 1, 3, 4, 5]
 
 
 def test_the_curve_against_eps_joins_siblings_and_begins_with_the_clean_accuracy(folder, page):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from robench.data.augment import to_unit
-from robench.evaluation.chunk import ChunkData, Conditions, attack_chunk, classify_chunk, pass_over
+from robench.evaluation.chunk import attack_chunk, classify_chunk, pass_over
+from robench.evaluation.crafting import ChunkData, Conditions
 from robench.evaluation.guard import Guard
 from robench.evaluation.store import CLEAN, Chunk, ChunkVerdicts, RunFolder, attack_folder, chunk_seed, keeps_images, split
 from robench.models.classifier import Classifier

@@ -1,0 +1,171 @@
+"""Runs an attack on some samples of a chunk, under watch."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robench.evaluation.guard import Guard
+from robench.evaluation.memory import backing_off, is_out_of_memory
+from robench.evaluation.referee import AllDecided, Referee, Snapshot
+from robench.evaluation.store import Chunk, ChunkVerdicts
+from robench.models.classifier import Classifier
+from robench.models.rewrite import searcher
+from robench.models.seeded import seeded
+from robench.types import Attack, Keeps, ThreatModel
+
+if TYPE_CHECKING:
+    from robench.types import Images, Labels
+
+CUT: Any = object()
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkData:
+    """A chunk on the classifier's device.
+
+    Attributes:
+        chunk: its place in the data set.
+        images, labels: float32 in [0, 1] and int64, of every sample.
+        clean: the chunk without attack.
+    """
+
+    chunk: Chunk
+    images: Images
+    labels: Labels
+    clean: ChunkVerdicts
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How an attack is run.
+
+    Attributes:
+        threat: the threat model.
+        seed: see ``chunk_seed``.
+        counts_best: the outcome is what the best query shows, not what was returned; the call ends once every sample is decided.
+        save: keep the adversarial images.
+        craft_all: with ``save``, craft on misclassified samples too.
+    """
+
+    threat: ThreatModel
+    seed: int
+    counts_best: bool = False
+    save: bool = False
+    craft_all: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Crafted:
+    """What an attack left behind for the samples that it was given.
+
+    Attributes:
+        returned: its images, or None where it failed.
+        best, found, found_at: see ``Referee``; of no meaning where it was not watched.
+        message: what it failed with, or "".
+        ties: see ``ChunkVerdicts``.
+    """
+
+    returned: Images | None
+    best: Images
+    found: Tensor
+    found_at: Tensor
+    message: str = ""
+    ties: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Passes in samples, seconds, and how the attack was run where that is not by itself."""
+
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    mode: str = ""
+
+
+def craft(
+    classifier: Classifier, guard: Guard, attack: Attack, data: ChunkData, places: np.ndarray, conditions: Conditions,
+    prefixes: tuple[Attack, ...],
+) -> tuple[Crafted, dict[int, Snapshot], Cost]:  # fmt: skip
+    """Runs an attack on the samples at ``places``; what it does to the weights is undone.
+
+    Args:
+        classifier, guard: the model under test and its weights.
+        prefixes: attacks that take the same steps, but fewer.
+
+    Returns:
+        What it left, what was known after the steps of each prefix, and what it cost.
+    """
+    chosen = torch.from_numpy(places).to(data.images.device)
+    images, labels = data.images[chosen], data.labels[chosen]
+    nobody = torch.zeros(len(places), dtype=torch.bool, device=images.device)
+    nothing = Crafted(None, images, nobody, torch.full_like(nobody, float("nan"), dtype=torch.float32))
+    if not len(places):
+        return nothing, {}, Cost()
+    if attack.stored is not None:
+        return replace(nothing, returned=attack.stored[data.chunk.start : data.chunk.stop].to(images.device)), {}, Cost()
+    victim = classifier
+    started = time.perf_counter()
+    if attack.elsewhere is not None:
+        victim, victim_labels = attack.elsewhere.prepare(data.images, data.labels, torch.from_numpy(data.clean.index))
+        labels = victim_labels[chosen]
+    victim = searcher(victim, attack.search, images)
+    own_guard = guard if victim is classifier else Guard(victim)
+    cut = Keeps.ANY if conditions.counts_best else attack.keeps
+    if classifier.draws > 1:  # one draw decides nothing
+        cut = Keeps.LAST
+    taps = [prefix.params["steps"] for prefix in prefixes]
+
+    def attempt() -> tuple[Crafted, Referee, Cost]:
+        with victim.counting() as passes:
+            referee = Referee(
+                images, labels, conditions.threat, classify=partial(unwatched, victim.exact),
+                cut=cut if attack.elsewhere is None else Keeps.LAST, taps=taps, passes=passes,
+            )  # fmt: skip
+            with victim.watched_by(referee):
+                returned, message = _call(attack, victim, images, labels, conditions)
+        complaint = own_guard.mend()
+        if complaint:
+            returned, message = None, complaint
+        found = referee.found if attack.elsewhere is None else torch.zeros_like(referee.found)
+        cost = Cost(passes.forwards, passes.backwards, time.perf_counter() - started)
+        adv_images = referee.best if returned is CUT else returned
+        found_at = torch.where(found, referee.found_at, float("nan"))
+        return Crafted(adv_images, referee.best, found, found_at, message, referee.ties), referee, cost
+
+    crafted, referee, cost = backing_off(victim, len(images), attempt)
+    return crafted, referee.snapshots, cost
+
+
+def _call(attack: Attack, victim: Classifier, images: Images, labels: Labels, conditions: Conditions) -> tuple[Any, str]:
+    """The attack's images, ``CUT`` where the referee ended it, or None and what it raised."""
+    try:
+        with seeded(conditions.seed, images.device):
+            adv_images = attack.fn(victim, images.clone(), labels.clone(), conditions.threat, conditions.seed)
+            if images.is_cuda:
+                torch.cuda.synchronize(images.device)
+            return adv_images, ""
+    except AllDecided:
+        return CUT, ""
+    except Exception as error:  # an attack is somebody else's code: whatever it raises is a result about the attack
+        if is_out_of_memory(error) and (victim.largest_pass or len(images)) > 1:
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        hint = (
+            "; the model passes no gradient: is there a no_grad or detach in it?" if "does not require grad" in str(error) else ""
+        )
+        return None, f"{type(error).__name__}: {error} ({place.name}, line {place.lineno}){hint}"
+
+
+def unwatched(classifier: Classifier, images: Images) -> Tensor:
+    """Logits, by a pass that is the engine's own and not the attack's."""
+    with classifier.counting(), classifier.watched_by(None):
+        return classifier(images)

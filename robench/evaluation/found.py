@@ -1,0 +1,99 @@
+"""What samples turned out to be, by what an attack returned and what it asked the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robench.evaluation.crafting import Conditions, Cost, Crafted
+from robench.evaluation.store import ChunkVerdicts
+from robench.evaluation.verify import judge
+from robench.models.classifier import Classifier
+from robench.types import Outcome
+
+if TYPE_CHECKING:
+    from robench.types import Images, Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What the samples that were attacked turned out to be; see ``ChunkVerdicts``.
+
+    Attributes:
+        images: the returned ones, in their place the best query where only that one is adversarial and it counts or is to be saved,
+            and the clean image where it is invalid; None where there are none.
+    """
+
+    outcome: np.ndarray
+    best: np.ndarray
+    adv_pred: np.ndarray
+    distance: np.ndarray
+    margin: np.ndarray
+    message: str = ""
+    ties: int = 0
+    images: Images | None = field(default=None)
+    found_at: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    @classmethod
+    def nothing(cls, images: Images) -> Found:
+        """Of no samples.
+
+        Args:
+            images: (0, C, H, W).
+        """
+        text, number = np.zeros(0, "U13"), np.zeros(0, np.float32)
+        return cls(text, text, np.zeros(0, np.int64), number, number, images=images)
+
+
+def judge_crafted(classifier: Classifier, images: Images, labels: Labels, crafted: Crafted, conditions: Conditions) -> Found:
+    """What the returned images are, and what the best queries add to them."""
+    n, message, adv_images = len(images), crafted.message, crafted.returned
+    outcome, adv_pred = np.full(n, Outcome.ERROR, "U13"), np.full(n, -1)
+    distance = margin = np.full(n, np.nan, np.float32)
+    if adv_images is not None:
+        judged = judge(classifier, images, labels, adv_images, conditions.threat)
+        outcome, adv_pred, message = np.array(judged.outcomes, "U13"), judged.adv_pred.numpy(), judged.complaint
+        distance, margin = judged.distance.numpy(), judged.margin.numpy()
+    rows = np.flatnonzero(crafted.found.cpu().numpy() & (outcome != Outcome.BROKEN))
+    best, ties = outcome.copy(), crafted.ties
+    if isinstance(adv_images, Tensor) and adv_images.shape == images.shape:
+        invalid = torch.from_numpy(outcome == Outcome.INVALID).to(images.device)
+        adv_images = torch.where(invalid[:, None, None, None], images, adv_images.to(images))
+    else:
+        adv_images = None
+    if len(rows):
+        where = torch.from_numpy(rows).to(images.device)
+        seen = judge(classifier, images[where], labels[where], crafted.best[where], conditions.threat)
+        held = np.array(seen.outcomes) == Outcome.BROKEN
+        rows, ties = rows[held], ties + (int((~held).sum()) if classifier.draws == 1 else 0)
+        best[rows] = Outcome.BROKEN
+        if conditions.counts_best:
+            outcome[rows], adv_pred[rows] = Outcome.BROKEN, seen.adv_pred.numpy()[held]
+            distance[rows], margin[rows] = seen.distance.numpy()[held], seen.margin.numpy()[held]
+        if adv_images is not None and (conditions.counts_best or conditions.save):
+            adv_images[rows] = crafted.best[rows]
+    return Found(outcome, best, adv_pred, distance, margin, message, ties, adv_images, crafted.found_at.cpu().numpy())
+
+
+def spread(
+    found: Found, clean: ChunkVerdicts, before: np.ndarray, places: np.ndarray, cost: Cost, machine: str, peak: int
+) -> ChunkVerdicts:
+    """What was found at ``places`` as verdicts of the whole chunk. A model that is wrong already is not broken by anything."""
+    wrong = before == Outcome.MISCLASSIFIED
+    outcome = np.where(wrong, Outcome.MISCLASSIFIED, Outcome.SKIPPED).astype("U13")
+    best, adv_pred = outcome.copy(), np.where(wrong, clean.clean_pred, -1)
+    distance, margin = np.where(wrong, 0, np.nan).astype(np.float32), np.full(len(before), np.nan, np.float32)
+    found_at = np.full(len(before), np.nan, np.float32)
+    at_the_end = np.where(np.isnan(found.found_at), cost.forwards + 2 * cost.backwards, found.found_at)
+    found_at[places] = np.where(found.best == Outcome.BROKEN, at_the_end, np.nan)
+    adv_pred[places], distance[places], margin[places] = found.adv_pred, found.distance, found.margin
+    outcome[places] = np.where(wrong[places], Outcome.MISCLASSIFIED, found.outcome)
+    best[places] = np.where(wrong[places], Outcome.MISCLASSIFIED, found.best)
+    return ChunkVerdicts(
+        clean.index, clean.label, clean.clean_pred, outcome, adv_pred, distance, margin, cost.forwards, cost.backwards,
+        cost.seconds, machine, found.message, best, found.ties, cost.mode, peak, found_at=found_at,
+    )  # fmt: skip

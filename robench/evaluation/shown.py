@@ -1,0 +1,51 @@
+"""The few images of a run that its report shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from robench.evaluation.crafting import unwatched
+from robench.evaluation.store import ChunkVerdicts
+from robench.models.classifier import Classifier
+from robench.types import Outcome
+
+if TYPE_CHECKING:
+    from robench.types import Images
+
+SHOWN, SHOWN_LARGE, LARGE = 12, 4, 96  # samples of the first chunk whose images are kept for the report; of images wider than LARGE
+
+
+def with_images(
+    classifier: Classifier, verdicts: ChunkVerdicts, images: Images, adv_images: Images, places: np.ndarray
+) -> ChunkVerdicts:
+    """The same verdicts with images of those of the chosen samples of a chunk that were attacked."""
+    rows = np.flatnonzero(np.isin(places, to_show(verdicts, SHOWN if images.shape[-1] <= LARGE else SHOWN_LARGE)))
+    clean, adv = images[rows].float(), adv_images[rows].detach().float()
+    return replace(
+        verdicts,
+        shown=verdicts.index[places[rows]],
+        shown_clean=clean.cpu().numpy(),
+        shown_adv=adv.cpu().numpy(),
+        shown_confidence=np.stack([_confidence(classifier, clean), _confidence(classifier, adv)], 1),
+    )
+
+
+def to_show(verdicts: ChunkVerdicts, count: int) -> np.ndarray:
+    """Places of the first correctly classified sample of every class, then of the second, up to ``count``."""
+    correct = np.flatnonzero(~np.isin(verdicts.outcome, (Outcome.MISCLASSIFIED, Outcome.INVALID)))
+    labels, seen = verdicts.label[correct], np.zeros(len(correct), np.int64)
+    for label in np.unique(labels):
+        seen[labels == label] = np.arange((labels == label).sum())
+    return np.sort(correct[np.argsort(seen, kind="stable")][:count])
+
+
+@torch.no_grad()
+def _confidence(classifier: Classifier, images: Images) -> np.ndarray:
+    """Softmax of the predicted class, float32 (N,); NaN for a random model, of which one pass says nothing."""
+    if classifier.draws > 1 or not len(images):
+        return np.full(len(images), np.nan, np.float32)
+    return unwatched(classifier, images).softmax(1).amax(1).cpu().numpy()
