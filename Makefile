@@ -8,6 +8,7 @@ DEMO_ATTACK := --suite fgsm,pgd7,pgd20,pgd50,autoattack --n 100
 API := $(addprefix robench.,api notebook request recheck types checkpoint attacks.registry attacks.suites attacks.nearest attacks.descent data models.classifier models.rewrite \
 	evaluation.engine evaluation.verify evaluation.referee audit audit.checks report.tables report.anytime training)
 BENCH_MODEL := checkpoints/paper/cifar10-single-0.safetensors
+BENCH_TRAINED := checkpoints/paper/cifar10-single-nfgsm-0.safetensors
 DEMO_MODELS := single-0 supervised-0 contrastive-0 single-nfgsm-0
 
 .PHONY: demo test check bench docs clean
@@ -32,6 +33,7 @@ bench: $(VENV)/.ok
 	$(VENV)/bin/python benchmarks/passes.py --ckpt $(BENCH_MODEL)
 	$(VENV)/bin/python benchmarks/columns.py --ckpt $(BENCH_MODEL)
 	$(VENV)/bin/python benchmarks/verdicts.py --ckpt $(BENCH_MODEL)
+	$(VENV)/bin/python benchmarks/verdicts.py --ckpt $(BENCH_TRAINED) --n 100 --chunk 100
 
 docs: $(VENV)/.ok
 	$(VENV)/bin/python -m pip install --editable '.[docs]' --constraint constraints.txt

@@ -10,10 +10,11 @@ from cases import LINF, Linear, brightness_data, linear_case
 from torch import nn
 
 import robench
-from robench.attacks import AttackOptions, parse_suites
+from robench.attacks import AttackOptions, parse_suites, registry
 from robench.attacks.descent import project
 from robench.attacks.nearest import Known, nearest, towards, walk
 from robench.evaluation.results import read_results
+from robench.evaluation.store import attack_folder
 from robench.models.backbones import BACKBONES, SmallMapConv2d
 from robench.models.classifier import Classifier
 from robench.models.rewrite import UnshuffledConv2d, fold, quicker_precision, searcher
@@ -222,6 +223,20 @@ def test_a_large_budget_pays_for_the_stages_of_autoattack():
     names, search = stages(2.0)
     assert names == ["nearest", "apgd-ce", "apgd-t", "fab-t", "square"] and search == pytest.approx(1.0)
     assert stages(1.0, n_classes=3)[0] == ["nearest", "apgd-ce", "suspect", "fab-t", "square"]
+
+
+def test_a_search_that_was_changed_computes_its_column_again(tmp_path, monkeypatch):
+    (before,), (again,) = parse_suites("fast", LINF, 10), parse_suites("fast", LINF, 10)
+    assert attack_folder(before, before.members[0]) == attack_folder(again, again.members[0])
+    for name in ("nearest.py", "descent.py"):
+        (tmp_path / name).write_text("# another search\n")
+    monkeypatch.setattr(registry, "__file__", str(tmp_path / "registry.py"))
+    registry._own.cache_clear()
+    try:
+        (after,) = parse_suites("fast", LINF, 10)
+    finally:
+        registry._own.cache_clear()
+    assert attack_folder(after, after.members[0]) != attack_folder(before, before.members[0])
 
 
 @pytest.mark.parametrize(

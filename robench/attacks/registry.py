@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robench import __version__
@@ -137,6 +139,13 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+@cache
+def _own(*modules: str) -> str:
+    """What an attack of ours is computed by: verdicts of a search that has been changed since are not taken for its own."""
+    sources = [(Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8") for module in modules]
+    return f"robench {__version__}, code {hashlib.sha256(''.join(sources).encode()).hexdigest()[:8]}"
+
+
 def _descend(*given, **settings):
     from robench.attacks.descent import descend  # imports torch, which `robench list` can do without
 
@@ -159,15 +168,15 @@ def _descent(name: str, match: re.Match, context: Context) -> Attack:
     once = partial(_descend, steps=steps, step_size=step_size, **variant.settings)
     return Attack(
         name=name, fn=with_restarts(once, options.restarts) if options.restarts > 1 else once, norms=("Linf", "L2"),
-        gradients="pairs" not in variant.settings, library=f"robench {__version__}", source=variant.source, family="pgd", keeps=Keeps.ANY,
-        params={"steps": steps, "step_size": step_size, "restarts": options.restarts, **variant.settings},
+        gradients="pairs" not in variant.settings, library=_own("descent", "straight_through"), source=variant.source, family="pgd",
+        keeps=Keeps.ANY, params={"steps": steps, "step_size": step_size, "restarts": options.restarts, **variant.settings},
     )  # fmt: skip
 
 
 def _noise(name: str, match: re.Match, context: Context) -> Attack:
     return Attack(
-        name=name, fn=partial(_draw_noise, draws=NOISE_DRAWS), norms=("Linf", "L2"), gradients=False, params={"draws": NOISE_DRAWS}, library=f"robench {__version__}",
-        source="Carlini et al. 2019, https://arxiv.org/abs/1902.06705, section 5", family="noise", keeps=Keeps.ANY,
+        name=name, fn=partial(_draw_noise, draws=NOISE_DRAWS), norms=("Linf", "L2"), gradients=False, params={"draws": NOISE_DRAWS},
+        library=_own("noise", "descent"), source="Carlini et al. 2019, https://arxiv.org/abs/1902.06705, section 5", family="noise", keeps=Keeps.ANY,
     )  # fmt: skip
 
 
@@ -190,7 +199,7 @@ def _nearest(name: str, match: re.Match, context: Context) -> Attack:
     budget = FAST_BUDGET if context.options.budget is None else context.options.budget
     return Attack(
         name=name, fn=partial(_search_nearest, budget=budget), norms=("Linf", "L2"), gradients=True, params={"budget": budget},
-        library=f"robench {__version__}", source="robench; losses of https://arxiv.org/abs/2003.01690 and PMA (CVPR 2025)",
+        library=_own("nearest", "descent"), source="robench; losses of https://arxiv.org/abs/2003.01690 and PMA (CVPR 2025)",
         family="nearest", keeps=Keeps.ANY, search=Search(folded=True),  # ours: no other code's verdicts are promised
     )  # fmt: skip
 
