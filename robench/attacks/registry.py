@@ -176,7 +176,8 @@ def _descent(name: str, match: re.Match, context: Context) -> Attack:
 def _noise(name: str, match: re.Match, context: Context) -> Attack:
     return Attack(
         name=name, fn=partial(_draw_noise, draws=NOISE_DRAWS), norms=("Linf", "L2"), gradients=False, params={"draws": NOISE_DRAWS},
-        library=_own("noise", "descent"), source="Carlini et al. 2019, https://arxiv.org/abs/1902.06705, section 5", family="noise", keeps=Keeps.ANY,
+        library=_own("noise", "descent"), source="Carlini et al. 2019, https://arxiv.org/abs/1902.06705, section 5", family="noise",
+        keeps=Keeps.ANY,
     )  # fmt: skip
 
 
