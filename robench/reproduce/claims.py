@@ -40,6 +40,8 @@ def claims(dataset: str, there: list[Measured]) -> Iterator[str]:
     for found in there:
         if found.model.role in ("views", "second seed"):
             yield _undefended_control(found)
+        if found.model.role == "paper" and found.model.seed != 0 and found.model.arch in first:
+            yield _other_seed(dataset, found, first[found.model.arch])
 
 
 def verdict(claim: float, low: float, high: float) -> str:
@@ -120,6 +122,21 @@ def _undefended_control(found: Measured) -> str:
     return (
         f"**Control: {found.model.title}.** No second head and no defence of any kind: {_share(found, 'pgd20', stored=True)} under the paper's protocol "
         f"(PGD-20), {_share(found, UNION)} white-box."
+    )
+
+
+def _other_seed(dataset: str, found: Measured, same: Measured) -> str:
+    """The same training begun elsewhere; the model of seed 0 shares first weights and the order of images with the one that was attacked."""
+    published = PUBLISHED.get(dataset, {}).get(found.model.arch)
+    judged = (
+        f" (published {published[PGD20]}: **{verdict(published[PGD20] / 100, *found.bounds('pgd20', stored=True))}**)"
+        if published
+        else ""
+    )
+    return (
+        f"**Control: {found.model.title}.** Under the paper's protocol (PGD-20) {_share(found, 'pgd20', stored=True)}{judged}, where the model with "
+        f"the seed of the single-task one, and so with its backbone's first weights and its order of images, has {_share(same, 'pgd20', stored=True)}. "
+        f"White-box {_share(found, UNION)}."
     )
 
 
