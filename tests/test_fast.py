@@ -10,6 +10,7 @@ from cases import LINF, Linear, brightness_data, linear_case
 from torch import nn
 
 import robench
+from robench.adapters.autoattack import stage_units
 from robench.attacks import AttackOptions, parse_suites, registry
 from robench.attacks.descent import project
 from robench.attacks.nearest import Known, nearest, towards, walk
@@ -219,10 +220,23 @@ def test_a_large_budget_pays_for_the_stages_of_autoattack():
 
     assert stages(0.4) == (["nearest", "suspect", "apgd-ce", "apgd-t", "fab-t", "square"], 0.4)
     names, search = stages(1.0)
-    assert names == ["nearest", "apgd-ce", "apgd-t", "suspect", "fab-t", "square"] and search == pytest.approx(0.74)
+    assert names == ["nearest", "apgd-ce", "apgd-t", "suspect", "fab-t", "square"] and search == pytest.approx(0.74, abs=0.005)
     names, search = stages(2.0)
-    assert names == ["nearest", "apgd-ce", "apgd-t", "fab-t", "square"] and search == pytest.approx(1.0)
+    assert names == ["nearest", "apgd-ce", "apgd-t", "suspect", "fab-t", "square"] and search == pytest.approx(1.0, abs=0.003)
     assert stages(1.0, n_classes=3)[0] == ["nearest", "apgd-ce", "suspect", "fab-t", "square"]
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 4, 10, 1000])
+def test_a_larger_budget_is_never_spent_on_less(n_classes):
+    def planned(budget):
+        (suite,) = parse_suites("fast", LINF, n_classes, AttackOptions(budget=budget))
+        names = [member.name for member in suite.members]
+        sure = names[1 : names.index("suspect")] if suite.doubt else names[1:]
+        stages = sum(stage_units(name, n_classes) for name in sure if name != "suspect")
+        return suite.members[0].params["budget"] + stages / AUTOATTACK_UNITS
+
+    budgets = [0.01, 0.03, 0.2, 0.26, 0.3, 0.49, 0.51, 0.8, 1.0, 1.2, 1.3, 2.0]
+    assert [planned(budget) for budget in budgets] == pytest.approx(budgets)
 
 
 def test_a_search_that_was_changed_computes_its_column_again(tmp_path, monkeypatch):
@@ -241,7 +255,7 @@ def test_a_search_that_was_changed_computes_its_column_again(tmp_path, monkeypat
 
 @pytest.mark.parametrize(
     ("budget", "run"),
-    [(1.0, ["nearest", "apgd-ce", "apgd-t", "suspect"]), (1.5, ["nearest", "apgd-ce", "apgd-t", "fab-t", "square"])],
+    [(1.0, ["nearest", "apgd-ce", "apgd-t", "suspect"]), (1.5, ["nearest", "apgd-ce", "apgd-t", "suspect", "fab-t", "square"])],
 )
 def test_what_a_large_budget_pays_for_is_run(tmp_path, budget, run):
     model, images, labels, robust = linear_case(0.02, "Linf", n=12, shape=(3, 12, 12))
@@ -368,6 +382,16 @@ def test_fast_calls_autoattack_where_gradients_are_masked_and_says_so(tmp_path):
     costs = results.ledger.set_index("attack")["forwards"]
     assert costs["fast/square"] > 200 * counted["fast"]
     assert any("does not trust its gradients" in line for line in outlook_lines(results))
+
+
+@pytest.mark.parametrize(
+    ("budget", "followed"), [(0.02, "apgd-ce, apgd-t, fab-t and square"), (0.6, "fab-t and square"), (1.3, "fab-t and square")]
+)
+def test_a_budget_of_any_size_says_that_gradients_lead_astray(tmp_path, budget, followed):
+    model, images, labels, _ = linear_case(0.02, "Linf", n=12, shape=(3, 12, 12))
+    robench.evaluate(Flat(model), images, labels, suite="fast", eps=0.06, budget=budget, device="cpu", out=tmp_path / "run")
+    (said,) = [line for line in outlook_lines(read_results(tmp_path / "run")) if "does not trust its gradients" in line]
+    assert f"where AutoAttack's {followed} followed" in said
 
 
 def test_the_cost_curve_is_what_the_attack_did(tmp_path):

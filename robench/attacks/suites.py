@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from robench.adapters import autoattack
 from robench.attacks.registry import ATTACKS, FAST_BUDGET, AttackOptions, Context, check_options, make_attack, make_in_any_norm
 from robench.data import did_you_mean
-from robench.types import RobenchError, Search, Suite, ThreatModel
+from robench.types import AUTOATTACK_UNITS, RobenchError, Search, Suite, ThreatModel
 
 if TYPE_CHECKING:
     from robench.models.loading import Subject
@@ -151,26 +151,27 @@ def _columns(name: str, context: Context) -> list[Suite]:
         return [Suite(attack.name, (attack,), cascade=False)]
     entry = SUITES[name]
     if entry.cascade:
-        members, inner = fast_members(context) if name == "fast" else (entry.members, context)
+        members, doubt, inner = fast_members(context) if name == "fast" else (entry.members, entry.doubt, context)
         screens = [screen for each in entry.screens if context.threat.norm in (screen := make_in_any_norm(each, context)).norms]
         attacks = (*screens, *(make_attack(member, inner) for member in members))
         budget = [f"budget={context.options.budget:g}"] if name == "fast" and context.options.budget is not None else []
         usual = Search(folded=name == "fast")
         name = _marked(name, usual, replace(context.options.search, folded=usual.folded or context.options.search.folded), *budget)
-        return [Suite(name, attacks, cascade=True, about=entry.about, counts_best=entry.counts_best, doubt=entry.doubt)]
+        return [Suite(name, attacks, cascade=True, about=entry.about, counts_best=entry.counts_best, doubt=doubt)]
     return [column for member in entry.members for column in _columns(member, context)]
 
 
-def fast_members(context: Context) -> tuple[tuple[str, ...], Context]:
-    """The stages of ``fast`` and what is left of the budget for the first of them: a large one pays for AutoAttack's stages as well, which
-    look for what our search is blind to. Without the targeted loss where there are too few classes for it."""
-    stages = tuple(stage for stage in autoattack.STAGES if stage != "apgd-t" or context.n_classes >= 4)
-    budget = context.options.budget or FAST_BUDGET
-    if budget < autoattack.APGD_COST + LEAST_SEARCH:
-        return ("nearest", "suspect", *stages), context
-    if budget < 1 + LEAST_SEARCH:
-        first = tuple(stage for stage in stages if stage.startswith("apgd"))
-        members, spent = ("nearest", *first, "suspect", *(stage for stage in stages if stage not in first)), autoattack.APGD_COST
-    else:
-        members, spent = ("nearest", *stages), 1.0
-    return members, replace(context, options=replace(context.options, budget=budget - spent))
+def fast_members(context: Context) -> tuple[tuple[str, ...], str, Context]:
+    """The stages of ``fast``, which of them must have broken something before those behind it run, and what is left of the budget for the
+    first: a large one pays for AutoAttack's APGD, or for all of it, which look for what our search is blind to. Without the targeted
+    loss where there are too few classes for it."""
+    budget, n_classes = context.options.budget or FAST_BUDGET, context.n_classes
+    stages = tuple(stage for stage in autoattack.STAGES if stage != "apgd-t" or n_classes >= 4)
+    first = tuple(stage for stage in stages if stage.startswith("apgd"))
+    rest = tuple(stage for stage in stages if stage not in first)
+    apgd, whole = (sum(autoattack.stage_units(each, n_classes) for each in some) / AUTOATTACK_UNITS for some in (first, stages))
+    if budget < apgd + LEAST_SEARCH:
+        return ("nearest", "suspect", *stages), "suspect", context
+    doubt, spent = ("suspect", apgd) if budget < whole + LEAST_SEARCH else ("", whole)
+    left = replace(context, options=replace(context.options, budget=budget - spent))
+    return ("nearest", *first, "suspect", *rest), doubt, left

@@ -99,10 +99,11 @@ def _doubted(results: Results, column: str) -> str:
     broken = results.verdicts[(results.verdicts["attack"] == stage) & (results.verdicts["best"] == Outcome.BROKEN)]
     if not len(broken):
         return ""
-    chunks = results.ledger["chunk"].nunique()
+    chunks, stages = results.ledger["chunk"].nunique(), results.stages[column]
+    *others, last = (each.rpartition("/")[2] for each in stages[stages.index(stage) + 1 :])
     return (
-        f"Square broke {len(broken)} samples that they had left, in {broken['chunk'].nunique()} of {chunks} chunks, so the whole of AutoAttack "
-        "followed there; `robench audit` says why"
+        f"Square broke {len(broken)} samples that they had left, in {broken['chunk'].nunique()} of {chunks} chunks, where AutoAttack's "
+        f"{', '.join(others)} and {last} followed; `robench audit` says why"
     )
 
 
