@@ -111,8 +111,6 @@ def _refuse(request: AttackRequest, ckpt: Path | None, own: OwnModel | None, ray
         )
     if request.names is not None:
         check_names(request.names)
-    if not 0 <= request.seed < 2**63:
-        raise RobenchError(f"--seed {request.seed}: expected 0 to 2^63 - 1")
     if ray is not None and here.world_size > 1:
         raise RobenchError("--ray under torchrun: both hand out chunks; use one of them")
     if request.precision == "auto" and (ray is not None or here.world_size > 1):
@@ -176,9 +174,8 @@ def settled_precision(request: AttackRequest, subject: Subject, data: Dataset, f
         return request.precision
     if (folder / "run.json").exists():
         members = [member for suite in read_run(folder)["suites"] for member in suite["members"]]
-        begun = [member["params"]["passes"] for member in members if "passes" in member["params"]]
-        if begun:
-            return "bf16" if "bf16" in begun[-1] else "fp32"
+        if members:
+            return "bf16" if any("bf16" in member["params"].get("passes", "") for member in members) else "fp32"
     images = data.images[:QUICK_LOOK].to(subject.classifier.device)
     return quicker_precision(subject.classifier, to_unit(images) if images.dtype == torch.uint8 else images.float())
 

@@ -23,7 +23,7 @@ from robench.models.output import describe
 from robench.report import write_report
 from robench.report.markdown import terminal_table
 from robench.report.tables import summarise, verdict_rows
-from robench.request import AttackRequest, default_suite
+from robench.request import AttackRequest, default_suite, parse_chunk
 from robench.runs import DEFAULT_CHUNK, Place, Run, run_suites
 from robench.types import Dataset, RobenchError, format_eps, parse_eps
 
@@ -63,7 +63,7 @@ def evaluate(
     norm: str = "Linf",
     eps: str | float | None = None,
     seed: int = 0,
-    batch_size: int = DEFAULT_CHUNK,
+    batch_size: int | str = DEFAULT_CHUNK,
     device: str = "auto",
     out: str | Path | None = None,
     classes: Sequence[str] = (),
@@ -88,7 +88,7 @@ def evaluate(
         suite: as ``--suite``, or a list of names; by default pgd20 (not in L1) and autoattack.
         norm, eps: the threat model; by default 8/255 in Linf, 0.5 in L2 and 12 in L1.
         seed: of the attacks.
-        batch_size: samples a chunk.
+        batch_size: samples a chunk, or "auto".
         device: see ``use_device``.
         out: a run folder to keep, with report and resume; by default nothing is kept.
         classes: names of the classes; the model's outputs are counted where not given.
@@ -105,7 +105,7 @@ def evaluate(
     check_images(images, labels, None)
     suite = default_suite(norm) if suite is None else suite if isinstance(suite, str) else ",".join(suite)
     request = AttackRequest(
-        suite, norm, None if eps is None else format_eps(parse_eps(eps)), seed=seed, chunk=batch_size, restarts=restarts, budget=budget,
+        suite, norm, None if eps is None else format_eps(parse_eps(eps)), seed=seed, chunk=parse_chunk(str(batch_size)), restarts=restarts, budget=budget,
         step_size=None if step_size is None else str(step_size), passes=passes, precision=precision,
     )  # fmt: skip
     with use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
@@ -120,7 +120,7 @@ def evaluate(
         suites = parse_suites(
             suite, threat, len(classes), request.options(settled_precision(request, subject, data, folder)), sources
         )
-        run = Run(subject, data, len(data), suites, threat, folder, seed=seed, chunk=batch_size)
+        run = Run(subject, data, len(data), suites, threat, folder, seed=seed, chunk=request.chunk)
         results = run_suites(run, Place(chosen, chosen.split(":")[0]), show_progress=show_progress)
         assert results is not None  # one process computes all
         if out:

@@ -55,6 +55,15 @@ class AttackRequest:
     compiled: bool = False
 
     def __post_init__(self) -> None:
+        for option, given in (("restarts", self.restarts), ("seed", self.seed), ("batch-size", self.chunk)):
+            if isinstance(given, bool) or not isinstance(given, int):
+                raise RobenchError(f"--{option} {given!r}: expected a whole number")
+        if not 0 <= self.seed < 2**63:
+            raise RobenchError(f"--seed {self.seed}: expected 0 to 2^63 - 1")
+        if self.budget is not None and (isinstance(self.budget, bool) or not isinstance(self.budget, int | float)):
+            raise RobenchError(
+                f"--budget {self.budget!r}: expected a number, in multiples of what AutoAttack costs a sample that survives it"
+            )
         for option, given, known in (
             ("passes", self.passes, ("own", "folded")), ("precision", self.precision, ("fp32", "bf16", "auto")),
         ):  # fmt: skip

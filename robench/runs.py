@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,8 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
         )
 
     existed = path.exists()
+    if show_progress and existed:
+        _say_what_is_computed_again(path, run.suites)
     describe(finished)  # a run that is extended keeps its tables until the new ones are complete
     try:
         place.evaluate(
@@ -194,6 +197,22 @@ def _columns_with_earlier(suites: list[Suite], earlier: list[dict[str, Any]]) ->
                 _refuse_other_images(column, old)
     names = {column["name"] for column in asked}
     return asked + [column for column in earlier if column["name"] not in names]
+
+
+def _say_what_is_computed_again(path: Path, suites: list[Suite]) -> None:
+    """Columns that the folder has under the same name, but by other code or with other parameters."""
+    earlier = read_run(path)["suites"] if (path / "run.json").exists() else []
+    folders = {column["name"]: [member["folder"] for member in column["members"]] for column in earlier}
+    again = [suite.name for suite in suites if suite.name in folders and folders[suite.name] != _folders(suite)]
+    if again:
+        print(
+            f"robench: computed again, since other code or other parameters made what {path} has: {', '.join(again)}",
+            file=sys.stderr,
+        )
+
+
+def _folders(suite: Suite) -> list[str]:
+    return [attack_folder(suite, member) for member in suite.members]
 
 
 def _refuse_other_images(column: dict[str, Any], earlier: dict[str, Any]) -> None:

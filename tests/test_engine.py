@@ -23,7 +23,7 @@ from robench.evaluation.store import Chunk, RunFolder, attack_folder, chunk_seed
 from robench.models.classifier import Classifier
 from robench.notebook import evaluate
 from robench.report import write_report
-from robench.runs import settle_randomness
+from robench.runs import DEFAULT_CHUNK, settle_randomness
 from robench.types import Outcome, RobenchError, RunSpec, Suite, ThreatModel
 
 # Of ten samples two are misclassified; at eps 0.1 darkening breaks those below 0.1, four of the other eight.
@@ -451,6 +451,50 @@ def test_evaluate_says_what_failed(monkeypatch):
     with pytest.warns(UserWarning, match="attack failed: fgsm, chunk 0000000-0000010: ValueError: out of ideas"):
         result = evaluate(BrightnessClassifier(), *brightness_data(OFFSETS), suite="fgsm", eps=0.1)
     assert len(result.failures) == 1 and np.isnan(result.summary.set_index("attack").loc["fgsm", "robust_accuracy"])
+
+
+def test_evaluate_hands_its_options_to_the_attacks(tmp_path):
+    images, labels = brightness_data(OFFSETS)
+    settings = {"step_size": "1/255", "restarts": 3, "passes": "folded", "batch_size": "auto", "seed": 5}
+    evaluate(BrightnessClassifier(), images, labels, suite="pgd2", eps=0.1, out=tmp_path / "run", **settings)
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    params = described["suites"][0]["members"][0]["params"]
+    assert (params["steps"], params["step_size"], params["restarts"], params["passes"]) == (2, 1 / 255, 3, "folded")
+    assert described["spec"]["seed"] == 5 and described["spec"]["chunk"] == DEFAULT_CHUNK
+    result = evaluate(BrightnessClassifier(), images, labels, suite="pgd2", eps=0.1, precision="bf16")
+    assert "pgd2(bf16)" in result.summary["attack"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"restarts": "2"}, "--restarts '2': expected a whole number"), ({"restarts": 1.5}, "--restarts 1.5: expected a whole number"),
+        ({"restarts": 0}, "--restarts 0: expected at least 1"), ({"budget": "1"}, "--budget '1': expected a number"),
+        ({"budget": 5000}, "above 0 and at most 1000"), ({"batch_size": 0}, "--batch-size '0': expected auto"),
+        ({"batch_size": 2.5}, "--batch-size '2.5': expected auto"), ({"seed": -1}, "--seed -1: expected 0 to"),
+        ({"seed": 1.5}, "--seed 1.5: expected a whole number"), ({"passes": "new"}, "--passes new: expected own or folded"),
+    ],
+)  # fmt: skip
+def test_evaluate_refuses_options_that_mean_nothing(settings, message):
+    with pytest.raises(RobenchError, match=re.escape(message)):
+        evaluate(BrightnessClassifier(), *brightness_data(OFFSETS), suite="fast,pgd2", eps=0.1, **settings)
+
+
+def test_what_precision_auto_chose_first_stays(tmp_path, monkeypatch):
+    images, labels = brightness_data(OFFSETS)
+    for faster in ("fp32", "bf16"):
+        monkeypatch.setattr("robench.api.quicker_precision", lambda *_, faster=faster: faster)
+        evaluate(BrightnessClassifier(), images, labels, suite="pgd2", eps=0.1, precision="auto", out=tmp_path / "run")
+    suites = json.loads((tmp_path / "run" / "run.json").read_text())["suites"]
+    assert [suite["name"] for suite in suites] == ["pgd2"]
+
+
+def test_a_column_that_a_newer_library_computes_again_is_named(tmp_path, monkeypatch, capsys):
+    images, labels = brightness_data(OFFSETS)
+    for version in ("1", "1", "2"):
+        monkeypatch.setattr("robench.adapters.torchattacks.library", lambda version=version: f"torchattacks {version}")
+        evaluate(BrightnessClassifier(), images, labels, suite="fgsm", eps=0.1, out=tmp_path / "run", show_progress=True)
+        assert ("computed again, since other code" in capsys.readouterr().err) == (version == "2")
 
 
 def test_evaluate_takes_the_norms_own_radius(tmp_path):

@@ -57,6 +57,30 @@ def test_a_query_outside_the_box_decides_nothing():
     assert not referee.found.any()
 
 
+class Infinite(nn.Module):
+    """Sure without bound of the wrong class."""
+
+    def forward(self, images):
+        return torch.tensor([float("inf"), 0.0]).repeat(len(images), 1)
+
+
+def test_a_query_whose_margin_is_not_finite_decides_nothing():
+    images, labels = brightness_data(OFFSETS)
+    referee = Referee(images, labels, EPS, classify=Infinite())
+    ask(Classifier(Infinite(), 2), referee, images)
+    assert not referee.found.any()
+
+
+def test_a_sample_is_found_when_it_is_broken_first():
+    images, labels = brightness_data(OFFSETS)
+    classifier = Classifier(BrightnessClassifier(), 2)
+    with classifier.counting() as passes:
+        referee = Referee(images, labels, EPS, classify=BrightnessClassifier(), passes=passes)
+        for step in (0.03, 0.06, 0.09):
+            ask(classifier, referee, images - step)
+    assert torch.equal(referee.found_at[:3], torch.tensor([4.0, 8.0, 12.0])) and referee.found_at[3].isnan()
+
+
 def test_the_most_wrong_query_is_kept():
     classifier, referee, images, _ = watched()
     for step in (0.06, 0.09, 0.07):

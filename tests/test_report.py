@@ -1,5 +1,6 @@
 """Tables against numbers worked out by hand; figures and pages against what they must contain."""
 
+import json
 import math
 
 import numpy as np
@@ -136,6 +137,18 @@ def test_success_rate_of_a_stage_is_over_the_samples_that_it_was_given(results):
 
 def test_titles_are_the_fields():
     assert [title(name) for name in ("fgsm", "pgd20", "autoattack", "clean")] == ["FGSM", "PGD-20", "AutoAttack", "natural"]
+
+
+def test_columns_that_were_not_computed_alike_are_named(results, tmp_path):
+    other = run(tmp_path / "other", [column("half", darken_half)])
+    assert "Not computed alike" not in compare_runs([results.path, other.path], tmp_path / "both.md")
+    described = json.loads((other.path / "run.json").read_text())
+    described["suites"][0]["members"][0]["library"] = "tests, a later version"
+    (other.path / "run.json").write_text(json.dumps(described))
+    said = "Not computed alike in all runs, by other versions of the attack or with other parameters: half"
+    assert said in compare_runs([results.path, other.path], tmp_path / "both.md")
+    compare_runs([results.path, other.path], tmp_path / "both.html")
+    assert said in (tmp_path / "both.html").read_text()
 
 
 def test_comparison_has_a_row_a_model_and_refuses_other_data(results, tmp_path):

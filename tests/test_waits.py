@@ -5,13 +5,14 @@ Source: https://docs.pytorch.org/docs/stable/generated/torch.cuda.set_sync_debug
 
 import pytest
 import torch
-from cases import linear_case
+from cases import BrightnessClassifier, brightness_data, linear_case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from robench.attacks import parse_suites
 from robench.attacks.descent import descend
 from robench.attacks.nearest import nearest
 from robench.evaluation.engine import Job, Unit, compute
+from robench.evaluation.referee import Referee
 from robench.evaluation.store import CLEAN, Chunk
 from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
@@ -72,6 +73,18 @@ def test_the_fast_search_waits_once_a_step_and_a_few_times_a_descent():
         nearest(classifier, images, labels, THREAT, 0, budget=0.02, steps=10)
     steps = passes.forwards / len(images)  # all of them are left, and attacked at a time
     assert waits.count <= steps + 8 * (steps / 11 + 3)
+
+
+def test_a_query_that_breaks_something_makes_the_referee_wait_twice_more():
+    images, labels = brightness_data([0.02, 0.05, 0.08, 0.3])
+    classifier = Classifier(BrightnessClassifier(), 2)
+    referee = Referee(images, labels, ThreatModel("Linf", 0.1), classify=BrightnessClassifier())
+    counts = []
+    for step in (0.0, 0.06, 0.09):
+        with classifier.watched_by(referee), Waits() as waits:
+            classifier(images - step)
+        counts.append(waits.count)
+    assert referee.found.tolist() == [True, True, True, False] and counts == [1, 3, 3]
 
 
 @pytest.mark.parametrize(("name", "more"), [("pgd20", 1), ("apgd-ce", 1), ("square200", 1), ("fab-t", 2)])  # FAB leaves the ball

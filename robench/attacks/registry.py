@@ -282,8 +282,10 @@ def make_in_any_norm(name: str, context: Context) -> Attack:
 
 
 def check_options(options: AttackOptions, threat: ThreatModel) -> None:
-    """Raises:
-    RobenchError: an option has a value that means nothing.
+    """Refuses what means nothing.
+
+    Raises:
+        RobenchError: an option is out of its range.
     """
     if options.restarts < 1:
         raise RobenchError(f"--restarts {options.restarts}: expected at least 1")
@@ -294,5 +296,6 @@ def check_options(options: AttackOptions, threat: ThreatModel) -> None:
         )
     if options.budget is not None and not 0 < options.budget <= 1000:
         raise RobenchError(
-            f"--budget {options.budget:g}: expected a number above 0, in multiples of what AutoAttack costs a sample that survives it"
+            f"--budget {options.budget:g}: expected a number above 0 and at most 1000, in multiples of what AutoAttack costs a sample that "
+            "survives it"
         )

@@ -43,7 +43,9 @@ from robench.types import OwnModel
 @click.option("--save-adv", is_flag=True, help="Keep the adversarial images in the run folder, for `robench verify` and --adv.")
 @click.option("--adv", multiple=True, help="Evaluate stored images too: a .pt file, or RUN:ATTACK of a run with --save-adv.")
 @click.option(
-    "--budget", type=float, help="Of the fast suite, in multiples of what AutoAttack costs a surviving sample [default: 0.03]."
+    "--budget",
+    type=float,
+    help="Of the fast suite, in multiples of what AutoAttack costs a surviving sample [default: 0.03]; from 0.5 on APGD is part of it, from 1.24 on all of AutoAttack.",
 )
 @click.option(
     "--passes",

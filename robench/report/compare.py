@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ class Comparison:
     Attributes:
         results, summaries: by the model's name, or the folder's where names are not unique.
         differences: what the runs differ in, so that their numbers cannot be compared; empty where they can.
+        unlike: shared columns that were not computed by the same code with the same parameters.
         about: data, samples and threat model, one text a kind.
         shared: columns that every run has.
         pairs: empty where the runs are about different data.
@@ -57,6 +59,7 @@ class Comparison:
     results: dict[str, Results]
     summaries: dict[str, pd.DataFrame]
     differences: list[str]
+    unlike: list[str]
     about: list[str]
     shared: list[str]
     pairs: list[Pair]
@@ -92,7 +95,7 @@ def compare(runs: list[Path], *, anyway: bool = False, robustbench: Path | None 
         else read_robustbench(robustbench, read[0].description["data"]["name"], threat["norm"], threat["eps"])
     )
     return Comparison(
-        results, {name: summarise(each) for name, each in results.items()}, _differences(read), list(kinds), shared,
+        results, {name: summarise(each) for name, each in results.items()}, _differences(read), _unlike(read, shared), list(kinds), shared,
         _pairs(results, shared), {name: broken_alone(each) for name, each in results.items()}, published,
     )  # fmt: skip
 
@@ -140,11 +143,32 @@ def _differences(read: list[Results]) -> list[str]:
     return [f"{what}: {', '.join(sorted(values))}" for what, values in kinds.items() if len(values) > 1]
 
 
+def _unlike(read: list[Results], shared: list[str]) -> list[str]:
+    """The shared columns whose attacks have other parameters or other versions of their library in some run."""
+
+    def made(results: Results, column: str) -> str:
+        (suite,) = (suite for suite in results.description["suites"] if suite["name"] == column)
+        return json.dumps([[member["name"], member["library"], member["params"]] for member in suite["members"]], sort_keys=True)
+
+    return [column for column in shared if len({made(results, column) for results in read}) > 1]
+
+
+def unlike_text(found: Comparison) -> str:
+    """A sentence on the columns that were not computed alike; "" where there are none."""
+    if not found.unlike:
+        return ""
+    return (
+        f"Not computed alike in all runs, by other versions of the attack or with other parameters: {', '.join(map(title, found.unlike))}; "
+        "each run's report names them."
+    )
+
+
 def comparison_text(found: Comparison) -> str:
     """The comparison as markdown, without a heading."""
     parts = ["; ".join(found.about) + "; percent of all samples"]
     if found.differences:
         parts.append(f"**These runs cannot be compared number by number.** They differ in {'; '.join(found.differences)}.")
+    parts += [f"**{unlike_text(found)}**"] if found.unlike else []
     parts.append(layout_table(found.summaries))
     best = [pair for pair in found.pairs if pair.attack in main_attacks(found.shared)]
     if best:

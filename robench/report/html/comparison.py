@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from robench.report.compare import Comparison, Pair, attack_title, main_attacks
+from robench.report.compare import Comparison, Pair, attack_title, main_attacks, unlike_text
 from robench.report.html import render_page
 from robench.report.html.charts import Dot, scatter_chart
 from robench.report.html.parts import ACCURACY, Cell, Column, Table, accuracy_cells, count, listed
@@ -25,6 +25,7 @@ def render_comparison(found: Comparison, links: dict[str, str]) -> str:
         "comparison.html",
         title=f"Comparison of {len(found.results)} models",
         found=found,
+        unlike=unlike_text(found),
         models=_models(found, links),
         attacks=_attacks(found),
         chart=_chart(found),
