@@ -55,9 +55,9 @@ class AttackRequest:
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        for option, given in (("restarts", self.restarts), ("seed", self.seed), ("batch-size", self.chunk)):
-            if isinstance(given, bool) or not isinstance(given, int):
-                raise RobenchError(f"--{option} {given!r}: expected a whole number")
+        for option, number in (("restarts", self.restarts), ("seed", self.seed), ("batch-size", self.chunk)):
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise RobenchError(f"--{option} {number!r}: expected a whole number")
         if not 0 <= self.seed < 2**63:
             raise RobenchError(f"--seed {self.seed}: expected 0 to 2^63 - 1")
         if self.budget is not None and (isinstance(self.budget, bool) or not isinstance(self.budget, int | float)):
