@@ -25,7 +25,7 @@ from robench.evaluation.store import CLEAN, read_chunk, read_run, split
 from robench.types import Outcome
 
 DEVICES = (1, 2, 8, 64, 256, 1000)
-SIZES = {"CIFAR, 10,000": 10_000, "ImageNet, 50,000": 50_000, "a million": 1_000_000}
+SIZES = {"10,000": 10_000, "50,000": 50_000, "a million": 1_000_000}
 SPREAD = 0.1  # standard deviation of the logarithm of a device's speed
 
 
@@ -94,7 +94,7 @@ def simulate(rates: Rates) -> None:
                 cells = []
                 for balanced in (False, True):
                     span = makespan(costs, speeds, balanced=balanced)
-                    cells += [duration(span), f"{100 * (1 - costs.sum() / (span * speeds.sum())):.0f} %"]
+                    cells += [duration(span), f"{100 * abs(1 - costs.sum() / (span * speeds.sum())):.0f} %"]
                 click.echo(f"| {name} | {devices:,} | {size} | {' | '.join(cells)} |")
 
 

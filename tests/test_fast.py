@@ -368,10 +368,12 @@ def test_fast_trusts_an_honest_model_and_leaves_autoattack_out(tmp_path):
     assert fast["margin"].notna().all()  # of the stage that judged last, not of those that were left out
     assert not any("does not trust" in line for line in outlook_lines(results))
     shown = terminal_table(summarise(results))
-    assert re.search(r"^fast/apgd-ce +left out$", shown, re.MULTILINE) and re.search(
+    assert re.search(r"^fast/apgd-ce, apgd-t, fab-t, square +left out$", shown, re.MULTILINE) and re.search(
         r"^fast/nearest +[\d.]+ %", shown, re.MULTILINE
     )
-    assert re.search(r"^\| fast/apgd-ce \| left out \|", (results.path / "report.md").read_text(), re.MULTILINE)
+    assert re.search(
+        r"^\| fast/apgd-ce, apgd-t, fab-t, square \| left out \|", (results.path / "report.md").read_text(), re.MULTILINE
+    )
 
 
 def test_fast_calls_autoattack_where_gradients_are_masked_and_says_so(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,8 @@ from test_engine import raises as raising
 
 from robench.evaluation.results import decide
 from robench.report import write_report
-from robench.report.tables import interval, per_class, summarise, title
+from robench.report.leaderboard import collect, leaderboard_text
+from robench.report.tables import interval, is_stage, per_class, shortfall, summarise, title
 from robench.report.written import compare_runs
 from robench.types import Outcome, RobenchError, Suite
 
@@ -133,6 +135,36 @@ def test_success_rate_of_a_stage_is_over_the_samples_that_it_was_given(results):
     rows = summarise(results).set_index("attack")
     assert rows.loc["both/half", "attack_success_rate"] == 2 / 8
     assert rows.loc["both/full", "attack_success_rate"] == 2 / 6
+
+
+def test_a_step_size_in_a_columns_name_is_no_stage(results, tmp_path):
+    assert [is_stage(name) for name in ("pgd20(step=1/255)", "pgd20@a/b", "autoattack/apgd-ce", "fast(budget=1)/nearest")] == [
+        False, False, True, True,
+    ]  # fmt: skip
+    stepped = run(tmp_path / "stepped", [column("pgd2(step=1/255)", darken_half)])
+    text = compare_runs([results.path, stepped.path])
+    assert "PGD-2(step=1/255)" in text.splitlines()[4]
+    assert "pgd2(step=1/255)" in shortfall(summarise(stepped), 1.0)
+    assert collect(stepped.path).groups.popitem()[1][0].attacks == ["pgd2(step=1/255)"]
+
+
+def test_a_run_without_a_finished_attack_is_no_leader_and_is_named_in_a_comparison(results, tmp_path):
+    begun = run(tmp_path / "begun", [column("half", darken_half)])
+    (next((begun.path / "chunks").glob("half-*/*.npz"))).unlink()
+    (entries,) = collect(tmp_path).groups.values()
+    assert [entry.path.name for entry in entries] == [results.path.name, "begun"]
+    assert entries[1].note == "unfinished: half"
+    assert re.search(
+        r"^\| brightness \| 80.00 \|  \| 10 \|  \| unfinished: half \|$", leaderboard_text(collect(tmp_path)), re.MULTILINE
+    )
+    said = compare_runs([results.path, begun.path])
+    assert f"Unfinished, and not shown: {begun.path}, half." in said
+    assert "No attack is shared by all runs" in said
+
+
+def test_one_attack_breaks_nothing_alone(tmp_path):
+    one, two = (run(tmp_path / name, [column("half", darken_half)]) for name in "ab")
+    assert "Samples that one attack alone breaks" not in compare_runs([one.path, two.path])
 
 
 def test_titles_are_the_fields():

@@ -45,7 +45,7 @@ SUITES: dict[str, SuiteEntry] = {
     "fast": SuiteEntry(
         ("nearest", "suspect", *autoattack.STAGES),
         True,
-        "close to AutoAttack's verdict at about a twentieth of its cost; the whole of it where Square finds what gradients missed; one column",
+        "close to AutoAttack's verdict at about a twentieth of its cost or less; the whole of it where Square finds what gradients missed; one column",
         counts_best=True,
         doubt="suspect",
     ),

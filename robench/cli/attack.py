@@ -51,7 +51,8 @@ from robench.types import OwnModel
     "--passes",
     default="own",
     show_default=True,
-    help="own, or folded: attacks search with BatchNorm folded into convolutions; last bits differ. Verdicts are the model's own.",
+    help="own, or folded: attacks search with BatchNorm folded into convolutions, as fast does anyway; last bits differ. Verdicts are the "
+    "model's own.",
 )
 @click.option(
     "--precision",

@@ -12,7 +12,7 @@ from robench import __version__
 from robench.evaluation.results import read_results
 from robench.evaluation.store import CLEAN
 from robench.report.markdown import table
-from robench.report.tables import UNION, percent, summarise, title
+from robench.report.tables import UNION, is_stage, percent, summarise, title
 
 HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
 
@@ -27,7 +27,7 @@ def model_card(run: Path) -> str:
     """
     results = read_results(run)
     described, summary = results.description, summarise(results)
-    rows = [row for _, row in summary.iterrows() if "/" not in row["attack"] and not row["undecided"]]
+    rows = [row for _, row in summary.iterrows() if not is_stage(row["attack"]) and not row["undecided"]]
     index = [{"name": described["model"]["name"], "results": [_result(described, results.columns, rows)]}]
     return f"---\nmodel-index:\n{_yaml(index)}---\n\n{_section(described, results.columns, rows)}"
 

@@ -96,7 +96,7 @@ def compare(runs: list[Path], *, anyway: bool = False, robustbench: Path | None 
     )
     return Comparison(
         results, {name: summarise(each) for name, each in results.items()}, _differences(read), _unlike(read, shared), list(kinds), shared,
-        _pairs(results, shared), {name: broken_alone(each) for name, each in results.items()}, published,
+        _pairs(results, shared), {name: broken_alone(each) if len(each.columns) > 1 else {} for name, each in results.items()}, published,
     )  # fmt: skip
 
 
@@ -153,14 +153,21 @@ def _unlike(read: list[Results], shared: list[str]) -> list[str]:
     return [column for column in shared if len({made(results, column) for results in read}) > 1]
 
 
-def unlike_text(found: Comparison) -> str:
-    """A sentence on the columns that were not computed alike; "" where there are none."""
-    if not found.unlike:
-        return ""
-    return (
-        f"Not computed alike in all runs, by other versions of the attack or with other parameters: {', '.join(map(title, found.unlike))}; "
-        "each run's report names them."
-    )
+def remarks(found: Comparison) -> list[str]:
+    """What a reader of the table has to know, a sentence each: what is unfinished, not shared, or not computed alike."""
+    said = [
+        f"Unfinished, and not shown: {name}, {', '.join(each.unfinished)}."
+        for name, each in found.results.items()
+        if each.unfinished
+    ]
+    if found.pairs and not found.shared:
+        said.append("No attack is shared by all runs, so that only their natural accuracy is tested in pairs.")
+    if found.unlike:
+        said.append(
+            f"Not computed alike in all runs, by other versions of the attack or with other parameters: {', '.join(map(title, found.unlike))}; "
+            "each run's report names them."
+        )
+    return said
 
 
 def comparison_text(found: Comparison) -> str:
@@ -168,7 +175,7 @@ def comparison_text(found: Comparison) -> str:
     parts = ["; ".join(found.about) + "; percent of all samples"]
     if found.differences:
         parts.append(f"**These runs cannot be compared number by number.** They differ in {'; '.join(found.differences)}.")
-    parts += [f"**{unlike_text(found)}**"] if found.unlike else []
+    parts += [f"**{each}**" for each in remarks(found)]
     parts.append(layout_table(found.summaries))
     best = [pair for pair in found.pairs if pair.attack in main_attacks(found.shared)]
     if best:

@@ -13,7 +13,7 @@ import pandas as pd
 from robench.evaluation.results import read_results
 from robench.evaluation.store import CLEAN, read_run
 from robench.report.markdown import table
-from robench.report.tables import UNION, accuracy_text, summarise, title
+from robench.report.tables import UNION, accuracy_text, is_stage, summarise, title
 from robench.types import RobenchError
 
 NEEDED = ("attack", "n", "robust_accuracy", "ci_low", "ci_high", "undecided", "robust_low", "robust_high")
@@ -41,7 +41,7 @@ class Entry:
 
     @property
     def attacks(self) -> list[str]:
-        return [name for name in self.summary["attack"] if "/" not in name and name not in (CLEAN, UNION)]
+        return [name for name in self.summary["attack"] if not is_stage(name) and name not in (CLEAN, UNION)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ def collect(folder: Path) -> Leaderboard:
     if not entries and not unread:
         raise RobenchError(f"{folder} holds no run (no run.json in it or below); `robench attack` makes one")
     groups: dict[str, list[Entry]] = {}
-    for entry in sorted(entries, key=lambda each: (-float(each.last["robust_high"]), str(each.path))):
+    for entry in sorted(entries, key=lambda each: (not each.attacks, -float(each.last["robust_high"]), str(each.path))):
         groups.setdefault(_what(entry.description), []).append(entry)
     return Leaderboard(dict(sorted(groups.items())), unread)
 
@@ -107,7 +107,7 @@ def leaderboard_text(found: Leaderboard) -> str:
     parts = []
     for what, entries in found.groups.items():
         rows = [
-            [entry.description["model"]["name"], accuracy_text(entry.summary.iloc[0]), accuracy_text(entry.last), str(entry.last["n"]),
+            [entry.description["model"]["name"], accuracy_text(entry.summary.iloc[0]), accuracy_text(entry.last) if entry.attacks else "", str(entry.last["n"]),
              ", ".join(map(title, entry.attacks)), entry.note]
             for entry in entries
         ]  # fmt: skip

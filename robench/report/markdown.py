@@ -10,7 +10,7 @@ from robench.evaluation.results import Results
 from robench.evaluation.store import LEFT_OUT
 from robench.report.anytime import outlook_lines
 from robench.report.facts import READING, attack_facts, commands, notes, provenance
-from robench.report.tables import UNION, accuracy_text, left_out, percent, title
+from robench.report.tables import UNION, accuracy_text, is_stage, left_out, percent, table_rows, title
 
 if TYPE_CHECKING:
     from robench.evaluation.replay import Replay
@@ -47,7 +47,7 @@ def _outlook(results: Results) -> str:
 
 def layout_table(summaries: dict[str, pd.DataFrame]) -> str:
     """Models in rows, attacks in columns, as in Wang & Wang 2021, tables 1 and 2; the union last. Stages are left out."""
-    columns = list(dict.fromkeys(name for summary in summaries.values() for name in summary["attack"] if "/" not in name))
+    columns = list(dict.fromkeys(name for summary in summaries.values() for name in summary["attack"] if not is_stage(name)))
     columns = [name for name in columns if name != UNION] + ([UNION] if UNION in columns else [])
     rows = []
     for model, summary in summaries.items():
@@ -86,9 +86,9 @@ def _verdict(run: dict, summary: pd.DataFrame) -> str:
 
 def _detail_table(summary: pd.DataFrame) -> str:
     rows = []
-    for _, row in summary.iterrows():
+    for name, row in table_rows(summary):
         if left_out(row):
-            rows.append([row["attack"], LEFT_OUT, *([""] * 8)])
+            rows.append([name, LEFT_OUT, *([""] * 8)])
             continue
         rows.append(
             [
@@ -109,10 +109,10 @@ def _detail_table(summary: pd.DataFrame) -> str:
         "seconds", "ms per sample",
     ]  # fmt: skip
     modes = [
-        f"`{row['attack']}` was {row['mode']}."
+        f"`{name}` {'were' if ', ' in name else 'was'} {row['mode']}."
         if row["mode"].startswith(LEFT_OUT)
-        else f"`{row['attack']}` is a {row['mode']}, whose passes pay for it."
-        for _, row in summary.iterrows()
+        else f"`{name}` is a {row['mode']}, whose passes pay for it."
+        for name, row in table_rows(summary)
         if row["mode"]
     ]
     return table(header, rows) + ("\n\n" + " ".join(modes) if modes else "")
@@ -153,9 +153,8 @@ def aligned(header: list[str], rows: list[list[str]]) -> str:
 def terminal_table(summary: pd.DataFrame) -> str:
     """The summary for a terminal, one line an attack."""
     lines = []
-    width = max(24, *(len(name) + 2 for name in summary["attack"]))
-    for _, row in summary.iterrows():
-        name = row["attack"]
+    width = max(24, *(len(name) + 2 for name, row in table_rows(summary)))
+    for name, row in table_rows(summary):
         if left_out(row):
             lines.append(f"{name:<{width}}{LEFT_OUT:>16}")
             continue

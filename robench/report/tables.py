@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 
@@ -110,7 +112,7 @@ def shortfall(summary: pd.DataFrame, least: float) -> str:
     union = summary[summary["attack"] == UNION].iloc[0]
     if union["ci_high"] >= least:
         return ""
-    columns = [name for name in summary["attack"] if "/" not in name and name not in (CLEAN, UNION)]
+    columns = [name for name in summary["attack"] if not is_stage(name) and name not in (CLEAN, UNION)]
     return (
         f"robust accuracy is {accuracy_text(union)} % of {union['n']:,} samples (union of {', '.join(columns)}); the upper 95 % bound, "
         f"{percent(union['ci_high'])} %, lies below {percent(least)} %"
@@ -146,6 +148,29 @@ def accuracy_text(row: pd.Series) -> str:
 def left_out(row: pd.Series) -> bool:
     """Whether a row is a stage that its cascade needed on no chunk, so that it says nothing of its own."""
     return row["mode"].startswith(LEFT_OUT) and not row["forwards"]
+
+
+def is_stage(attack: str) -> bool:
+    """Whether a name is ``column/stage``; a slash in a column's parameters, as in ``pgd20(step=1/255)``, or in a file's name is none."""
+    return "/" in re.sub(r"\([^)]*\)", "", attack.partition("@")[0])
+
+
+def table_rows(summary: pd.DataFrame) -> list[tuple[str, pd.Series]]:
+    """The rows of a summary with their names; neighbouring stages that a cascade left out for one reason are one row."""
+    rows: list[tuple[str, pd.Series]] = []
+    for _, row in summary.iterrows():
+        column, _, stage = row["attack"].rpartition("/")
+        if (
+            left_out(row)
+            and rows
+            and left_out(rows[-1][1])
+            and rows[-1][1]["mode"] == row["mode"]
+            and rows[-1][0].startswith(f"{column}/")
+        ):
+            rows[-1] = (f"{rows[-1][0]}, {stage}", row)
+        else:
+            rows.append((row["attack"], row))
+    return rows
 
 
 def in_autoattacks(forwards: int, backwards: int, samples: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from robench.report.curves import Curve
@@ -51,9 +51,10 @@ def line_chart(curves: Sequence[Curve], *, label: str, said: str, log: bool = Fa
         accent: the curve that matters most, by its name; the last by default.
     """
     points = {point.x: point.said for curve in curves for point in curve.points}
-    x = Scale(min(points), max(points), LEFT + 6, WIDTH - RIGHT, log)
+    right = _room_for(curve.name for curve in curves)
+    x = Scale(min(points), max(points), LEFT + 6, WIDTH - right, log)
     y = Scale(0, 100, HEIGHT - BOTTOM, TOP)
-    svg = _canvas(said, label, "correct, %", y)
+    svg = _canvas(said, label, "correct, %", y, right)
     _ticks(svg, x, points)
     accent = accent or curves[-1].name
     ordered = sorted(curves, key=lambda curve: curve.name == accent)
@@ -68,8 +69,8 @@ def line_chart(curves: Sequence[Curve], *, label: str, said: str, log: bool = Fa
             _add(dot, "title", f"{curve.name}, {point.said}: {100 * point.accuracy:.2f} % of {point.n:,}")
         _add(group, "polyline", points=" ".join(f"{across:.1f},{down:.1f}" for across, down in places))
         if abs(end - places[-1][1]) > 3:
-            _add(group, "path", class_="leader", d=f"M{places[-1][0] + 5:.1f},{places[-1][1]:.1f} L{WIDTH - RIGHT + 14},{end:.1f}")
-        _add(group, "text", curve.name, x=WIDTH - RIGHT + 17, y=end + 4, class_="name")
+            _add(group, "path", class_="leader", d=f"M{places[-1][0] + 5:.1f},{places[-1][1]:.1f} L{WIDTH - right + 14},{end:.1f}")
+        _add(group, "text", curve.name, x=WIDTH - right + 17, y=end + 4, class_="name")
     return ET.tostring(svg, encoding="unicode")
 
 
@@ -81,8 +82,9 @@ def step_chart(lines: Mapping[str, Sequence[tuple[float, float]]], *, label: str
         label, said: as of ``line_chart``.
     """
     high = 10 ** math.ceil(math.log10(max(max(line[-1][0] for line in lines.values()), 10)))
-    x, y = Scale(1, high, LEFT + 6, WIDTH - RIGHT, log=True), Scale(0, 100, HEIGHT - BOTTOM, TOP)
-    svg = _canvas(said, label, "correct, %", y)
+    right = _room_for(lines)
+    x, y = Scale(1, high, LEFT + 6, WIDTH - right, log=True), Scale(0, 100, HEIGHT - BOTTOM, TOP)
+    svg = _canvas(said, label, "correct, %", y, right)
     powers = [10**power for power in range(round(math.log10(high)) + 1)]
     _ticks(svg, x, {power: f"{power:,}" for power in powers})
     ends = _apart([y(line[-1][1]) for line in lines.values()], TOP, HEIGHT - BOTTOM)
@@ -94,8 +96,8 @@ def step_chart(lines: Mapping[str, Sequence[tuple[float, float]]], *, label: str
         (across, down), *rest = places
         path = f"M{across},{down}" + "".join(f"H{along}V{below}" for along, below in rest)
         _add(group, "path", class_="line", d=path)
-        _add(group, "path", class_="leader", d=f"M{x(line[-1][0]) + 3:.1f},{y(line[-1][1]):.1f} L{WIDTH - RIGHT + 14},{end:.1f}")
-        _add(group, "text", name, x=WIDTH - RIGHT + 17, y=end + 4, class_="name")
+        _add(group, "path", class_="leader", d=f"M{x(line[-1][0]) + 3:.1f},{y(line[-1][1]):.1f} L{WIDTH - right + 14},{end:.1f}")
+        _add(group, "text", name, x=WIDTH - right + 17, y=end + 4, class_="name")
     return ET.tostring(svg, encoding="unicode")
 
 
@@ -132,6 +134,11 @@ def scatter_chart(dots: Sequence[Dot], context: Sequence[Dot], *, said: str) -> 
         taken.append((across, above))
         _add(group, "text", str(place), x=across + 6, y=above, class_="name")
     return ET.tostring(svg, encoding="unicode")
+
+
+def _room_for(names: Iterable[str]) -> int:
+    """Width that the names of curves need at the right, up to half of the chart."""
+    return min(max(RIGHT, 24 + 7 * max(map(len, names))), WIDTH // 2)
 
 
 def _canvas(said: str, across: str, up: str, y: Scale, right: int = RIGHT) -> ET.Element:

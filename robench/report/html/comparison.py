@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from robench.report.compare import Comparison, Pair, attack_title, main_attacks, unlike_text
+from robench.report.compare import Comparison, Pair, attack_title, main_attacks, remarks
 from robench.report.html import render_page
 from robench.report.html.charts import Dot, scatter_chart
 from robench.report.html.parts import ACCURACY, Cell, Column, Table, accuracy_cells, count, listed
 from robench.report.paired import p_text
-from robench.report.tables import UNION, accuracy_text, title
+from robench.report.tables import UNION, accuracy_text, is_stage, title
 
 
 def render_comparison(found: Comparison, links: dict[str, str]) -> str:
@@ -25,7 +25,7 @@ def render_comparison(found: Comparison, links: dict[str, str]) -> str:
         "comparison.html",
         title=f"Comparison of {len(found.results)} models",
         found=found,
-        unlike=unlike_text(found),
+        remarks=remarks(found),
         models=_models(found, links),
         attacks=_attacks(found),
         chart=_chart(found),
@@ -59,7 +59,7 @@ def _models(found: Comparison, links: dict[str, str]) -> Table:
 
 def _attacks(found: Comparison) -> Table:
     """Models in rows, attacks in columns."""
-    names = list(dict.fromkeys(name for summary in found.summaries.values() for name in summary["attack"] if "/" not in name))
+    names = list(dict.fromkeys(name for summary in found.summaries.values() for name in summary["attack"] if not is_stage(name)))
     names = [name for name in names if name != UNION] + ([UNION] if UNION in names else [])
     rows = []
     for model, summary in found.summaries.items():

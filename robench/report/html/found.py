@@ -14,25 +14,25 @@ from robench.report.breakdown import broken_alone, superclass_errors
 from robench.report.curves import Curve, against_eps, against_steps
 from robench.report.html.charts import line_chart, step_chart
 from robench.report.html.parts import ACCURACY, Cell, Column, Table, accuracy_cells, count, listed, share
-from robench.report.tables import UNION, left_out, per_class, percent, title
+from robench.report.tables import UNION, is_stage, left_out, per_class, percent, table_rows, title
 
 
 def attack_table(results: Results, summary: pd.DataFrame) -> Table:
     """Every attack and stage, with intervals."""
-    alone = broken_alone(results)
+    alone = broken_alone(results) if len(results.columns) > 1 else {}
     columns = (
         Column("attack", number=False), *ACCURACY, Column("broken", about="by the images that it returned"),
         Column("by best query", about="by any image that it showed to the model"),
         Column("it alone", about="samples that no other column broke"), Column("success %", about="of the samples that it was given"),
     )  # fmt: skip
     rows = []
-    for _, row in summary.iterrows():
-        name = row["attack"]
-        kind = "stage" if "/" in name else "union" if name == UNION else ""
+    for name, row in table_rows(summary):
+        kind = "stage" if is_stage(name) else "union" if name == UNION else ""
         found = Cell("", float("nan")) if name not in alone else count(len(alone[name]))
-        head = Cell(name if "/" in name else title(name), kind=kind, note=name)
+        said = name.rpartition("/")[2] if is_stage(name) else title(name)
+        head = Cell(said, kind=kind, note=name)
         if left_out(row):
-            rows.append([Cell(f"{name} ({LEFT_OUT})", kind=kind, note=row["mode"]), *[Cell("", float("nan"))] * (len(columns) - 1)])
+            rows.append([Cell(f"{said} ({LEFT_OUT})", kind=kind, note=row["mode"]), *[Cell("", float("nan"))] * (len(columns) - 1)])
             continue
         rows.append(
             [head, *accuracy_cells(row), count(row["broken"]), count(row["best_broken"]), found, share(row["attack_success_rate"])]

@@ -7,7 +7,7 @@ import pandas as pd
 from robench.evaluation.results import Results
 from robench.report.facts import attack_facts, threat_text
 from robench.report.html.parts import Cell, Column, Table, count, number
-from robench.report.tables import in_autoattacks, title
+from robench.report.tables import in_autoattacks, is_stage, title
 from robench.types import AUTOATTACK_UNITS
 
 UNIT = (
@@ -29,7 +29,11 @@ def ledger_table(summary: pd.DataFrame) -> Table:
         each = Cell(
             "" if pd.isna(row["seconds_per_sample"]) else f"{1000 * row['seconds_per_sample']:,.1f}", row["seconds_per_sample"]
         )
-        name = Cell(row["attack"] if "/" in row["attack"] else title(row["attack"]), kind="stage" if "/" in row["attack"] else "")
+        name = Cell(
+            row["attack"].rpartition("/")[2] if is_stage(row["attack"]) else title(row["attack"]),
+            kind="stage" if is_stage(row["attack"]) else "",
+            note=row["attack"],
+        )
         rows.append(
             [
                 name,
