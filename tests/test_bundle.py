@@ -46,6 +46,12 @@ def bundle(run):
     return write_bundle(run)[0]
 
 
+def test_a_stage_that_was_needed_on_no_chunk_is_not_replayed(checkpoint, tmp_path):
+    where = {"ckpt": checkpoint, "threads": 1}
+    attack(AttackRequest("fast", n=20, chunk=10, save_adv=True), out=tmp_path / "run", show_progress=False, **where)
+    assert [each.attack for each in verify(tmp_path / "run", **where)[0]] == ["fast/nearest", "fast/suspect"]
+
+
 def parts_of(path):
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name) for name in archive.namelist()}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robench.data.augment import to_unit
 from robench.evaluation.adv_images import PackedImages, read_packed
-from robench.evaluation.store import ChunkVerdicts, read_chunk, read_run, split
+from robench.evaluation.store import LEFT_OUT, ChunkVerdicts, read_chunk, read_run, split
 from robench.evaluation.verify import in_box, verdict_logits
 from robench.models.classifier import Classifier
 from robench.types import Dataset, Outcome, RobenchError, ThreatModel
@@ -72,6 +72,9 @@ def replay_run(run: Path, classifier: Classifier, dataset: Dataset) -> list[Repl
         classifier: the model, or any other one that is to be tried on these images.
         dataset: the split that the run is about.
 
+    Returns:
+        An entry for every attack and stage, but those that a cascade needed on no chunk.
+
     Raises:
         RobenchError: it is no run folder, has no stored images, or is about other data.
     """
@@ -82,15 +85,17 @@ def replay_run(run: Path, classifier: Classifier, dataset: Dataset) -> list[Repl
     doubled = copy.deepcopy(classifier).double()
     results = []
     for name, folder in _attacks(description):
-        total = Replay(name)
+        total, modes = Replay(name), []
         for chunk in split(description["n"], description["spec"]["chunk"]):
             verdict_file, image_file = run / "chunks" / folder / f"{chunk.name}.npz", run / "adv" / folder / f"{chunk.name}.npz"
             if not verdict_file.exists():
                 continue
             verdicts = read_chunk(verdict_file)
+            modes.append(verdicts.mode)
             packed = read_packed(image_file) if image_file.exists() else None
             total += _replay_chunk(name, verdicts, packed, classifier, doubled, dataset, threat)
-        results.append(total)
+        if not modes or not all(mode.startswith(LEFT_OUT) for mode in modes):
+            results.append(total)
     if all(total.claimed == total.missing for total in results) and any(total.claimed for total in results):
         raise RobenchError(f"{run} has no stored adversarial images; run the same `robench attack` with --save-adv first")
     return results
