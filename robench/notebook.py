@@ -75,6 +75,7 @@ def evaluate(
     budget: float | None = None,
     passes: str = "own",
     precision: str = "fp32",
+    save_adv: bool = False,
     show_progress: bool = False,
 ) -> Evaluation:
     """Attacks any module on any images and returns the tables.
@@ -89,12 +90,13 @@ def evaluate(
         norm, eps: the threat model; by default 8/255 in Linf, 0.5 in L2 and 12 in L1.
         seed: of the attacks.
         batch_size: samples a chunk, or "auto".
-        device: see ``use_device``.
+        device: auto, cpu, cuda, cuda:1 or mps.
         out: a run folder to keep, with report and resume; by default nothing is kept.
         classes: names of the classes; the model's outputs are counted where not given.
         mean, std: of a normalisation in front of the model, per channel.
         head: which output of a model that returns several holds the logits: its place or its name.
-        step_size, restarts, budget, passes, precision: as in ``AttackRequest``.
+        step_size, restarts, budget, passes, precision: as ``--step-size`` and so on; see ``robench.request.AttackRequest``.
+        save_adv: keep the adversarial images in ``out``, for ``robench verify``.
         show_progress: bars on stderr.
 
     Raises:
@@ -103,6 +105,8 @@ def evaluate(
     if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor):
         raise RobenchError(f"images are a {type(images).__name__} and labels a {type(labels).__name__}; expected torch tensors")
     check_images(images, labels, None)
+    if save_adv and out is None:
+        raise RobenchError("save_adv keeps images in a run folder: name one with out")
     suite = default_suite(norm) if suite is None else suite if isinstance(suite, str) else ",".join(suite)
     request = AttackRequest(
         suite, norm, None if eps is None else format_eps(parse_eps(eps)), seed=seed, chunk=parse_chunk(str(batch_size)), restarts=restarts, budget=budget,
@@ -120,7 +124,7 @@ def evaluate(
         suites = parse_suites(
             suite, threat, len(classes), request.options(settled_precision(request, subject, data, folder)), sources
         )
-        run = Run(subject, data, len(data), suites, threat, folder, seed=seed, chunk=request.chunk)
+        run = Run(subject, data, len(data), suites, threat, folder, seed=seed, chunk=request.chunk, save=save_adv)
         results = run_suites(run, Place(chosen, chosen.split(":")[0]), show_progress=show_progress)
         assert results is not None  # one process computes all
         if out:

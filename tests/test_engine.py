@@ -465,6 +465,14 @@ def test_evaluate_hands_its_options_to_the_attacks(tmp_path):
     assert "pgd2(bf16)" in result.summary["attack"].tolist()
 
 
+def test_evaluate_keeps_images_where_there_is_a_folder(tmp_path):
+    data = brightness_data(OFFSETS)
+    evaluate(BrightnessClassifier(), *data, suite="fgsm", eps=0.1, save_adv=True, out=tmp_path / "run")
+    assert len(list((tmp_path / "run" / "adv").glob("*/*.npz"))) == 1
+    with pytest.raises(RobenchError, match="name one with out"):
+        evaluate(BrightnessClassifier(), *data, suite="fgsm", eps=0.1, save_adv=True)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
