@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -102,6 +103,7 @@ def evaluate(
     Raises:
         RobenchError: images or labels out of range, outputs of the wrong shape, an unknown attack.
     """
+    asked = _call(locals())
     if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor):
         raise RobenchError(f"images are a {type(images).__name__} and labels a {type(labels).__name__}; expected torch tensors")
     check_images(images, labels, None)
@@ -113,7 +115,7 @@ def evaluate(
         step_size=None if step_size is None else str(step_size), passes=passes, precision=precision,
     )  # fmt: skip
     with use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
-        own: dict[str, Any] = {"mean": mean, "std": std, "head": str(head)}
+        own: dict[str, Any] = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std)), "head": str(head)}
         classes = tuple(classes) or tuple(str(label) for label in range(_count_outputs(model, images[:1], chosen, own)))
         check_images(images, labels, len(classes))
         data = Dataset("images", "test", images.detach().cpu(), labels.detach().cpu(), classes)
@@ -125,7 +127,7 @@ def evaluate(
             suite, threat, len(classes), request.options(settled_precision(request, subject, data, folder)), sources
         )
         run = Run(subject, data, len(data), suites, threat, folder, seed=seed, chunk=request.chunk, save=save_adv)
-        results = run_suites(run, Place(chosen, chosen.split(":")[0]), show_progress=show_progress)
+        results = run_suites(run, Place(chosen, chosen.split(":")[0]), command=asked, show_progress=show_progress)
         assert results is not None  # one process computes all
         if out:
             write_report(folder)
@@ -133,6 +135,17 @@ def evaluate(
         for line in failed:
             warnings.warn(f"attack failed: {line}", stacklevel=2)
         return Evaluation(summarise(results), verdict_rows(results.verdicts), failed, Path(out) if out else None)
+
+
+def _call(given: dict[str, Any]) -> str:
+    """The call as it is recorded: what differs from the defaults, but for names of classes, which run.json has anyway."""
+    defaults = {name: each.default for name, each in inspect.signature(evaluate).parameters.items()}
+    settings = [
+        f"{name}={value!r}"
+        for name, value in given.items()
+        if name not in ("model", "images", "labels", "classes", "out", "show_progress") and repr(value) != repr(defaults[name])
+    ]
+    return f"robench.evaluate({', '.join(['model', 'images', 'labels', *settings])})"
 
 
 def _count_outputs(model: nn.Module, images: Images, device: str, own: dict[str, Any]) -> int:

@@ -461,8 +461,19 @@ def test_evaluate_hands_its_options_to_the_attacks(tmp_path):
     params = described["suites"][0]["members"][0]["params"]
     assert (params["steps"], params["step_size"], params["restarts"], params["passes"]) == (2, 1 / 255, 3, "folded")
     assert described["spec"]["seed"] == 5 and described["spec"]["chunk"] == DEFAULT_CHUNK
+    assert described["commands"] == [
+        "robench.evaluate(model, images, labels, suite='pgd2', eps=0.1, seed=5, batch_size='auto', step_size='1/255', restarts=3, "
+        "passes='folded')"
+    ]
+    assert described["commands"][0] in (tmp_path / "run" / "report.md").read_text()
     result = evaluate(BrightnessClassifier(), images, labels, suite="pgd2", eps=0.1, precision="bf16")
     assert "pgd2(bf16)" in result.summary["attack"].tolist()
+
+
+def test_evaluate_takes_a_normalisation_as_a_tensor():
+    mean, std = torch.zeros(3), torch.ones(3)
+    result = evaluate(BrightnessClassifier(), *brightness_data(OFFSETS), suite="fgsm", eps=0.1, mean=mean, std=std)
+    assert result.summary["robust_accuracy"].tolist() == [0.8, 0.4, 0.4]
 
 
 def test_evaluate_keeps_images_where_there_is_a_folder(tmp_path):
