@@ -16,9 +16,9 @@ from robench.api import settled_precision
 from robench.attacks import parse_suites, source_paths
 from robench.data.augment import to_unit
 from robench.evaluation.device import use_device
-from robench.evaluation.results import failures
+from robench.evaluation.results import Results, failures
 from robench.evaluation.verify import check_images
-from robench.models.loading import classifier_of_checkpoint, classifier_of_module
+from robench.models.loading import Subject, classifier_of_checkpoint, classifier_of_module
 from robench.models.multihead import MAIN
 from robench.models.output import describe
 from robench.report import write_report
@@ -104,37 +104,57 @@ def evaluate(
         RobenchError: images or labels out of range, outputs of the wrong shape, an unknown attack.
     """
     asked = _call(locals())
+    _refuse(images, labels, save_adv, out)
+    suite = default_suite(norm) if suite is None else suite if isinstance(suite, str) else ",".join(suite)
+    request = AttackRequest(
+        suite, norm, None if eps is None else format_eps(parse_eps(eps)), seed=seed, chunk=parse_chunk(str(batch_size)), restarts=restarts, budget=budget,
+        step_size=None if step_size is None else str(step_size), passes=passes, precision=precision, save_adv=save_adv,
+    )  # fmt: skip
+    with use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
+        own: dict[str, Any] = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std)), "head": str(head)}
+        data = _dataset(model, images, labels, tuple(classes), chosen, own)
+        subject = classifier_of_module(model, len(data.classes), chosen, name=type(model).__name__, **own)
+        run = _planned(request, subject, data, Path(out) if out else Path(scratch) / "run", chosen)
+        results = run_suites(run, Place(chosen, chosen.split(":")[0]), command=asked, show_progress=show_progress)
+        assert results is not None  # one process computes all
+        if out:
+            write_report(run.path)
+        return _evaluation(results, Path(out) if out else None)
+
+
+def _refuse(images: Tensor, labels: Labels, save_adv: bool, out: str | Path | None) -> None:
+    """What cannot be attacked, or kept, whatever the model is."""
     if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor):
         raise RobenchError(f"images are a {type(images).__name__} and labels a {type(labels).__name__}; expected torch tensors")
     check_images(images, labels, None)
     if save_adv and out is None:
         raise RobenchError("save_adv keeps images in a run folder: name one with out")
-    suite = default_suite(norm) if suite is None else suite if isinstance(suite, str) else ",".join(suite)
-    request = AttackRequest(
-        suite, norm, None if eps is None else format_eps(parse_eps(eps)), seed=seed, chunk=parse_chunk(str(batch_size)), restarts=restarts, budget=budget,
-        step_size=None if step_size is None else str(step_size), passes=passes, precision=precision,
-    )  # fmt: skip
-    with use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
-        own: dict[str, Any] = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std)), "head": str(head)}
-        classes = tuple(classes) or tuple(str(label) for label in range(_count_outputs(model, images[:1], chosen, own)))
-        check_images(images, labels, len(classes))
-        data = Dataset("images", "test", images.detach().cpu(), labels.detach().cpu(), classes)
-        subject = classifier_of_module(model, len(classes), chosen, name=type(model).__name__, **own)
-        threat = request.threat(data)
-        sources = {path: classifier_of_checkpoint(Path(path), None, chosen) for path in source_paths(suite)}
-        folder = Path(out) if out else Path(scratch) / "run"
-        suites = parse_suites(
-            suite, threat, len(classes), request.options(settled_precision(request, subject, data, folder)), sources
-        )
-        run = Run(subject, data, len(data), suites, threat, folder, seed=seed, chunk=request.chunk, save=save_adv)
-        results = run_suites(run, Place(chosen, chosen.split(":")[0]), command=asked, show_progress=show_progress)
-        assert results is not None  # one process computes all
-        if out:
-            write_report(folder)
-        failed = failures(results)
-        for line in failed:
-            warnings.warn(f"attack failed: {line}", stacklevel=2)
-        return Evaluation(summarise(results), verdict_rows(results.verdicts), failed, Path(out) if out else None)
+
+
+def _dataset(
+    model: nn.Module, images: Tensor, labels: Labels, classes: tuple[str, ...], device: str, own: dict[str, Any]
+) -> Dataset:
+    """The images as a split; the model's outputs are counted where classes have no names."""
+    classes = classes or tuple(str(label) for label in range(_count_outputs(model, images[:1], device, own)))
+    check_images(images, labels, len(classes))
+    return Dataset("images", "test", images.detach().cpu(), labels.detach().cpu(), classes)
+
+
+def _evaluation(results: Results, path: Path | None) -> Evaluation:
+    """The tables, with a warning for each attack that failed."""
+    failed = failures(results)
+    for line in failed:
+        warnings.warn(f"attack failed: {line}", stacklevel=3)
+    return Evaluation(summarise(results), verdict_rows(results.verdicts), failed, path)
+
+
+def _planned(request: AttackRequest, subject: Subject, data: Dataset, folder: Path, device: str) -> Run:
+    """The run that was asked for."""
+    threat, suite = request.threat(data), str(request.suite)
+    sources = {path: classifier_of_checkpoint(Path(path), None, device) for path in source_paths(suite)}
+    options = request.options(settled_precision(request, subject, data, folder))
+    suites = parse_suites(suite, threat, len(data.classes), options, sources)
+    return Run(subject, data, len(data), suites, threat, folder, seed=request.seed, chunk=request.chunk, save=request.save_adv)
 
 
 def _call(given: dict[str, Any]) -> str:
