@@ -173,7 +173,9 @@ def settled_precision(request: AttackRequest, subject: Subject, data: Dataset, f
     if request.precision != "auto":
         return request.precision
     if (folder / "run.json").exists():
-        members = [member for suite in read_run(folder)["suites"] for member in suite["members"]]
+        members = [
+            member for suite in read_run(folder)["suites"] for member in suite["members"] if "images" not in member["params"]
+        ]
         if members:
             return "bf16" if any("bf16" in member["params"].get("passes", "") for member in members) else "fp32"
     images = data.images[:QUICK_LOOK].to(subject.classifier.device)

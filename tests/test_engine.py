@@ -16,15 +16,18 @@ import torch
 from cases import BrightnessClassifier, brightness_data, column, darken, fake
 from torch import nn
 
+from robench.api import settled_precision
 from robench.attacks import parse_suites
 from robench.evaluation.engine import evaluate_suites
 from robench.evaluation.results import read_results
 from robench.evaluation.store import Chunk, RunFolder, attack_folder, chunk_seed, split
 from robench.models.classifier import Classifier
+from robench.models.loading import classifier_of_module
 from robench.notebook import evaluate
 from robench.report import write_report
+from robench.request import AttackRequest
 from robench.runs import DEFAULT_CHUNK, settle_randomness
-from robench.types import Outcome, RobenchError, RunSpec, Suite, ThreatModel
+from robench.types import Dataset, Outcome, RobenchError, RunSpec, Suite, ThreatModel
 
 # Of ten samples two are misclassified; at eps 0.1 darkening breaks those below 0.1, four of the other eight.
 OFFSETS = [-0.05, 0.02, 0.2, 0.06, 0.3, -0.01, 0.08, 0.15, 0.04, 0.25]
@@ -506,6 +509,16 @@ def test_what_precision_auto_chose_first_stays(tmp_path, monkeypatch):
         evaluate(BrightnessClassifier(), images, labels, suite="pgd2", eps=0.1, precision="auto", out=tmp_path / "run")
     suites = json.loads((tmp_path / "run" / "run.json").read_text())["suites"]
     assert [suite["name"] for suite in suites] == ["pgd2"]
+
+
+@pytest.mark.parametrize(("params", "expected"), [({"images": "a digest"}, "bf16"), ({"steps": 2}, "fp32")])
+def test_stored_images_are_no_choice_of_precision(tmp_path, monkeypatch, params, expected):
+    (tmp_path / "run.json").write_text("{}")
+    monkeypatch.setattr("robench.api.read_run", lambda _: {"suites": [{"members": [{"params": params}]}]})
+    monkeypatch.setattr("robench.api.quicker_precision", lambda *_: "bf16")
+    data = Dataset("gray", "test", *brightness_data(OFFSETS), ("dark", "bright"))
+    subject = classifier_of_module(BrightnessClassifier(), 2, "cpu")
+    assert settled_precision(AttackRequest(precision="auto"), subject, data, tmp_path) == expected
 
 
 def test_a_column_that_a_newer_library_computes_again_is_named(tmp_path, monkeypatch, capsys):
