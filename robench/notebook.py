@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,13 @@ import torch
 from robench.api import settled_precision
 from robench.attacks import parse_suites, source_paths
 from robench.data.augment import to_unit
+from robench.data.held import Held, gather
 from robench.evaluation.device import use_device
+from robench.evaluation.first_look import first_look
 from robench.evaluation.results import Results, failures
 from robench.evaluation.verify import check_images
-from robench.models.loading import Subject, classifier_of_checkpoint, classifier_of_module
+from robench.models.loading import FEW, Subject, classifier_of_checkpoint, classifier_of_module
 from robench.models.multihead import MAIN
-from robench.models.output import describe
 from robench.report import write_report
 from robench.report.markdown import terminal_table
 from robench.report.tables import summarise, verdict_rows
@@ -30,9 +31,13 @@ from robench.types import Dataset, RobenchError, format_eps, parse_eps
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-    from robench.types import Images, Labels
+    from robench.types import Images
+
+
+SHOWN = ("attack", "n", "robust_accuracy", "ci_low", "ci_high", "broken", "undecided", "seconds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +59,26 @@ class Evaluation:
     def __str__(self) -> str:
         return terminal_table(self.summary)
 
+    def _repr_html_(self) -> str:
+        """The table, as a notebook shows it."""
+        shown = [name for name in SHOWN if name in self.summary]
+        return str(self.summary[shown].to_html(index=False, float_format="{:.4g}".format, na_rep=""))
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per attack: a copy of ``summary``."""
+        return self.summary.copy()
+
+    def plot(self) -> Figure:
+        """Robust accuracy per attack with its 95 % interval; a notebook draws it."""
+        from robench.report.figures import draw_accuracies
+
+        return draw_accuracies(self.summary, f"{int(self.summary['n'].iloc[0]):,} samples")
+
 
 def evaluate(
-    model: nn.Module,
-    images: Tensor,
-    labels: Labels,
+    model: nn.Module | Callable[[Images], Any],
+    images: Any,
+    labels: Any = None,
     *,
     suite: str | Sequence[str] | None = None,
     norm: str = "Linf",
@@ -76,17 +96,20 @@ def evaluate(
     budget: float | None = None,
     passes: str = "own",
     precision: str = "fp32",
+    weights_dtype: str = "float32",
     save_adv: bool = False,
     show_progress: bool = False,
 ) -> Evaluation:
     """Attacks any module on any images and returns the tables.
 
-    The module is copied: its mode, gradients and device stay as they are.
+    The module is copied: its mode, gradients and device stay as they are. So are the images.
 
     Args:
-        model: takes float images (N, C, H, W) in [0, 1], or normalised by ``mean`` and ``std``, and returns logits (N, n_classes).
-        images: float in [0, 1] or uint8, (N, C, H, W).
-        labels: int64 (N,).
+        model: takes float images (N, C, H, W) in [0, 1], or normalised by ``mean`` and ``std``, and returns logits (N, n_classes); a
+            module or a function. One output is read as that of a binary classifier.
+        images: float in [0, 1] or uint8, (N, C, H, W) or (N, H, W, C): a tensor, a NumPy array, a list of either or of PIL images; or a
+            DataLoader, a torch or a Hugging Face data set, which brings its own labels. See ``robench.data.held.gather``.
+        labels: integers (N,) or (N, 1), or one-hot (N, n_classes).
         suite: as ``--suite``, or a list of names; by default pgd20 (not in L1) and autoattack.
         norm, eps: the threat model; by default 8/255 in Linf, 0.5 in L2 and 12 in L1.
         seed: of the attacks.
@@ -97,6 +120,7 @@ def evaluate(
         mean, std: of a normalisation in front of the model, per channel.
         head: which output of a model that returns several holds the logits: its place or its name.
         step_size, restarts, budget, passes, precision: as ``--step-size`` and so on; see ``robench.request.AttackRequest``.
+        weights_dtype: "float32" computes in it whatever the weights are; "as-is" leaves half and bfloat16 as they are.
         save_adv: keep the adversarial images in ``out``, for ``robench verify``.
         show_progress: bars on stderr.
 
@@ -104,16 +128,21 @@ def evaluate(
         RobenchError: images or labels out of range, outputs of the wrong shape, an unknown attack.
     """
     asked = _call(locals())
-    _refuse(images, labels, save_adv, out)
+    if save_adv and out is None:
+        raise RobenchError("save_adv keeps images in a run folder: name one with out")
     suite = default_suite(norm) if suite is None else suite if isinstance(suite, str) else ",".join(suite)
     request = AttackRequest(
         suite, norm, None if eps is None else format_eps(parse_eps(eps)), seed=seed, chunk=parse_chunk(str(batch_size)), restarts=restarts, budget=budget,
         step_size=None if step_size is None else str(step_size), passes=passes, precision=precision, save_adv=save_adv,
     )  # fmt: skip
     with use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
-        own: dict[str, Any] = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std)), "head": str(head)}
-        data = _dataset(model, images, labels, tuple(classes), chosen, own)
-        subject = classifier_of_module(model, len(data.classes), chosen, name=type(model).__name__, **own)
+        held = gather(images, labels)
+        subject = classifier_of_module(
+            model, len(classes) or None, chosen, name=getattr(model, "__name__", type(model).__name__), mean=tuple(map(float, mean)),
+            std=tuple(map(float, std)), head=str(head), images=_few(held.images), weights_dtype=weights_dtype,
+        )  # fmt: skip
+        data = _dataset(held, tuple(classes) or held.classes, subject.classifier.n_classes)
+        _say(subject, data)
         run = _planned(request, subject, data, Path(out) if out else Path(scratch) / "run", chosen)
         results = run_suites(run, Place(chosen, chosen.split(":")[0]), command=asked, show_progress=show_progress)
         assert results is not None  # one process computes all
@@ -122,22 +151,24 @@ def evaluate(
         return _evaluation(results, Path(out) if out else None)
 
 
-def _refuse(images: Tensor, labels: Labels, save_adv: bool, out: str | Path | None) -> None:
-    """What cannot be attacked, or kept, whatever the model is."""
-    if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor):
-        raise RobenchError(f"images are a {type(images).__name__} and labels a {type(labels).__name__}; expected torch tensors")
-    check_images(images, labels, None)
-    if save_adv and out is None:
-        raise RobenchError("save_adv keeps images in a run folder: name one with out")
+def _few(images: Tensor) -> Images:
+    few = images[:FEW]
+    return to_unit(few) if few.dtype == torch.uint8 else few.float()
 
 
-def _dataset(
-    model: nn.Module, images: Tensor, labels: Labels, classes: tuple[str, ...], device: str, own: dict[str, Any]
-) -> Dataset:
-    """The images as a split; the model's outputs are counted where classes have no names."""
-    classes = classes or tuple(str(label) for label in range(_count_outputs(model, images[:1], device, own)))
-    check_images(images, labels, len(classes))
-    return Dataset("images", "test", images.detach().cpu(), labels.detach().cpu(), classes)
+def _dataset(held: Held, classes: tuple[str, ...], n_classes: int) -> Dataset:
+    """The images as a split; classes are numbers where they have no names."""
+    if classes and len(classes) != n_classes:
+        raise RobenchError(f"{len(classes)} names of classes, but the model has {n_classes} outputs")
+    check_images(held.images, held.labels, n_classes)
+    return Dataset("images", "test", held.images, held.labels, classes or tuple(map(str, range(n_classes))))
+
+
+def _say(subject: Subject, data: Dataset) -> None:
+    """Warns of what was changed of the model, and of a model that does not know these images."""
+    for note in (*subject.notes, first_look(subject.classifier, data, len(data))):
+        if note:
+            warnings.warn(note, stacklevel=3)
 
 
 def _evaluation(results: Results, path: Path | None) -> Evaluation:
@@ -166,27 +197,3 @@ def _call(given: dict[str, Any]) -> str:
         if name not in ("model", "images", "labels", "classes", "out", "show_progress") and repr(value) != repr(defaults[name])
     ]
     return f"robench.evaluate({', '.join(['model', 'images', 'labels', *settings])})"
-
-
-def _count_outputs(model: nn.Module, images: Images, device: str, own: dict[str, Any]) -> int:
-    """How many logits a model returns, asked with one image."""
-    classifier = classifier_of_module(model, 1, device, **own).classifier
-    try:
-        with torch.no_grad():
-            outputs = classifier.module(
-                classifier.normalised((to_unit(images) if images.dtype == torch.uint8 else images.float()).to(device))
-            )
-    except RobenchError:
-        raise
-    except Exception as error:  # somebody else's model may raise anything
-        raise RobenchError(
-            f"the model cannot classify an image of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
-        ) from error
-    if isinstance(outputs, dict) and MAIN in outputs:
-        outputs = outputs[MAIN]
-    if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
-        raise RobenchError(
-            f"the model returned {describe(outputs)} for one image, expected one tensor of logits (1, n_classes); of several outputs, "
-            "name one with head="
-        )
-    return outputs.shape[1]

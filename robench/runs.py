@@ -17,6 +17,7 @@ from robench.evaluation.environment import describe_environment
 from robench.evaluation.memory import backing_off
 from robench.evaluation.results import Results, is_complete, read_results
 from robench.evaluation.store import RunFolder, attack_folder, read_run
+from robench.evaluation.verify import answers, refuse_if_nothing
 from robench.models.classifier import Classifier
 from robench.models.loading import Subject
 from robench.processes import Processes
@@ -140,18 +141,17 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
 
 
 def settle_randomness(classifier: Classifier, images: Tensor) -> None:
-    """Finds out whether the model is random, in as small passes as its memory needs.
+    """Finds out whether the model is random, in as small passes as its memory needs, on those images that it can classify.
 
     Raises:
-        RobenchError: it cannot classify the images.
+        RobenchError: it can classify none.
     """
-    try:
-        backing_off(classifier, len(images), lambda: classifier.settle_draws(images))
-    except RobenchError:
-        raise
-    except Exception as error:  # somebody else's model may raise anything
-        shape = tuple(images.shape)
-        raise RobenchError(f"the model cannot classify images of shape {shape}: {type(error).__name__}: {error}") from error
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    with torch.no_grad(), classifier.counting():
+        _, raised = backing_off(classifier, len(images), lambda: answers(classifier, images, labels))
+    refuse_if_nothing(images, raised)
+    fine = images[[place for place in range(len(images)) if place not in raised]]
+    backing_off(classifier, len(fine), lambda: classifier.settle_draws(fine))
 
 
 def _describe_data(data: Dataset) -> dict[str, Any]:

@@ -140,6 +140,7 @@ class OwnModel:
         mean, std: of the normalisation in front of it, per channel or one number for all, in pixel units of [0, 1]; where empty,
             what its own files say, or none.
         trust: whether a file that is a program may be run.
+        weights_dtype: "float32" computes in it whatever the weights are; "as-is" leaves them.
         data_dir: where downloads lie, see ``robench.data.data_folder``.
     """
 
@@ -149,6 +150,7 @@ class OwnModel:
     std: tuple[float, ...] = ()
     trust: bool = False
     data_dir: Path | None = None
+    weights_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
@@ -166,7 +168,11 @@ class OwnModel:
             f"--{name}": ",".join(map(repr, getattr(self, name))) for name in ("mean", "std")
         }
         named = [part for option, value in given.items() if value for part in (option, value)]
-        return ["--model", self.where, *named, *(["--trust"] if self.trust else [])]
+        return ["--model", self.where, *named, *(["--trust"] if self.trust else []), *self._dtype]
+
+    @property
+    def _dtype(self) -> list[str]:
+        return ["--weights-dtype", self.weights_dtype] if self.weights_dtype != "float32" else []
 
 
 def parse_channels(text: str | None, option: str) -> tuple[float, ...]:
@@ -319,7 +325,7 @@ class Dataset:
     Attributes:
         name: "digits", "cifar10", "cifar100", or the folder's name.
         split: "train" or "test".
-        images: uint8 (N, C, H, W); of people's own data also float32 in [0, 1].
+        images: uint8 (N, C, H, W); of people's own data also float32 in [0, 1]. Contiguous.
         labels: int64 (N,).
         classes: name of each class, in label order.
         default_eps: eps per norm where the user names none; by default CIFAR's, the three radii of Croce & Hein 2022,
@@ -340,6 +346,10 @@ class Dataset:
     coarse_classes: tuple[str, ...] = ()
     mirror: bool = True
     path: str = ""
+
+    def __post_init__(self) -> None:
+        # Libraries draw their random starts in the order of memory: a verdict is to depend on values alone.
+        object.__setattr__(self, "images", self.images.contiguous())
 
     def __len__(self) -> int:
         return len(self.labels)

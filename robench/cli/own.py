@@ -11,15 +11,17 @@ from robench.types import OwnModel, RobenchError, parse_channels
 
 
 def own_model(command):
-    """Adds --model, --weights, --mean, --std and --trust; the command gets them as one ``model``, an ``OwnModel`` or None."""
+    """Adds --model, --weights, --mean, --std, --trust and --weights-dtype; the command gets them as one ``model``, an ``OwnModel`` or None."""
 
     @functools.wraps(command)
-    def wrapped(*, model, weights, mean, std, trust, **rest):
+    def wrapped(*, model, weights, mean, std, trust, weights_dtype, **rest):
         mean, std = parse_channels(mean, "--mean"), parse_channels(std, "--std")
-        given = OwnModel(model or "", weights, mean, std, trust, rest.get("data_dir"))
-        used = bool(weights or mean or std or trust)
+        given = OwnModel(model or "", weights, mean, std, trust, rest.get("data_dir"), weights_dtype)
+        used = bool(weights or mean or std or trust or weights_dtype != "float32")
         if used and model is None and (rest.get("ckpt") is not None or command.__name__ != "verify"):
-            raise RobenchError("--weights, --mean, --std and --trust belong to --model; a checkpoint of robench knows its own")
+            raise RobenchError(
+                "--weights, --mean, --std, --trust and --weights-dtype belong to --model; a checkpoint of robench knows its own"
+            )
         return command(model=given if model is not None or used else None, **rest)
 
     options = [
@@ -36,5 +38,11 @@ def own_model(command):
         ),
         click.option("--std", help="Its standard deviations."),
         click.option("--trust", is_flag=True, help="Let --model be a program in a file: using it runs code that came with it."),
+        click.option(
+            "--weights-dtype",
+            type=click.Choice(["float32", "as-is"]),
+            default="float32",
+            help="as-is: compute in half or bfloat16 where the weights of --model are [default: in float32].",
+        ),
     ]
     return functools.reduce(lambda inner, option: option(inner), reversed(options), wrapped)

@@ -17,7 +17,7 @@ from robench.evaluation.guard import Guard
 from robench.evaluation.memory import backing_off, peak_bytes
 from robench.evaluation.shown import with_images
 from robench.evaluation.store import LEFT_OUT, Chunk, ChunkVerdicts
-from robench.evaluation.verify import margins, verdict_logits
+from robench.evaluation.verify import answers, margins
 from robench.models.classifier import Classifier
 from robench.types import Attack, Outcome, RobenchError
 
@@ -47,6 +47,7 @@ def attack_chunk(
     """
     everywhere = attack.stored is not None or (attack.elsewhere is not None and attack.elsewhere.whole_chunks)
     places = np.arange(len(before)) if everywhere else np.flatnonzero(~np.isin(before, DECIDED))
+    places = places[data.clean.clean_pred[places] >= 0]  # the others the model cannot classify even without attack
     crafted, snapshots, cost = craft(classifier, guard, attack, data, places, conditions, prefixes)
     made = []
     for prefix in prefixes:
@@ -108,7 +109,7 @@ def _pack(
     valid = np.flatnonzero((found.outcome != Outcome.INVALID) | (found.best == Outcome.BROKEN))
     attacked, places, adv_images, kind = places, places[valid], found.images[torch.from_numpy(valid)], kind[valid]
     if conditions.craft_all:
-        others = np.setdiff1d(np.arange(len(data.images)), attacked)
+        others = np.setdiff1d(np.flatnonzero(data.clean.clean_pred >= 0), attacked)
         rest = replace(conditions, save=False, craft_all=False)
         extra, _, _ = craft(classifier, Guard(classifier), attack, data, others, rest, ()) if len(others) else (None, {}, None)
         if extra is not None and isinstance(extra.returned, Tensor) and extra.returned.shape[1:] == adv_images.shape[1:]:
@@ -130,34 +131,37 @@ def _pack(
 
 @torch.no_grad()
 def classify_chunk(classifier: Classifier, images: Images, labels: Labels, chunk: Chunk) -> ChunkVerdicts:
-    """A chunk without attack.
+    """A chunk without attack. An image on which the model raises or says NaN is an error, and is not attacked.
 
     Raises:
-        RobenchError: the model cannot classify it, or returns what is not finite.
+        RobenchError: the model cannot classify a single one.
     """
     started = time.perf_counter()
-    try:
-        with classifier.counting() as passes:
-            logits = backing_off(classifier, len(images), lambda: classifier(images))
-    except RobenchError:
-        raise
-    except Exception as error:  # somebody else's model may raise anything
-        shape = tuple(images.shape)
-        raise RobenchError(f"the model cannot classify images of shape {shape}: {type(error).__name__}: {error}") from error
-    if not logits.isfinite().all():
-        raise RobenchError(
-            f"the model's logits are not finite on clean images {chunk.start} to {chunk.stop - 1}; nothing can be said about it"
-        )
-    if classifier.draws > 1:
-        logits = verdict_logits(classifier, images, labels)
-    predicted = logits.argmax(1).cpu().numpy()
+    with classifier.counting() as passes:
+        logits, raised = backing_off(classifier, len(images), lambda: answers(classifier, images, labels))
+    finite = logits.isfinite().all(1)
+    said = _unclassified(finite, raised, chunk)
+    if not finite.any():
+        raise RobenchError(f"{said}; nothing can be said about it")
+    predicted = torch.where(finite, logits.argmax(1), -1).cpu().numpy()
     truth = labels.cpu().numpy()
     outcome = np.where(predicted == truth, Outcome.ROBUST, Outcome.MISCLASSIFIED).astype("U13")
+    outcome[predicted < 0] = Outcome.ERROR
     return ChunkVerdicts(
         np.arange(chunk.start, chunk.stop), truth, predicted, outcome, predicted, np.zeros(len(truth), np.float32),
         margins(logits, labels).cpu().numpy(), passes.forwards, passes.backwards, time.perf_counter() - started,
-        describe_machine(classifier), peak_bytes=peak_bytes(classifier.device),
+        describe_machine(classifier), said, peak_bytes=peak_bytes(classifier.device),
     )  # fmt: skip
+
+
+def _unclassified(finite: Tensor, raised: dict[int, str], chunk: Chunk) -> str:
+    """Which clean images the model could not classify, and why, or ""."""
+    places = (~finite).nonzero().flatten().tolist()
+    if not places:
+        return ""
+    named = ", ".join(str(chunk.start + place) for place in places[:5]) + (", ..." if len(places) > 5 else "")
+    why = f"it raised {next(iter(raised.values()))}" if raised else "its logits are not finite"
+    return f"the model cannot classify {len(places)} of {len(finite)} clean images ({named}): {why}"
 
 
 def describe_machine(classifier: Classifier) -> str:

@@ -111,7 +111,7 @@ def craft(
     if not len(places):
         return nothing, {}, Cost()
     if attack.stored is not None:
-        return replace(nothing, returned=attack.stored[data.chunk.start : data.chunk.stop].to(images.device)), {}, Cost()
+        return replace(nothing, returned=attack.stored[data.chunk.start : data.chunk.stop][places].to(images.device)), {}, Cost()
     victim = classifier
     started = time.perf_counter()
     if attack.elsewhere is not None:

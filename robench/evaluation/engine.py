@@ -130,7 +130,7 @@ def _cascade(job: Job, suite: Suite, data: ChunkData, known: Mapping[str, ChunkV
             conditions = Conditions(job.threat, seed, counts_best=suite.counts_best, save=job.save)
             ((_, verdicts, images),) = attack_chunk(job.classifier, job.guard, member, data, before, conditions)
             yield folder, verdicts, images
-        failed |= bool(np.isin(verdicts.outcome, Outcome.UNDECIDED).any())  # trusted as little as one that was caught
+        failed |= bool(verdicts.undecided.any())  # trusted as little as one that was caught
         needed = failed or bool((verdicts.outcome == Outcome.BROKEN).any()) if member.name == suite.doubt else needed
         before, previous = verdicts.outcome, verdicts
 

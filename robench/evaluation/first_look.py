@@ -2,21 +2,62 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from robench.data.augment import to_unit
 from robench.evaluation.memory import backing_off
+from robench.evaluation.verify import answers, refuse_if_nothing
 from robench.models.classifier import Classifier
 from robench.types import Dataset, RobenchError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LOOKED_AT = 100  # samples
 FEWEST = 8  # samples that can tell a model from a guesser
 LUCK = 0.01
+CLEARLY = 0.6  # of the samples: a model that has more right is fed as it should be, and no other way is tried
+
+
+@dataclass(frozen=True)
+class OtherWay:
+    """Another way to feed a model.
+
+    Attributes:
+        name: what the model would expect.
+        remedy: what to do if so.
+        change: images in [0, 1] to what such a model expects.
+    """
+
+    name: str
+    remedy: str
+    change: Callable[[Tensor], Tensor]
+
+
+def _normalised(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> OtherWay:
+    def change(images: Tensor) -> Tensor:
+        shift, scale = (images.new_tensor(each)[None, :, None, None] for each in (mean, std))
+        return (images - shift) / scale
+
+    given = (",".join(f"{value:g}" for value in each) for each in (mean, std))
+    return OtherWay(name, "give --mean {} --std {} (in Python mean=, std=)".format(*given), change)
+
+
+OTHER_WAYS = {
+    1: (
+        OtherWay("pixels of 0 to 255", "multiply by 255 inside the model", lambda images: images * 255),
+        _normalised("pixels in [-1, 1]", (0.5,), (0.5,)),
+        OtherWay("black and white exchanged", "invert the images", lambda images: 1 - images),
+    ),
+    3: (
+        OtherWay("pixels of 0 to 255", "multiply by 255 inside the model", lambda images: images * 255),
+        _normalised("pixels in [-1, 1]", (0.5,) * 3, (0.5,) * 3),
+        _normalised("ImageNet's normalisation", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        _normalised("CIFAR-10's normalisation", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+        OtherWay("channels in the order BGR", "flip them inside the model", lambda images: images.flip(1)),
+    ),
+}
 
 
 def first_look(classifier: Classifier, data: Dataset, n: int) -> str:
@@ -27,35 +68,67 @@ def first_look(classifier: Classifier, data: Dataset, n: int) -> str:
     """
     index = torch.linspace(0, n - 1, min(n, LOOKED_AT)).long()
     pixels = data.images[index].to(classifier.device)
-    images = to_unit(pixels) if pixels.dtype == torch.uint8 else pixels.float()
+    images, labels = to_unit(pixels) if pixels.dtype == torch.uint8 else pixels.float(), data.labels[index]
     try:
-        predicted = backing_off(classifier, len(images), lambda: _classes(classifier, images))
+        predicted = _predicted(classifier, images, labels)
     except RobenchError as error:
         raise RobenchError(f"{error} ({_about(data)})") from None
-    except Exception as error:  # somebody else's model may raise anything
-        raise RobenchError(
-            f"the model cannot classify images of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
-        ) from error
-    hits = int((predicted == data.labels[index]).sum())
-    return _suspicion(hits, len(index), len(data.classes))
-
-
-def _suspicion(hits: int, n: int, n_classes: int) -> str:
-    """What to tell the user where a guesser has as many hits more than once in a hundred times."""
-    from scipy.stats import binom
-
-    if n < FEWEST or n_classes < 2 or binom.sf(hits - 1, n, 1 / n_classes) <= LUCK:
+    hits, n_classes = int((predicted == labels).sum()), len(data.classes)
+    guesses = _could_be_luck(hits, len(index), n_classes)
+    if len(index) < FEWEST or not (guesses or hits < CLEARLY * len(index)):
+        return ""
+    better = _better(classifier, images, labels, predicted)
+    if better:
+        return f"the model has {hits} of {len(index)} samples right before any attack, but {better}"
+    if not guesses:
         return ""
     return (
-        f"the model has {hits} of {n} samples right before any attack, no more than a guess among {n_classes} classes would; check its "
+        f"the model has {hits} of {len(index)} samples right before any attack, no more than a guess among {n_classes} classes would; check its "
         "normalisation (--mean, --std), the order of its classes, and that its weights are the trained ones"
     )
 
 
-@torch.no_grad()
-def _classes(classifier: Classifier, images: Tensor) -> Tensor:
-    with classifier.counting():
-        return classifier(images).argmax(1).cpu()
+def _could_be_luck(hits: int, n: int, n_classes: int) -> bool:
+    """Whether a guesser has as many hits more than once in a hundred times."""
+    from scipy.stats import binom
+
+    return n_classes > 1 and bool(binom.sf(hits - 1, n, 1 / n_classes) > LUCK)
+
+
+def _better(classifier: Classifier, images: Tensor, labels: Tensor, predicted: Tensor) -> str:
+    """Another reading of labels or pixels by which far more samples are right, with what to do, or ""."""
+    right = predicted == labels
+    found = [
+        (predicted == labels - 1, "with the labels less 1: they start at 1; subtract 1"),
+        (predicted == labels + 1, "with the labels plus 1: the model's first class is another one, such as a background; add 1"),
+    ]
+    for way in OTHER_WAYS.get(images.shape[1], ()):
+        try:
+            found.append((_predicted(classifier, way.change(images), labels) == labels, f"when it is fed {way.name}: {way.remedy}"))
+        except RobenchError:
+            continue
+    hits, said = max(((each, said) for each, said in found), key=lambda pair: int(pair[0].sum()))
+    return f"{int(hits.sum())} {said}" if _is_better(hits, right, len(found)) else ""
+
+
+def _is_better(hits: Tensor, right: Tensor, tried: int) -> bool:
+    """McNemar's exact test, one-sided, for the best of several ways."""
+    from scipy.stats import binom
+
+    gained, lost = int((hits & ~right).sum()), int((right & ~hits).sum())
+    return gained > lost and bool(binom.sf(gained - 1, gained + lost, 0.5) * tried <= LUCK)
+
+
+def _predicted(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+    """The classes that a model says, -1 where it says none.
+
+    Raises:
+        RobenchError: it says none of any.
+    """
+    with torch.no_grad(), classifier.counting():
+        logits, raised = backing_off(classifier, len(images), lambda: answers(classifier, images, labels.to(images.device)))
+    refuse_if_nothing(images, raised)
+    return torch.where(logits.isnan().any(1), -1, logits.argmax(1)).cpu()
 
 
 def _about(data: Dataset) -> str:

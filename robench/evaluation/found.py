@@ -85,6 +85,7 @@ def spread(
     """What was found at ``places`` as verdicts of the whole chunk. A model that is wrong already is not broken by anything."""
     wrong = before == Outcome.MISCLASSIFIED
     outcome = np.where(wrong, Outcome.MISCLASSIFIED, Outcome.SKIPPED).astype("U13")
+    outcome[clean.clean_pred < 0] = Outcome.ERROR
     best, adv_pred = outcome.copy(), np.where(wrong, clean.clean_pred, -1)
     distance, margin = np.where(wrong, 0, np.nan).astype(np.float32), np.full(len(before), np.nan, np.float32)
     found_at = np.full(len(before), np.nan, np.float32)
@@ -95,5 +96,5 @@ def spread(
     best[places] = np.where(wrong[places], Outcome.MISCLASSIFIED, found.best)
     return ChunkVerdicts(
         clean.index, clean.label, clean.clean_pred, outcome, adv_pred, distance, margin, cost.forwards, cost.backwards,
-        cost.seconds, machine, found.message, best, found.ties, cost.mode, peak, found_at=found_at,
+        cost.seconds, machine, found.message or clean.message, best, found.ties, cost.mode, peak, found_at=found_at,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from robench.models.classifier import Classifier
+from robench.models.classifier import Classifier, is_out_of_memory
 
 T = TypeVar("T")
 
@@ -34,12 +34,6 @@ def backing_off(classifier: Classifier, n: int, attempt: Callable[[], T]) -> T:
         print(f"robench: out of memory; going on with at most {classifier.largest_pass} images a pass", file=sys.stderr)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch said so, on a GPU or on a CPU."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in said or "can't allocate memory" in said
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -107,9 +107,14 @@ class ChunkVerdicts:
             object.__setattr__(self, "shown_confidence", np.full((len(self.shown), 2), np.nan, np.float32))
 
     @property
+    def undecided(self) -> np.ndarray:
+        """Which samples that the model can classify without attack are neither robust nor broken, bool (N,)."""
+        return np.isin(self.outcome, Outcome.UNDECIDED) & (self.clean_pred >= 0)
+
+    @property
     def failed(self) -> bool:
-        """Whether the attack raised, so that the next run tries it again."""
-        return bool((self.outcome == Outcome.ERROR).any())
+        """Whether the attack raised, so that the next run tries it again. What the model cannot classify without attack stays an error."""
+        return bool(((self.outcome == Outcome.ERROR) & (self.clean_pred >= 0)).any())
 
 
 def attack_folder(suite: Suite, member: Attack) -> str:

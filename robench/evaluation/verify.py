@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robench.models.classifier import Classifier
+from robench.models.classifier import Classifier, is_out_of_memory
 from robench.types import TOLERANCE, Outcome, RobenchError, ThreatModel
 
 if TYPE_CHECKING:
@@ -50,20 +50,80 @@ def judge(classifier: Classifier, images: Images, labels: Labels, adv_images: Im
     boxed = in_box(adv_images)
     near = threat.contains(images, adv_images)
     valid = finite & boxed & near
-    logits = verdict_logits(classifier, adv_images, labels)
+    logits, raised = answers(classifier, adv_images, labels)
     valid &= logits.isfinite().all(1)
     predicted = logits.argmax(1)
     outcomes = [
-        Outcome.INVALID if not ok else Outcome.ROBUST if hit else Outcome.BROKEN
-        for ok, hit in zip(valid.tolist(), (predicted == labels).tolist(), strict=True)
+        Outcome.ERROR if place in raised else Outcome.INVALID if not ok else Outcome.ROBUST if hit else Outcome.BROKEN
+        for place, (ok, hit) in enumerate(zip(valid.tolist(), (predicted == labels).tolist(), strict=True))
     ]
+    invalid = valid.clone()
+    invalid[list(raised)] = True  # they are named by what the model raised
+    complaint = _complaint(finite, boxed, near, invalid, float(distance.nan_to_num().max()) if len(distance) else 0.0, threat)
     return Judgement(
         outcomes,
         torch.where(valid, predicted, -1).cpu(),
         distance.cpu(),
         margins(logits, labels).cpu(),
-        _complaint(finite, boxed, near, valid, float(distance.nan_to_num().max()) if len(distance) else 0.0, threat),
+        "; ".join(part for part in (complaint, said_of(raised, len(images))) if part),
     )
+
+
+def answers(classifier: Classifier, images: Images, labels: Labels) -> tuple[Logits, dict[int, str]]:
+    """``verdict_logits``, whatever the model raises: a row of NaN for every image that it cannot classify.
+
+    Halves are asked only while some image can be classified: a model that fails on the first and the last image alone fails on all.
+
+    Returns:
+        The logits, and what was raised by place of the image.
+
+    Raises:
+        MemoryError, torch.OutOfMemoryError, RuntimeError: memory ran out.
+    """
+    try:
+        return verdict_logits(classifier, images, labels), {}
+    except Exception as error:  # somebody else's model may raise anything
+        if is_out_of_memory(error) and len(images) > 1 and classifier.largest_pass != 1:
+            raise
+        if len(images) == 1:
+            nothing = torch.full((1, classifier.n_classes), float("nan"), device=images.device)
+            return nothing, {0: f"{type(error).__name__}: {error}"}
+        said = f"{type(error).__name__}: {error}"
+    if _fails_on_all(classifier, images, labels):
+        nothing = torch.full((len(images), classifier.n_classes), float("nan"), device=images.device)
+        return nothing, dict.fromkeys(range(len(images)), said)
+    half = (len(images) + 1) // 2
+    first, raised = answers(classifier, images[:half], labels[:half])
+    second, more = answers(classifier, images[half:], labels[half:])
+    return torch.cat([first, second]), raised | {half + place: said for place, said in more.items()}
+
+
+def _fails_on_all(classifier: Classifier, images: Images, labels: Labels) -> bool:
+    """Whether a model that failed on a batch fails on its first, its middle and its last image too, each alone."""
+    for place in {0, len(images) // 2, len(images) - 1} if len(images) > 2 else ():
+        if not answers(classifier, images[place : place + 1], labels[place : place + 1])[1]:
+            return False
+    return len(images) > 2
+
+
+def refuse_if_nothing(images: Images, raised: dict[int, str]) -> None:
+    """Refuses a model that classified none of some images.
+
+    Raises:
+        RobenchError: with what it raised.
+    """
+    if len(raised) == len(images):
+        said = next(iter(raised.values())).removeprefix("RobenchError: ")
+        raise RobenchError(
+            said if "the model returned" in said else f"the model cannot classify images of shape {tuple(images.shape)}: {said}"
+        )
+
+
+def said_of(raised: dict[int, str], n: int) -> str:
+    """What ``answers`` met, in one line, or ""."""
+    if not raised:
+        return ""
+    return f"the model raised on {len(raised)} of {n} images: {next(iter(raised.values()))}"
 
 
 def verdict_logits(classifier: Classifier, images: Images, labels: Labels) -> Logits:
@@ -105,15 +165,30 @@ def check_images(images: Tensor, labels: Tensor, n_classes: int | None) -> None:
         raise RobenchError("there are no images to evaluate")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise RobenchError(f"images are {images.dtype}; expected float in [0, 1], or uint8")
-    if images.is_floating_point() and not (images.isfinite().all() and images.min() >= 0 and images.max() <= 1):
-        raise RobenchError(
-            f"images range from {float(images.min()):g} to {float(images.max()):g}; expected pixel values in [0, 1]: divide by 255, and put "
-            "normalisation inside the model"
-        )
+    _refuse_pixels(images)
     if labels.is_floating_point() or labels.is_complex():
         raise RobenchError(f"labels are {labels.dtype}; expected int64 classes")
     if n_classes is not None and (labels.min() < 0 or labels.max() >= n_classes):
         raise RobenchError(f"labels range from {int(labels.min())} to {int(labels.max())}; the model has {n_classes} classes")
+
+
+def _refuse_pixels(images: Images) -> None:
+    if not images.is_floating_point():
+        return
+    odd = ~images.isfinite()
+    if odd.any():
+        touched = odd.flatten(1).any(1).nonzero().flatten().tolist()
+        pixels, of = int(odd.sum()), len(touched)
+        raise RobenchError(
+            f"images hold infinity or NaN in {pixels} pixel{'s' * (pixels > 1)} of {of} image{'s' * (of > 1)}, the first is image {touched[0]}; "
+            "leave those images out, or mend them"
+        )
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:
+        remedy = "undo the normalisation, and give it with mean= and std=" if low < 0 else "divide by 255"
+        raise RobenchError(
+            f"images range from {low:g} to {high:g}; expected pixel values in [0, 1]: {remedy}, or put it inside the model"
+        )
 
 
 def _shape_complaint(images: Images, adv_images) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from robench.digest import digest_tensors
+from robench.models.batches import ANY, BatchRule, find_rule, own_copy
 from robench.models.output import MAIN, describe, likely
 from robench.models.seeded import seeded
 from robench.types import RobenchError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 VOTES = 100  # draws by which a random model is judged
 ASKED = 5  # times, to see whether a model is random
 VOTE_SEED = 0x766F7465
+MASKED = -1e9  # the logit of a class that a model rules out by -inf: no attack can compute with infinity
 
 
 @dataclass
@@ -39,9 +41,11 @@ class Classifier(nn.Module):
     """Any module as a frozen classifier of one task.
 
     Eval mode for good, parameters frozen, normalisation inside, float32 in and out, a fresh tensor of logits at every call
-    (AutoAttack's Square writes into the one that it gets). Counts its passes. ``largest_pass``, where set, bounds the samples
-    that go through the module at once, for machines whose memory is too small for a chunk. ``draws`` is 1, or, of a random model,
-    the number of forward passes that a verdict is voted by.
+    (AutoAttack's Square writes into the one that it gets). The module gets images that nobody else holds, so that it may write into
+    them, and never fewer than it can take: batches are filled up with copies, and what the module says of those is dropped. Counts its
+    passes. ``largest_pass``, where set, bounds the samples that go through the module at once, for machines whose memory is too small
+    for a chunk. ``takes`` says which batches the module accepts, None as long as none has failed. ``draws`` is 1, or, of a random
+    model, the number of forward passes that a verdict is voted by. A logit of -inf counts as ``MASKED``.
 
     Args:
         module: takes float images (N, C, H, W) in [0, 1], returns logits (N, n_classes).
@@ -60,6 +64,7 @@ class Classifier(nn.Module):
         self._passes = Passes()
         self._watcher: Callable[[Images, Logits], None] | None = None
         self.largest_pass: int | None = None
+        self.takes: BatchRule | None = None
         self.draws = 1
         self._exact: tuple[Classifier, ...] = ()  # in a tuple, so that torch takes it for no part of this module
         self.twins: dict[Hashable, Classifier] = {}
@@ -86,15 +91,43 @@ class Classifier(nn.Module):
     def _logits(self, inputs: Tensor) -> Tensor:
         """The module's output, in passes of at most ``largest_pass`` samples: what a gradient needs is then computed again, part by
         part, instead of being kept for all parts at once."""
+        largest = self.largest_pass or len(inputs)
+        exactly = self.takes.exactly if self.takes else None
+        if len(inputs) <= (exactly or largest):
+            return self._part(inputs)
+        again = largest < len(inputs) and torch.is_grad_enabled() and inputs.requires_grad
+        parts = inputs.split(exactly or largest)
+        return torch.cat([checkpoint(self._part, part, use_reentrant=False) if again else self._part(part) for part in parts])
+
+    def _part(self, inputs: Tensor) -> Tensor:
+        """The logits of one pass. A module that fails is asked with other numbers of images, once: it may not take every one."""
+        try:
+            return self._pass(inputs, self.takes or ANY)
+        except Exception as error:  # somebody else's model may raise anything
+            if self.takes is not None or is_out_of_memory(error):
+                raise
+            self.takes = self._find_rule(inputs) or ANY
+            if self.takes == ANY:
+                raise
+            return self._logits(inputs)
+
+    def _pass(self, inputs: Tensor, takes: BatchRule) -> Tensor:
+        n, size = len(inputs), takes.size(len(inputs))
         dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-        if self.largest_pass is None or len(inputs) <= self.largest_pass:
-            return _checked(self.module(inputs), len(inputs), self.n_classes, dtype)
-        parts = inputs.split(self.largest_pass)
-        if torch.is_grad_enabled() and inputs.requires_grad:
-            outputs = [checkpoint(self.module, part, use_reentrant=False) for part in parts]
-        else:
-            outputs = [self.module(part) for part in parts]
-        return torch.cat([_checked(output, len(part), self.n_classes, dtype) for output, part in zip(outputs, parts, strict=True)])
+        logits = _checked(self.module(own_copy(inputs, size)), size, self.n_classes, dtype)
+        return logits if size == n else logits[:n]
+
+    @torch.no_grad()
+    def _find_rule(self, inputs: Tensor) -> BatchRule | None:
+        def complaint(size: int) -> str:
+            try:
+                self._pass(inputs[:size], BatchRule(exactly=size))
+            except Exception as error:  # somebody else's model may raise anything
+                return str(error) or type(error).__name__
+            return ""
+
+        with seeded(VOTE_SEED, inputs.device):
+            return find_rule(complaint)
 
     def _count_backward(self, gradient: Tensor) -> None:
         self._passes.backwards += len(gradient)
@@ -131,7 +164,7 @@ class Classifier(nn.Module):
         other = Classifier(copy.deepcopy(module) if double else module, self.n_classes)
         other.mean, other.std = (nn.Parameter(each.detach().clone(), requires_grad=False) for each in (self.mean, self.std))
         other._normalises, other._passes, other._watcher = self._normalises, self._passes, self._watcher
-        other.largest_pass, other.draws, other._exact = self.largest_pass, self.draws, (self.exact,)
+        other.largest_pass, other.takes, other.draws, other._exact = self.largest_pass, self.takes, self.draws, (self.exact,)
         return other.double() if double else other
 
     @torch.no_grad()
@@ -161,6 +194,7 @@ class Classifier(nn.Module):
     def settle_draws(self, images: Images) -> None:
         """Asks five times about some images; where answers differ, the model is random and is judged by ``VOTES`` draws from now on."""
         with torch.no_grad(), self.counting(), seeded(VOTE_SEED, images.device):
+            self(images[:1])  # tells at once whether the module takes a single image
             first, *others = (self(images) for _ in range(ASKED))
         same = all(torch.allclose(first, again, rtol=1e-4, atol=1e-4, equal_nan=True) for again in others)
         self.draws = 1 if same else VOTES
@@ -220,4 +254,10 @@ def _checked(logits: Any, n: int, n_classes: int, dtype: torch.dtype) -> Tensor:
             f"the model returned shape {tuple(logits.shape)} for {n} images, expected {(n, n_classes)}; is it a model of another "
             "dataset, or is the main head not first?"
         )
-    return logits.to(dtype, copy=True)
+    return torch.nan_to_num(logits.to(dtype), nan=float("nan"), posinf=float("inf"), neginf=MASKED)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch said so, on a GPU or on a CPU."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in said or "can't allocate memory" in said

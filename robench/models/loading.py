@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robench.checkpoint import load_checkpoint
+from robench.data.augment import to_unit
+from robench.models.adapting import adapt
 from robench.models.classifier import Classifier
 from robench.models.multihead import MAIN, HeadLogits, MultiHead, rebuild
-from robench.models.output import Output
 from robench.models.sources import load_own
 from robench.types import Dataset, OwnModel, RobenchError
+
+FEW = 16  # images that a model is asked with
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Subject:
         model: all heads of a robench checkpoint; None for a foreign module.
         heads: what each of them is, as in ``Checkpoint``.
         normalise: mean and std in front of the model, where there are any.
+        notes: what of somebody's model was changed so that it fits, in sentences.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Subject:
     model: MultiHead | None = None
     heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     normalise: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def load_classifier(path: str | Path, device: str = "cpu") -> Classifier:
@@ -109,28 +113,38 @@ def of_head(dataset: Dataset, head: str) -> Dataset:
 
 
 def classifier_of_module(
-    module: nn.Module, n_classes: int, device: str, name: str = "model", *, mean: Sequence[float] = (), std: Sequence[float] = (),
-    head: str = MAIN,
+    module: nn.Module | Callable[[Tensor], Any], n_classes: int | None, device: str, name: str = "model", *, mean: Sequence[float] = (),
+    std: Sequence[float] = (), head: str = MAIN, images: Tensor | None = None, weights_dtype: str = "float32",
 ) -> Subject:  # fmt: skip
-    """Anybody's module, copied so that the original keeps its mode, its gradients and its place.
+    """Anybody's module, copied so that the original keeps its mode, its gradients and its place, and adapted: see ``adapt``.
 
     Args:
         module: takes images, returns logits.
-        n_classes: of the logits.
+        n_classes: of the logits; None for as many as it returns.
         device: where to put it.
         name: for titles.
         mean, std: of the normalisation in front of it, none by default.
         head: which of its outputs holds the logits, where it returns several.
+        images: a few, float in [0, 1], to ask it with; needed where its classes are to be counted.
+        weights_dtype: see ``adapt``.
 
     Raises:
-        RobenchError: it is no ``torch.nn.Module``.
+        RobenchError: see ``adapt``.
     """
-    if not isinstance(module, nn.Module):
-        raise RobenchError(f"the model is a {type(module).__name__}, expected a torch.nn.Module that takes [0, 1] images")
-    chosen = copy.deepcopy(module) if head == MAIN else Output(copy.deepcopy(module), head)
-    classifier = Classifier(chosen, n_classes, mean=tuple(mean) or (0.0,), std=tuple(std) or (1.0,)).to(device)
-    origin = {"module": type(module).__qualname__} | _described(mean, std, head)
-    return Subject(name, classifier, classifier.digest(), origin)
+    adapted = adapt(
+        module, images, device=device, head=head, mean=mean, std=std, weights_dtype=weights_dtype, expected=n_classes
+    )  # fmt: skip
+    n_classes = n_classes or adapted.n_classes
+    if n_classes is None:
+        raise RobenchError(
+            f"the model returned {adapted.returned} for one image, expected one tensor of logits (1, n_classes); of several outputs, name one "
+            "with head="
+        )
+    classifier = Classifier(adapted.module, n_classes, mean=tuple(mean) or (0.0,), std=tuple(std) or (1.0,)).to(device)
+    origin = {"module": getattr(module, "__qualname__", type(module).__qualname__)} | _described(mean, std, head)
+    if adapted.notes:
+        origin["adapted"] = list(adapted.notes)
+    return Subject(name, classifier, classifier.digest(), origin, notes=adapted.notes)
 
 
 def classifier_of_model(own: OwnModel, dataset: Dataset, device: str, head: str = MAIN) -> Subject:
@@ -154,10 +168,21 @@ def classifier_of_model(own: OwnModel, dataset: Dataset, device: str, head: str 
         raise RobenchError(
             f"--model {own.where}: normalisation by mean {list(mean)} and std {list(std)}, but {dataset.name} has {channels} channels"
         )
-    subject = classifier_of_module(loaded.module, len(dataset.classes), device, loaded.name, mean=mean, std=std, head=head)
+    subject = classifier_of_module(
+        loaded.module, len(dataset.classes), device, loaded.name, mean=mean, std=std, head=head, images=_few(dataset),
+        weights_dtype=own.weights_dtype,
+    )  # fmt: skip
     digest = hashlib.sha256(subject.digest.encode() + loaded.code).hexdigest() if loaded.code else subject.digest
     origin = {"model": own.where, **loaded.origin} | _described(mean, std, head)
+    if subject.notes:
+        origin["adapted"] = list(subject.notes)
     return replace(subject, digest=digest, origin=origin)
+
+
+def _few(dataset: Dataset) -> Tensor:
+    """Images to ask a model with."""
+    images = dataset.images[:FEW]
+    return to_unit(images) if images.dtype == torch.uint8 else images.float()
 
 
 def _described(mean: Sequence[float], std: Sequence[float], head: str) -> dict[str, Any]:

@@ -1,0 +1,164 @@
+"""What people hold in a notebook: tensors, arrays, lists, PIL images, loaders and data sets, read into one form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robench.data.arrays import to_images, to_labels
+from robench.types import RobenchError
+
+if TYPE_CHECKING:
+    from robench.types import Labels
+
+IMAGE_NAMES = ("image", "img", "images", "pixel_values", "x")
+LABEL_NAMES = ("label", "labels", "fine_label", "target", "y")
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Images and labels in memory of their own.
+
+    Attributes:
+        images: uint8, or float32 in [0, 1], (N, C, H, W), contiguous.
+        labels: int64 (N,).
+        classes: their names where the data set has them, else empty.
+    """
+
+    images: Tensor
+    labels: Labels
+    classes: tuple[str, ...] = ()
+
+
+def gather(images: Any, labels: Any = None) -> Held:
+    """Whatever holds images and labels.
+
+    Args:
+        images: (N, C, H, W) or (N, H, W, C) as a tensor, an array or a list of images (also PIL ones, all of one size); or what brings
+            its labels: a ``DataLoader``, a data set of (image, label) pairs, or a Hugging Face data set.
+        labels: (N,), (N, 1) or one-hot (N, n_classes), as tensor, array or list; None where ``images`` brings them.
+
+    Raises:
+        RobenchError: it is none of these, or ambiguous; says what would be read.
+    """
+    classes: tuple[str, ...] = ()
+    if labels is None:
+        classes = _names(images)
+        images, labels = _pairs(images)
+    pixels = _images(images)
+    return Held(pixels, _labels(labels, len(pixels)), classes)
+
+
+def _images(images: Any) -> Tensor:
+    if isinstance(images, Tensor):
+        return _of_tensor(images.detach().cpu())
+    if isinstance(images, np.ndarray):
+        return to_images(images, "images")
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        if not len(images):
+            raise RobenchError("there are no images to evaluate")
+        return _of_list(images)
+    raise RobenchError(
+        f"images are a {type(images).__name__}; expected a tensor or an array (N, C, H, W) or (N, H, W, C), a list of images, a DataLoader or "
+        "a data set"
+    )
+
+
+def _of_tensor(images: Tensor) -> Tensor:
+    """A tensor is channels first, as torch has it, unless only its last axis can be the channels."""
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] in (1, 3):
+        raise RobenchError(
+            f"images have shape {tuple(images.shape)}: expected (N, C, H, W), but the first and the last axis of an image could both be the channels; "
+            "images of 1 or 3 pixels in width are not read"
+        )
+    if images.ndim == 4 and images.shape[3] in (1, 3):
+        images = images.permute(0, 3, 1, 2)
+    images = images.float() if images.dtype in (torch.float16, torch.bfloat16, torch.float64) else images
+    if images.ndim == 4 and images.dtype != torch.uint8 and not images.is_floating_point():
+        return to_images(images.contiguous().numpy(), "images")  # integers of 0 to 255
+    return images.clone(memory_format=torch.contiguous_format)
+
+
+def _of_list(images: Sequence) -> Tensor:
+    parts = [_array(each) for each in images]
+    shapes = {part.shape for part in parts}
+    if len(shapes) > 1:
+        some = ", ".join(map(str, sorted(shapes)[:3]))
+        raise RobenchError(f"images differ in size: {some}; resize or crop them to one size first")
+    stacked = np.stack(parts)
+    return _of_tensor(torch.from_numpy(stacked)) if isinstance(images[0], Tensor) else to_images(stacked, "images")
+
+
+def _array(image: Any) -> np.ndarray:
+    if isinstance(image, Tensor):
+        return image.detach().cpu().numpy()
+    if hasattr(image, "getbands"):  # PIL: gray or RGB, whatever it was
+        return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    try:
+        return np.asarray(image)
+    except ValueError as error:
+        raise RobenchError(f"an image is a {type(image).__name__} that is no array: {error}") from None
+
+
+def _labels(labels: Any, n: int) -> Labels:
+    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if not n:
+        raise RobenchError("there are no images to evaluate")
+    if array.dtype == object or array.dtype.kind in "US":
+        raise RobenchError(
+            f"labels are {type(array.flat[0]).__name__ if array.size else 'nothing'}; expected integers, and names under classes="
+        )
+    if array.ndim == 2 and array.shape[1] > 1 and len(array) == n and _is_one_hot(array):
+        array = array.argmax(1)
+    if np.issubdtype(array.dtype, np.floating) and array.size and np.isfinite(array).all() and (array == np.rint(array)).all():
+        array = array.astype(np.int64)  # whole numbers, as a file of CSV or a float tensor has them
+    return to_labels(array, n, (), "labels")
+
+
+def _is_one_hot(array: np.ndarray) -> bool:
+    return bool(((array == 0) | (array == 1)).all() and (array.sum(1) == 1).all())
+
+
+def _pairs(source: Any) -> tuple[Any, Any]:
+    """Images and labels of what yields both, batch by batch or one by one."""
+    if isinstance(source, Tensor | np.ndarray) or (not isinstance(source, Iterable) and not hasattr(source, "__getitem__")):
+        raise RobenchError(f"labels are missing: a {type(source).__name__} brings none; give labels=")
+    items = [_pair(item) for item in (source if isinstance(source, Iterable) else (source[place] for place in range(len(source))))]
+    if not items:
+        raise RobenchError("there are no images to evaluate")
+    images, labels = [image for image, _ in items], [label for _, label in items]
+    batched = all(isinstance(image, Tensor | np.ndarray) and image.ndim == 4 for image in images)
+    if not batched:
+        return images, [int(label) if np.ndim(label) == 0 else label for label in labels]
+    return np.concatenate([_array(image) for image in images]) if not isinstance(images[0], Tensor) else torch.cat(
+        images
+    ), np.concatenate([_array(label) for label in labels])
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    if isinstance(item, Mapping):
+        image = next((item[name] for name in IMAGE_NAMES if name in item), None)
+        label = next((item[name] for name in LABEL_NAMES if name in item), None)
+        if image is None or label is None:
+            raise RobenchError(
+                f"a sample has the columns {', '.join(map(str, item))}; expected one of {', '.join(IMAGE_NAMES)} and one of {', '.join(LABEL_NAMES)}"
+            )
+        return image, label
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return item[0], item[1]
+    raise RobenchError(f"a sample is a {type(item).__name__}; expected a pair (image, label); give labels= where the data has none")
+
+
+def _names(source: Any) -> tuple[str, ...]:
+    """Names of the classes, where a data set knows them."""
+    source = getattr(source, "dataset", source)  # of a DataLoader
+    names = getattr(source, "classes", None)
+    features = getattr(source, "features", None)
+    if names is None and isinstance(features, Mapping):
+        names = next((getattr(features[name], "names", None) for name in LABEL_NAMES if name in features), None)
+    return tuple(map(str, names)) if isinstance(names, Sequence) else ()
