@@ -20,6 +20,7 @@ from robench.reproduce.measured import Measured, recall, store
 from robench.reproduce.mechanism import explain
 from robench.reproduce.page import write_page
 from robench.reproduce.plan import ATTACKS, PUBLISHED, Trained, models
+from robench.reproduce.rounding import STORED, rounded
 from robench.training import TrainSpec, train
 from robench.types import Dataset, RobenchError, ThreatModel
 
@@ -149,10 +150,56 @@ def test_weights_are_compacted_without_touching_what_the_backbone_uses(few, tmp_
     kept = [tensor for tensor in small.weights.values() if tensor.dtype == torch.float16]
     zeros = sum(int((tensor == 0).sum()) for tensor in kept) / sum(tensor.numel() for tensor in kept)
     assert 0.6 < zeros < 0.65  # the taps that only ever meet padding
-    halved = replace(full, weights={n: t.half() if small.weights[n].dtype == torch.float16 else t for n, t in weights.items()})
+    halved = replace(full, weights={n: rounded(t) if small.weights[n].dtype == torch.float16 else t for n, t in weights.items()})
     logits = [rebuild(each)(images)["main"] for each in (small, halved, full)]
     assert torch.equal(logits[0], logits[1])  # zeroing changes nothing, rounding a little
     assert (logits[0] - logits[2]).abs().max() < 0.05
+    assert all(t.dtype == torch.float32 and torch.equal(t, weights[n]) for n, t in small.weights.items() if t.ndim == 1)
+    assert small.versions == full.versions | {"stored": STORED} and STORED == "float16, rounded to 8 significant bits"
+    again = compact(small)
+    assert again.digest == small.digest and again.versions == small.versions
+
+
+def significant_bits(weights):
+    """Of each float16 number, counted in the integer that it is a multiple of the smallest subnormal by."""
+    whole = (weights.double().abs() * 2**24).long()
+    lowest = whole & -whole  # the lowest bit that is set
+    return torch.where(whole > 0, torch.log2((whole / lowest.clamp(min=1)).double()).floor() + 1, 0)
+
+
+def test_rounded_weights_have_eight_significant_bits_and_are_the_nearest():
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16)  # every float16 number there is
+    every = every[every.isfinite() & (every.abs() <= 65280)]
+    kept = rounded(every)
+    assert kept.dtype == torch.float16 and int(significant_bits(kept).max()) == 8 and int(significant_bits(every).max()) == 11
+    assert torch.equal(rounded(kept).view(torch.int16), kept.view(torch.int16))  # also the sign of zero
+    assert torch.equal(kept.signbit(), every.signbit())
+    change, size = (kept.double() - every.double()).abs(), every.double().abs()
+    assert bool((change <= 2**-8 * size).all())
+    grid = torch.unique(kept.double())
+    place = torch.searchsorted(grid, every.double())
+    below, above = grid[(place - 1).clamp(min=0)], grid[place.clamp(max=len(grid) - 1)]
+    assert torch.equal(change, torch.minimum((every.double() - below).abs(), (above - every.double()).abs()))
+    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8)])
+    assert rounded(ties).tolist() == [1.0, 1 + 2**-6, -1.0]  # to the even neighbour
+
+
+def test_float32_weights_are_rounded_once_and_tiny_ones_to_what_float16_has():
+    torch.manual_seed(0)
+    weights = torch.randn(100_000) * torch.logspace(-8, 1, 100_000)
+    kept, size = rounded(weights), weights.double().abs()
+    assert int(significant_bits(kept).max()) <= 8
+    assert bool(((kept.double() - weights.double()).abs() <= 2**-8 * size + (size < 2**-14) * 2**-25).all())
+    assert rounded(torch.tensor([1 + 2**-8 + 2**-20])).item() == 1 + 2**-7  # by way of 11 bits it would be a tie, and 1
+
+
+def test_a_weight_that_float16_does_not_hold_is_refused(few, tmp_path):
+    spec = TrainSpec.of("single", few, backbone="small", epochs=1, batch_size=32)
+    checkpoint = load_checkpoint(train(spec, few, few, out=tmp_path / "model.safetensors", show_progress=False))
+    name = next(name for name, tensor in checkpoint.weights.items() if tensor.ndim > 1)
+    checkpoint.weights[name].view(-1)[0] = 70_000
+    with pytest.raises(RobenchError, match=f"{name} has weights up to 70000, and float16 ends at 65,280"):
+        compact(checkpoint)
 
 
 def test_quick_runs_the_whole_pipeline_and_again_changes_nothing(tmp_path, monkeypatch):

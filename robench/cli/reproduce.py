@@ -25,7 +25,7 @@ from robench.cli.group import main, shared
 )
 @click.option("--only", multiple=True, help="One of the models, such as cifar10-single-nfgsm-0; may be given again.")
 @click.option("--quick", is_flag=True, help="The same pipeline on handwritten digits, in minutes.")
-@click.option("--weights", type=click.Path(path_type=Path), help="Final models, float16 [default: checkpoints/paper].")
+@click.option("--weights", type=click.Path(path_type=Path), help="Final models, rounded [default: checkpoints/paper].")
 @click.option("--out", type=click.Path(path_type=Path), help="[default: reports/paper]")
 @shared
 def reproduce(table, epochs, adversarial_epochs, seeds, recipe, n, ranks, quick, weights, out, **where) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,15 @@ from robench.data import load_dataset
 from robench.evaluation.device import use_device
 from robench.evaluation.results import read_results
 from robench.evaluation.store import read_run
-from robench.models.backbones import dead_taps
 from robench.models.loading import classifier_of_checkpoint
-from robench.models.multihead import rebuild
 from robench.reproduce.measured import Measured, condense, recall, store
 from robench.reproduce.mechanism import explain
 from robench.reproduce.page import write_page
 from robench.reproduce.plan import ATTACKS, AUTOATTACK, TABLES, Trained, models
+from robench.reproduce.rounding import compact
 from robench.request import AttackRequest
 from robench.training import TrainSpec, train
-from robench.types import Checkpoint, Dataset, RobenchError
+from robench.types import Dataset, RobenchError
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def reproduce(
     Args:
         settings: see ``Settings``.
         out: for trainings, runs, verdicts and the report.
-        weights: for the final models in 16 bits, which are what is evaluated; a model that lies there is not trained again.
+        weights: for the final models, rounded (see ``compact``), which are what is evaluated; a model that lies there is not trained again.
         data_dir: see ``robench.data.data_folder``.
         device, threads: see ``use_device``.
         only: names of models; the others are left for another call.
@@ -147,7 +146,7 @@ class _Bench:
     where: dict[str, Any]
 
     def train(self, model: Trained) -> Path:
-        """The model's checkpoint in 16 bits."""
+        """The model's checkpoint, rounded."""
         path = self.weights / f"{model.name}.safetensors"
         train_set, test_set = (load_dataset(model.dataset, split, self.where["data_dir"]) for split in ("train", "test"))
         spec = self.settings.spec(model, train_set)
@@ -210,17 +209,3 @@ class _Bench:
             classifier = classifier_of_checkpoint(path, dataset, device).classifier
             threat = AttackRequest().threat(dataset)
             return explain(classifier, dataset, threat, self.run_of(model.source), ATTACKS, n)
-
-
-def compact(checkpoint: Checkpoint) -> Checkpoint:
-    """The same model with its matrices in float16 and the taps that only ever multiply padding set to zero, which packs well.
-
-    The function is the one of the rounded weights; BatchNorm keeps its 32 bits.
-    """
-    dead = dead_taps(rebuild(checkpoint).backbone, checkpoint.image_shape)
-    weights = {}
-    for name, tensor in checkpoint.weights.items():
-        taps = dead.get(name.removeprefix("backbone."))
-        kept = tensor if taps is None else tensor.masked_fill(taps, 0.0)
-        weights[name] = kept.half() if kept.is_floating_point() and kept.ndim > 1 else kept
-    return replace(checkpoint, weights=weights)
