@@ -221,7 +221,12 @@ def test_quick_runs_the_whole_pipeline_and_again_changes_nothing(tmp_path, monke
         path: path.read_bytes() for path in out.rglob("*") if path.is_file() and not {"runs", "checkpoints"} & set(path.parts)
     }
     assert {"report.md", "summary.csv", "digits-why.png", "digits-contrastive-0.csv"} <= {path.name for path in before}
-    assert "Not finished" not in (out / "report.md").read_text()
+    said = (out / "report.md").read_text()
+    assert "Not finished" not in said
+    assert "- Trained on cpu in float32, evaluated on cpu in float32: `digits-single-0`, `digits-supervised-0`, `dig" in said
+    assert (tmp_path / "checkpoints/quick/digits-single-0.safetensors").exists()
+    (row,) = (line for line in said.splitlines() if line.startswith("| `digits-single-0` | 8 | 0 | cpu in float32 |"))
+    assert f"| {STORED} |" in row
     for folder in ("runs", "checkpoints"):  # what is not committed is not needed
         shutil.rmtree(out / folder)
     assert call("reproduce", "--quick", "--threads", 1).exit_code == 0

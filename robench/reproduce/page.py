@@ -16,6 +16,7 @@ from robench.reproduce.claims import claims
 from robench.reproduce.measured import Measured, recall
 from robench.reproduce.pictures import draw_protocols, draw_why
 from robench.reproduce.plan import ATTACKS, AUTOATTACK, PUBLISHED, Trained
+from robench.reproduce.provenance import provenance
 from robench.types import RobenchError
 
 INTRODUCTION = (
@@ -57,7 +58,7 @@ def write_page(out: Path, plan: list[Trained], commands: Mapping[str, str]) -> P
     missing = [model for model in plan if model.name not in {found.model.name for found in measured}]
     if missing:
         sections.append("## Not finished\n\n" + _missing(missing, commands))
-    sections.append("## How it was obtained\n\n" + _provenance(measured))
+    sections.append("## How it was obtained\n\n" + provenance(measured))
     rows = pd.DataFrame([row for found in measured for row in _rows(found)])
     write_atomically(out / "summary.csv", rows.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode())
     write_atomically(out / "report.md", ("\n\n".join(sections) + "\n").encode())
@@ -174,32 +175,3 @@ def _rows(found: Measured) -> Iterator[dict[str, Any]]:
             "protocol": protocol, "attack": attack, "n": found.n, "accuracy": found.accuracy(attack, stored=stored),
             "ci_low": low, "ci_high": high,
         }  # fmt: skip
-
-
-def _provenance(measured: list[Measured]) -> str:
-    lines = []
-    for found in measured:
-        origin, environment = found.about["model"]["origin"], found.about["environment"]
-        recipe, versions = origin["recipe"], origin["versions"]
-        lines.append(
-            [
-                f"`{found.model.name}`", str(recipe["epochs"]), str(recipe["seed"]), f"{origin['training seconds'] / 60:.0f}",
-                recipe["recipe"], f"torch {versions['torch']}", f"`{origin['weights'][:12]}`", f"{found.about['seconds'] / 60:.0f}",
-                f"{found.about['forwards']:,}", f"{found.about['backwards']:,}", "; ".join(found.about["machine"]),
-                str(environment["processor"]),
-            ]
-        )  # fmt: skip
-    header = [
-        "model", "epochs", "seed", "training, min", "recipe", "trained with", "weights", "attacks, min", "forwards", "backwards", "attacked with",
-        "processor",
-    ]  # fmt: skip
-    threats = sorted({f"{found.about['threat']['norm']} {found.about['threat']['eps_text']}" for found in measured})
-    notes = (
-        f"Threat model {', '.join(threats)}; PGD steps of eps/4 from a random start; attack seed 0, chunks of "
-        f"{', '.join(sorted({str(found.about['chunk']) for found in measured}))}. A row per test sample lies in `verdicts/MODEL.csv`, with "
-        "everything about its model beside it, and the tables here are made of those files alone. Weights are rounded to float16 before they are "
-        "evaluated; where a model's file is there, `robench attack --ckpt MODEL.safetensors --suite paper,autoattack -n N` repeats its white-box row. "
-        "Minutes are by the wall clock, whatever else the machine did."
-    )
-    commands = "\n".join(dict.fromkeys(found.about["command"] for found in measured))
-    return notes + (f"\n\n{table(header, lines)}\n\n```\n{commands}\n```" if lines else "")
