@@ -9,8 +9,9 @@ import torch
 from cases import BrightnessClassifier, brightness_data
 from click.testing import CliRunner
 
-from robench.checkpoint import load_checkpoint
+from robench.checkpoint import load_checkpoint, read_description
 from robench.cli import main
+from robench.data import load_dataset
 from robench.evaluation.adv_images import read_packed
 from robench.models.classifier import Classifier
 from robench.models.multihead import MultiHead, rebuild
@@ -29,8 +30,14 @@ def call(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+def origin(epochs=100, precision="fp32", **versions):
+    """What is recorded of a training, as far as the tables say it."""
+    return {"recipe": {"epochs": epochs, "precision": precision}, "versions": versions, "weights": "a"}
+
+
 def measured(arch, *, clean, stored, white_box, n=100, **more):
     """A model of which the first ``clean`` samples are right, the first ``stored`` on stored images, ``white_box`` under attack."""
+    about = {"mechanism": {}, "n": n, "model": {"origin": origin(**more.pop("origin", {}))}}
     model = Trained("cifar10", arch, more.pop("role", "paper"), **more)
     rows = pd.DataFrame({"index": range(n), "label": 1})
     rows["clean"] = (rows["index"] < clean).astype(int)
@@ -38,7 +45,7 @@ def measured(arch, *, clean, stored, white_box, n=100, **more):
         rows[f"stored {attack}"] = (rows["index"] < stored).astype(int)
     for attack in (*ATTACKS, "autoattack"):
         rows[attack] = ["r" if place < white_box else "b" if place < clean else "c" for place in range(n)]
-    return Measured(model, rows, {"mechanism": {}})
+    return Measured(model, rows, about)
 
 
 def test_the_numbers_are_those_known_by_hand():
@@ -251,6 +258,31 @@ def test_verdicts_of_other_settings_or_another_source_are_refused(few, tmp_path)
         store(tmp_path, Measured(found.model, found.verdicts, {"n": 100, "mechanism": {}, "source digest": digest}))
     with pytest.raises(RobenchError, match="cifar10: the stored images are of different weights"):
         write_page(tmp_path, Settings().plan(), {})
+
+
+def test_a_finished_model_of_another_precision_is_taken_and_what_is_missing_is_trained_in_the_one_asked_for(tmp_path, monkeypatch):
+    where = {"data_dir": None, "device": "cpu", "threads": 1}
+    settings = replace(QUICK, epochs=1)
+    model = settings.plan()[0]
+    path = _Bench(replace(settings, precision="bf16"), tmp_path, tmp_path / "w", where).train(model)
+    assert read_description(path)["recipe"]["precision"] == "bf16"
+    content = path.read_bytes()
+    monkeypatch.setattr("robench.reproduce.train", lambda *arguments, **options: pytest.fail("trained again"))
+    bench = _Bench(settings, tmp_path, tmp_path / "w", where)
+    assert bench.train(model) == path and path.read_bytes() == content
+    path.unlink()  # killed between the training's end and its rounding
+    assert bench.train(model) == path and path.read_bytes() == content
+    with pytest.raises(RobenchError, match="trained with other settings: epochs 1 there and 2 here; give the same settings"):
+        _Bench(replace(settings, epochs=2), tmp_path, tmp_path / "w", where).train(model)
+    recipe = asdict(settings.spec(model, load_dataset("digits", "train")))
+    bench.refuse_difference(model, recipe | {"precision": "bf16"}, tmp_path)  # nor are its verdicts refused
+
+
+def test_the_command_that_goes_on_names_the_precision():
+    assert Settings().command("cifar10") == "robench reproduce --table 1 --epochs 100 --adversarial-epochs 100 --seeds 3"
+    assert Settings(precision="auto").command("cifar10").endswith(" --seeds 3 --precision auto")
+    result = call("reproduce", "--quick", "--precision", "bf16")
+    assert result.exit_code == 2 and "--quick has settings of its own; leave --precision out" in result.stderr
 
 
 def test_a_damaged_table_is_refused(tmp_path):

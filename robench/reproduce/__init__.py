@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,77 +18,14 @@ from robench.models.loading import classifier_of_checkpoint
 from robench.reproduce.measured import Measured, condense, recall, store
 from robench.reproduce.mechanism import explain
 from robench.reproduce.page import write_page
-from robench.reproduce.plan import ATTACKS, AUTOATTACK, TABLES, Trained, models
+from robench.reproduce.plan import ATTACKS, AUTOATTACK, TABLES, Trained
 from robench.reproduce.rounding import compact
+from robench.reproduce.settings import QUICK, Settings
 from robench.request import AttackRequest
-from robench.training import TrainSpec, train
+from robench.training import train
 from robench.types import Dataset, RobenchError
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How the experiment is done.
-
-    Attributes:
-        datasets: of the tables.
-        epochs: of every training but the adversarial ones.
-        adversarial_epochs: of those.
-        seeds: trainings of each of the paper's models.
-        recipe: see ``RECIPES``.
-        n: test samples, None for all.
-        n_adversarial: test samples for adversarially trained models, which are dear to attack.
-        train: further settings of every training.
-        variants: the paper's models, where the data set is not one of its own.
-        ranks: how many of the plan's ranks are done.
-    """
-
-    datasets: tuple[str, ...] = TABLES["all"]
-    epochs: int = 100
-    adversarial_epochs: int = 100
-    seeds: int = 3
-    recipe: str = "paper"
-    n: int | None = None
-    n_adversarial: int = 1000
-    train: dict[str, Any] = field(default_factory=dict)
-    variants: tuple[str, ...] | None = None
-    ranks: int = 4
-
-    def plan(self) -> list[Trained]:
-        """The models, in the order in which they are trained and attacked."""
-        wanted = [model for name in self.datasets for model in models(name, self.seeds, self.variants)]
-        return sorted((model for model in wanted if model.rank < self.ranks), key=lambda model: model.rank)
-
-    def whole_plan(self) -> list[Trained]:
-        """What the report speaks about: also what another call was or will be for."""
-        own = self.plan()
-        others = Settings().plan() if set(self.datasets) <= set(TABLES["all"]) else []
-        return sorted(dict.fromkeys([*own, *others]), key=lambda model: (TABLES["all"] + self.datasets).index(model.dataset))
-
-    def command(self, dataset: str) -> str:
-        """What completes a table, with the same settings: models of both tables are trained alike."""
-        table = next((f"--table {number}" for number, names in TABLES.items() if names == (dataset,)), "--quick")
-        if table == "--quick":
-            return f"robench reproduce {table}"
-        more = f" --recipe {self.recipe}" if self.recipe != "paper" else ""
-        more += f" -n {self.n}" if self.n else ""
-        return f"robench reproduce {table} --epochs {self.epochs} --adversarial-epochs {self.adversarial_epochs} --seeds {self.seeds}{more}"
-
-    def samples(self, model: Trained, dataset: Dataset) -> int:
-        """How many test samples a model is attacked on."""
-        n = self.n or len(dataset)
-        return min(n, self.n_adversarial) if model.adversarial != "none" else n
-
-    def spec(self, model: Trained, train_set: Dataset) -> TrainSpec:
-        """How a model is trained."""
-        epochs = self.epochs if model.adversarial == "none" else self.adversarial_epochs
-        chosen = {"views": model.views, "seed": model.seed, "epochs": epochs, **self.train}
-        return TrainSpec.of(model.arch, train_set, recipe=self.recipe, adversarial=model.adversarial, **chosen)
-
-
-QUICK = Settings(
-    datasets=("digits",), epochs=8, adversarial_epochs=12, seeds=1, n=60, n_adversarial=16,
-    train={"backbone": "small", "batch_size": 64, "lr": 5e-3}, variants=("single", "supervised", "contrastive"),
-)  # fmt: skip
+__all__ = ["QUICK", "Settings", "compact", "reproduce"]
 
 
 def reproduce(
@@ -109,7 +46,7 @@ def reproduce(
         The report.
 
     Raises:
-        RobenchError: a model was trained with other settings, or see ``attack`` and ``train``.
+        RobenchError: a model was trained with other settings than the precision, or see ``attack`` and ``train``.
     """
     bench = _Bench(settings, Path(out), Path(weights), {"data_dir": data_dir, "device": device, "threads": threads})
     commands = {name: settings.command(name) for name in dict.fromkeys((*settings.datasets, *TABLES["all"]))}
@@ -153,15 +90,19 @@ class _Bench:
         if path.exists():
             self.refuse_difference(model, read_description(path)["recipe"], path)
             return path
-        with use_device(self.where["device"], self.where["threads"]) as device:
-            trained = train(spec, train_set, test_set, out=self.out / "checkpoints" / path.name, device=device)
+        trained = self.out / "checkpoints" / path.name
+        if trained.exists():
+            self.refuse_difference(model, read_description(trained)["recipe"], trained)
+        else:
+            with use_device(self.where["device"], self.where["threads"]) as device:
+                train(spec, train_set, test_set, out=trained, device=device)
         save_checkpoint(path, compact(load_checkpoint(trained)))
         return path
 
     def refuse_difference(self, model: Trained, found: dict[str, Any], where: Path) -> None:
-        """All models of a table are trained alike."""
+        """All models of a table are trained alike, but for the precision, which the table says where it differs."""
         wanted = asdict(self.settings.spec(model, load_dataset(model.dataset, "train", self.where["data_dir"])))
-        different = [name for name, value in wanted.items() if found.get(name) != value]
+        different = [name for name, value in wanted.items() if name != "precision" and found.get(name) != value]
         if different:
             said = ", ".join(f"{name} {found.get(name)!r} there and {wanted[name]!r} here" for name in different)
             raise RobenchError(
