@@ -285,6 +285,62 @@ def test_the_command_that_goes_on_names_the_precision():
     assert result.exit_code == 2 and "--quick has settings of its own; leave --precision out" in result.stderr
 
 
+H200 = {"device": "NVIDIA H200", "convolutions": "TF32", "torch": "2.11", "stored": STORED, "step": "captured in one CUDA graph"}
+
+
+def page_of(out, *there):
+    """The page on models that are stored as ``reproduce`` stores them."""
+    for found in there:
+        about = {
+            "threat": {"norm": "Linf", "eps_text": "8/255"}, "chunk": 250, "device": "cpu", "environment": {"processor": "X"}, "seconds": 60.0,
+            "forwards": 7, "backwards": 5, "machine": ["cpu, 1 threads"], "command": "robench reproduce", "source digest": "a",
+        }  # fmt: skip
+        found.about["model"]["origin"]["recipe"] |= {"seed": 0, "recipe": "paper"}
+        found.about["model"]["origin"] |= {"training seconds": 330}
+        store(out, Measured(found.model, found.verdicts, found.about | about))
+    return write_page(out, [found.model for found in there], {"cifar10": "robench reproduce"}).read_text()
+
+
+def rows_of(page, start):
+    """Cells of the rows of a table that begins so."""
+    lines = page[page.index(f"| {start}") :].split("\n\n")[0].splitlines()
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_the_page_says_per_row_what_trainings_differ_in(tmp_path):
+    single = measured("single", clean=80, stored=0, white_box=0, origin=H200)
+    other = measured("single", clean=80, stored=40, white_box=0, role="second seed", seed=1,
+                     origin={"precision": "bf16", "device": "cpu", "torch": "2.14"})  # fmt: skip
+    control = measured("single", clean=50, stored=50, white_box=25, role="adversarial", adversarial="nfgsm",
+                       origin={"epochs": 12, "torch": "2.14"})  # fmt: skip
+    contrastive = measured("contrastive", clean=70, stored=60, white_box=0, origin=H200)
+    page = page_of(tmp_path, single, contrastive, other, control)
+    told = [(row["protocol"], row["epochs"], row["trained"]) for row in rows_of(page, "model | protocol")]
+    h200, cpu, old = ("100", "NVIDIA H200, TF32"), ("100", "cpu, bf16"), ("12", "device not recorded, fp32")
+    theirs, ours = "their protocol, ours", "white-box, ours"
+    assert told == [
+        ("published", "", ""), (ours, *h200), ("published", "", ""), (theirs, *h200), (ours, *h200),
+        (theirs, *cpu), (ours, *cpu), (theirs, *old), (ours, *old),
+    ]  # fmt: skip
+    assert (
+        "- Trained on NVIDIA H200 with TF32 convolutions, evaluated on cpu in float32: `cifar10-single-0`, `cifar10-contrastive-0`.\n"
+        "- Trained on cpu in bf16, evaluated on cpu in float32: `cifar10-single-1`.\n"
+        "- Trained on a device not recorded, in float32, evaluated on cpu in float32: `cifar10-single-nfgsm-0`."
+    ) in page
+    obtained = {row["model"].strip("`"): row for row in rows_of(page, "model | epochs")}
+    assert (obtained["cifar10-single-0"]["step"], obtained["cifar10-single-0"]["stored"]) == ("captured in one CUDA graph", STORED)
+    assert (obtained["cifar10-single-nfgsm-0"]["epochs"], obtained["cifar10-single-nfgsm-0"]["stored"]) == ("12", "not recorded")
+    assert "n = 100, 12 epochs (against 100)" in page
+    summary = pd.read_csv(tmp_path / "summary.csv").groupby("model")[["epochs", "trained"]].first()
+    assert tuple(summary.loc["cifar10-single-1"]) == (100, "cpu, bf16") and summary.loc["cifar10-single-nfgsm-0", "epochs"] == 12
+
+
+def test_the_page_has_no_such_columns_where_trainings_are_alike(tmp_path):
+    page = page_of(tmp_path, *(measured(arch, clean=80, stored=9, white_box=0, origin=H200) for arch in ("single", "contrastive")))
+    assert list(rows_of(page, "model | protocol")[0])[-2:] == ["AutoAttack", "n"] and "(against" not in page
+
+
 def test_a_damaged_table_is_refused(tmp_path):
     found = measured("contrastive", clean=70, stored=60, white_box=10)
     store(tmp_path, Measured(found.model, found.verdicts, {"n": 100, "mechanism": {}}))

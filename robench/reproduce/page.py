@@ -12,6 +12,7 @@ import numpy as np
 from robench.files import write_atomically
 from robench.report.markdown import table
 from robench.report.tables import UNION, percent, title
+from robench.report.trained import trained_short
 from robench.reproduce.claims import claims
 from robench.reproduce.measured import Measured, recall
 from robench.reproduce.pictures import draw_protocols, draw_why
@@ -104,24 +105,36 @@ def _of_dataset(out: Path, dataset: str, there: list[Measured]) -> Iterator[str]
 
 
 def _table(dataset: str, there: list[Measured]) -> str:
-    """Three rows a model: published, the paper's protocol, white-box."""
-    lines = []
-    for found in there:
+    """Three rows a model: published, the paper's protocol, white-box; and in columns of their own what trainings differ in."""
+    lines, differing = [], _differing(there)
+    for place, found in enumerate(there):
+        trained = [cells[place] for cells in differing.values()]
         published = PUBLISHED.get(dataset, {}).get(found.model.arch) if found.model.role == "paper" else None
         if published:
-            lines.append([f"**{found.model.title}**", "published", *(f"{value:.2f}" for value in published), "", ""])
+            lines.append(
+                [f"**{found.model.title}**", "published", *(f"{value:.2f}" for value in published), "", "", *("" for _ in trained)]
+            )
         name = "" if published else f"**{found.model.title}**"
         if not found.model.is_source:
             cells = [_cell(found, attack, stored=True) for attack in ATTACKS]
-            lines.append([name, "their protocol, ours", _cell(found, "clean"), *cells, "", f"{found.n:,}"])
+            lines.append([name, "their protocol, ours", _cell(found, "clean"), *cells, "", f"{found.n:,}", *trained])
             name = ""
         cells = [_cell(found, attack) for attack in (*ATTACKS, AUTOATTACK)]
-        lines.append([name, "white-box, ours", _cell(found, "clean"), *cells, f"{found.n:,}"])
-    header = ["model", "protocol", "natural", *(title(attack) for attack in (*ATTACKS, AUTOATTACK)), "n"]
+        lines.append([name, "white-box, ours", _cell(found, "clean"), *cells, f"{found.n:,}", *trained])
+    header = ["model", "protocol", "natural", *(title(attack) for attack in (*ATTACKS, AUTOATTACK)), "n", *differing]
     return (
         table(header, lines)
         + "\n\nThe stored images are the single-task model's (seed 0), whose own row is white-box in the paper too."
     )
+
+
+def _differing(there: list[Measured]) -> dict[str, list[str]]:
+    """What the trainings of a table differ in, a cell per model: epochs; device and precision."""
+    told = {
+        "epochs": [str(found.origin["recipe"]["epochs"]) for found in there],
+        "trained": [trained_short(found.origin) for found in there],
+    }
+    return {name: cells for name, cells in told.items() if len(set(cells)) > 1}
 
 
 def _cell(found: Measured, attack: str, *, stored: bool = False) -> str:
@@ -173,5 +186,5 @@ def _rows(found: Measured) -> Iterator[dict[str, Any]]:
         yield {
             "dataset": found.model.dataset, "model": found.model.name, "role": found.model.role, "seed": found.model.seed,
             "protocol": protocol, "attack": attack, "n": found.n, "accuracy": found.accuracy(attack, stored=stored),
-            "ci_low": low, "ci_high": high,
+            "ci_low": low, "ci_high": high, "epochs": found.origin["recipe"]["epochs"], "trained": trained_short(found.origin),
         }  # fmt: skip
