@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from robench.evaluation.device import use_device
 from robench.evaluation.results import read_results
 from robench.evaluation.store import read_run
 from robench.models.loading import classifier_of_checkpoint
+from robench.reproduce.estimate import Work, epochs_done, forecast
 from robench.reproduce.measured import Measured, condense, recall, store
 from robench.reproduce.mechanism import explain
 from robench.reproduce.page import write_page
@@ -22,7 +24,7 @@ from robench.reproduce.plan import ATTACKS, AUTOATTACK, TABLES, Trained
 from robench.reproduce.rounding import compact
 from robench.reproduce.settings import QUICK, Settings
 from robench.request import AttackRequest
-from robench.training import train
+from robench.training import TrainSpec, train
 from robench.types import Dataset, RobenchError
 
 __all__ = ["QUICK", "Settings", "compact", "reproduce"]
@@ -56,21 +58,25 @@ def reproduce(
         raise RobenchError(
             f"--only {', '.join(sorted(unknown))}: no such model; there are {', '.join(model.name for model in plan)}"
         )
-    for model in (each for each in plan if not only or each.name in only):
-        found = recall(bench.out, model)
-        if found is not None:
-            bench.refuse_difference(model, found.about["model"]["origin"]["recipe"], bench.out)
-        if found is None or found.n < bench.samples(model):
-            _say(model, "training")
-            path = bench.train(model)
-            _say(model, "attacking")
-            store(bench.out, bench.measure(model, path))
-            write_page(bench.out, settings.whole_plan(), commands)
+    missing = [model for model in plan if (not only or model.name in only) and bench.is_missing(model)]
+    if missing:
+        bench.say_how_long(missing)
+    for model in missing:
+        _say(model, "training")
+        path = bench.train(model)
+        _say(model, "attacking")
+        store(bench.out, bench.measure(model, path))
+        write_page(bench.out, settings.whole_plan(), commands)
     return write_page(bench.out, settings.whole_plan(), commands)
 
 
 def _say(model: Trained, what: str) -> None:
     print(f"robench: {what} {model.name} ({model.title})", file=sys.stderr)
+
+
+@lru_cache(maxsize=4)  # two splits of two data sets, which every model of a table asks for again
+def _load(dataset: str, split: str, data_dir: Path | None) -> Dataset:
+    return load_dataset(dataset, split, data_dir)
 
 
 @dataclass(frozen=True)
@@ -82,26 +88,65 @@ class _Bench:
     weights: Path
     where: dict[str, Any]
 
+    def is_missing(self, model: Trained) -> bool:
+        """Whether it has not been attacked on all the samples that it is to be attacked on."""
+        found = recall(self.out, model)
+        if found is not None:
+            self.refuse_difference(model, found.origin["recipe"], self.out)
+        return found is None or found.n < self.samples(model)
+
+    def say_how_long(self, missing: list[Trained]) -> None:
+        """On stderr, how long the missing models will take."""
+        work = self.work(missing)
+        spec = self.settings.spec(missing[0], self.data(missing[0].dataset, "train"))
+        train_set = self.data((work.trainings[0][0] if work.trainings else spec).dataset, "train")
+        test_set = self.data(spec.dataset, "test")
+        with use_device(self.where["device"], self.where["threads"]) as device:
+            said = forecast(work, train_set, test_set, spec, device)
+        print(f"robench: {said}", file=sys.stderr)
+
+    def work(self, missing: list[Trained]) -> Work:
+        """What the missing models need: also their sources, where those lie nowhere."""
+        sources = dict.fromkeys(model.source for model in missing)
+        needed = dict.fromkeys([*missing, *sources])
+        trainings = [self.remaining(model) for model in needed if not any(path.exists() for path in self.paths(model))]
+        attacked = [model for model in needed if model in missing or not (self.run_of(model) / "run.json").exists()]
+        plain = sum(self.samples(model) for model in attacked if model.adversarial == "none")
+        return Work(tuple(trainings), len(attacked), plain, sum(map(self.samples, attacked)) - plain)
+
+    def remaining(self, model: Trained) -> tuple[TrainSpec, int]:
+        """How it is trained, and the steps that are left of that."""
+        train_set = self.data(model.dataset, "train")
+        spec, (_, trained) = self.settings.spec(model, train_set), self.paths(model)
+        done = epochs_done(trained.with_name(trained.name + ".training"))
+        return spec, max(spec.epochs - done, 0) * (len(train_set) // spec.batch_size)
+
+    def data(self, dataset: str, split: str) -> Dataset:
+        return _load(dataset, split, self.where["data_dir"])
+
+    def paths(self, model: Trained) -> tuple[Path, Path]:
+        """Of its rounded checkpoint, and of the trained one."""
+        name = f"{model.name}.safetensors"
+        return self.weights / name, self.out / "checkpoints" / name
+
     def train(self, model: Trained) -> Path:
         """The model's checkpoint, rounded."""
-        path = self.weights / f"{model.name}.safetensors"
-        train_set, test_set = (load_dataset(model.dataset, split, self.where["data_dir"]) for split in ("train", "test"))
-        spec = self.settings.spec(model, train_set)
+        path, trained = self.paths(model)
+        train_set, test_set = self.data(model.dataset, "train"), self.data(model.dataset, "test")
         if path.exists():
             self.refuse_difference(model, read_description(path)["recipe"], path)
             return path
-        trained = self.out / "checkpoints" / path.name
         if trained.exists():
             self.refuse_difference(model, read_description(trained)["recipe"], trained)
         else:
             with use_device(self.where["device"], self.where["threads"]) as device:
-                train(spec, train_set, test_set, out=trained, device=device)
+                train(self.settings.spec(model, train_set), train_set, test_set, out=trained, device=device)
         save_checkpoint(path, compact(load_checkpoint(trained)))
         return path
 
     def refuse_difference(self, model: Trained, found: dict[str, Any], where: Path) -> None:
         """All models of a table are trained alike, but for the precision, which the table says where it differs."""
-        wanted = asdict(self.settings.spec(model, load_dataset(model.dataset, "train", self.where["data_dir"])))
+        wanted = asdict(self.settings.spec(model, self.data(model.dataset, "train")))
         different = [name for name, value in wanted.items() if name != "precision" and found.get(name) != value]
         if different:
             said = ", ".join(f"{name} {found.get(name)!r} there and {wanted[name]!r} here" for name in different)
@@ -110,14 +155,14 @@ class _Bench:
             )
 
     def samples(self, model: Trained) -> int:
-        return self.settings.samples(model, load_dataset(model.dataset, "test", self.where["data_dir"]))
+        return self.settings.samples(model, self.data(model.dataset, "test"))
 
     def run_of(self, model: Trained) -> Path:
         return self.out / "runs" / model.name
 
     def measure(self, model: Trained, path: Path) -> Measured:
         """Attacks a model under both protocols."""
-        dataset = load_dataset(model.dataset, "test", self.where["data_dir"])
+        dataset = self.data(model.dataset, "test")
         n, run, source = self.settings.samples(model, dataset), self.run_of(model), self.run_of(model.source)
         if model.is_source:
             self._craft(model, path, n)
