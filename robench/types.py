@@ -387,7 +387,8 @@ class Checkpoint:
         epochs: finished.
         clean_accuracy: of every classification head on the test split, fractions.
         history: one entry an epoch: loss terms and images per second.
-        versions: of the software that trained it.
+        versions: of the software that trained it, and, where recorded, its ``device``, what ``convolutions`` were computed in there,
+            what is particular about its ``step``, and how weights are ``stored``.
         weights: name to tensor.
     """
 

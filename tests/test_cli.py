@@ -3,9 +3,11 @@
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 
 import click
 import pandas as pd
@@ -13,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from robench.checkpoint import load_checkpoint, save_checkpoint
 from robench.cli import main
 from robench.data import load_dataset
 from robench.training import TrainSpec, train
@@ -315,10 +318,6 @@ def test_fewer_samples_do_not_take_a_runs_tables_away(checkpoint, tmp_path):
 
 
 def test_a_checkpoint_of_a_folder_asks_where_the_folder_is(checkpoint, tmp_path):
-    from dataclasses import replace
-
-    from robench.checkpoint import load_checkpoint, save_checkpoint
-
     path = tmp_path / "m.safetensors"
     save_checkpoint(path, replace(load_checkpoint(checkpoint), dataset="bugs"))
     assert_one_clear_message(
@@ -416,6 +415,59 @@ def test_an_attack_that_fails_exits_with_1_and_keeps_the_rest(checkpoint, tmp_pa
 def test_list_shows_what_can_be_named(kind):
     result = call("list", kind)
     assert result.exit_code == 0 and len(result.output.splitlines()) >= 2
+
+
+def test_list_checkpoints_shows_how_each_was_trained_and_is_stored(checkpoint, tmp_path):
+    trained = load_checkpoint(checkpoint)
+    save_checkpoint(tmp_path / "a.safetensors", trained)
+    versions = {"device": "NVIDIA H200", "convolutions": "TF32", "stored": "float16, rounded to 8 significant bits"}
+    save_checkpoint(tmp_path / "b" / "c.safetensors", replace(trained, versions=versions))
+    save_checkpoint(tmp_path / "old.safetensors", replace(trained, versions={}, clean_accuracy={"main": 0.12345}))
+    (tmp_path / "torn.safetensors").write_bytes(b"half")
+    result = call("list", "checkpoints", tmp_path)
+    header, *rows = ([cell.strip() for cell in re.split(r"  +", line)] for line in result.stdout.splitlines())
+    assert header == ["checkpoint", "arch", "dataset", "epochs", "seed", "natural %", "trained on", "stored"]
+    natural = f"{100 * trained.clean_accuracy['main']:.2f}"
+    assert rows == [
+        ["a.safetensors", "single", "digits", "3", "0", natural, "cpu, fp32", "not recorded"],
+        ["b/c.safetensors", "single", "digits", "3", "0", natural, "NVIDIA H200, TF32", versions["stored"]],
+        ["old.safetensors", "single", "digits", "3", "0", "12.35", "device not recorded, fp32", "not recorded"],
+    ]
+    assert (
+        result.exit_code == 0 and "robench: not listed: " in result.stderr and "torn.safetensors is no checkpoint" in result.stderr
+    )
+
+
+def test_list_checkpoints_names_the_remedy_where_there_is_none(tmp_path):
+    assert_one_clear_message(
+        call("list", "checkpoints", tmp_path / "absent"), "name the one that checkpoints lie in: `robench list checkpoints DIR`"
+    )
+    assert_one_clear_message(call("list", "checkpoints", tmp_path), "no .safetensors file below")
+    result = call("list", "attacks", tmp_path)
+    assert result.exit_code == 2 and "list checkpoints DIR` only; leave" in result.stderr
+
+
+def test_a_report_says_on_what_the_model_was_trained_and_on_what_it_is_evaluated(checkpoint, tmp_path):
+    versions = {"device": "NVIDIA H200", "convolutions": "TF32", "step": "captured in one CUDA graph", "stored": "float16, rounded"}
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, replace(load_checkpoint(checkpoint), versions=versions))
+    run = tmp_path / "run"
+    assert (
+        call("attack", "--ckpt", path, "--suite", "fgsm", "-n", 5, "--device", "cpu", "--threads", 1, "--out", run).exit_code == 0
+    )
+    facts = (
+        "epochs 3; device NVIDIA H200; precision fp32; convolutions TF32; step captured in one CUDA graph; stored float16, rounded"
+    )
+    for name in ("report.md", "report.html"):
+        said = (run / name).read_text()
+        assert "trained on NVIDIA H200 with TF32 convolutions, evaluated on cpu in float32" in said and facts in said
+    described = json.loads((run / "run.json").read_text())
+    described["model"]["origin"]["versions"] = {}
+    (run / "run.json").write_text(json.dumps(described))
+    assert call("report", run).exit_code == 0
+    said = (run / "report.md").read_text()
+    assert "trained on a device not recorded, in float32, evaluated on cpu in float32" in said
+    assert "epochs 3; device not recorded; precision fp32; stored not recorded" in said
 
 
 def test_list_alone_shows_all(monkeypatch):

@@ -9,8 +9,9 @@ import torch
 from cases import BrightnessClassifier, brightness_data
 from click.testing import CliRunner
 
-from robench.checkpoint import load_checkpoint
+from robench.checkpoint import load_checkpoint, read_description
 from robench.cli import main
+from robench.data import load_dataset
 from robench.evaluation.adv_images import read_packed
 from robench.models.classifier import Classifier
 from robench.models.multihead import MultiHead, rebuild
@@ -20,6 +21,7 @@ from robench.reproduce.measured import Measured, recall, store
 from robench.reproduce.mechanism import explain
 from robench.reproduce.page import write_page
 from robench.reproduce.plan import ATTACKS, PUBLISHED, Trained, models
+from robench.reproduce.rounding import STORED, rounded
 from robench.training import TrainSpec, train
 from robench.types import Dataset, RobenchError, ThreatModel
 
@@ -28,8 +30,14 @@ def call(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+def origin(epochs=100, precision="fp32", **versions):
+    """What is recorded of a training, as far as the tables say it."""
+    return {"recipe": {"epochs": epochs, "precision": precision}, "versions": versions, "weights": "a"}
+
+
 def measured(arch, *, clean, stored, white_box, n=100, **more):
     """A model of which the first ``clean`` samples are right, the first ``stored`` on stored images, ``white_box`` under attack."""
+    about = {"mechanism": {}, "n": n, "model": {"origin": origin(**more.pop("origin", {}))}}
     model = Trained("cifar10", arch, more.pop("role", "paper"), **more)
     rows = pd.DataFrame({"index": range(n), "label": 1})
     rows["clean"] = (rows["index"] < clean).astype(int)
@@ -37,7 +45,7 @@ def measured(arch, *, clean, stored, white_box, n=100, **more):
         rows[f"stored {attack}"] = (rows["index"] < stored).astype(int)
     for attack in (*ATTACKS, "autoattack"):
         rows[attack] = ["r" if place < white_box else "b" if place < clean else "c" for place in range(n)]
-    return Measured(model, rows, {"mechanism": {}})
+    return Measured(model, rows, about)
 
 
 def test_the_numbers_are_those_known_by_hand():
@@ -149,10 +157,56 @@ def test_weights_are_compacted_without_touching_what_the_backbone_uses(few, tmp_
     kept = [tensor for tensor in small.weights.values() if tensor.dtype == torch.float16]
     zeros = sum(int((tensor == 0).sum()) for tensor in kept) / sum(tensor.numel() for tensor in kept)
     assert 0.6 < zeros < 0.65  # the taps that only ever meet padding
-    halved = replace(full, weights={n: t.half() if small.weights[n].dtype == torch.float16 else t for n, t in weights.items()})
+    halved = replace(full, weights={n: rounded(t) if small.weights[n].dtype == torch.float16 else t for n, t in weights.items()})
     logits = [rebuild(each)(images)["main"] for each in (small, halved, full)]
     assert torch.equal(logits[0], logits[1])  # zeroing changes nothing, rounding a little
     assert (logits[0] - logits[2]).abs().max() < 0.05
+    assert all(t.dtype == torch.float32 and torch.equal(t, weights[n]) for n, t in small.weights.items() if t.ndim == 1)
+    assert small.versions == full.versions | {"stored": STORED} and STORED == "float16, rounded to 8 significant bits"
+    again = compact(small)
+    assert again.digest == small.digest and again.versions == small.versions
+
+
+def significant_bits(weights):
+    """Of each float16 number, counted in the integer that it is a multiple of the smallest subnormal by."""
+    whole = (weights.double().abs() * 2**24).long()
+    lowest = whole & -whole  # the lowest bit that is set
+    return torch.where(whole > 0, torch.log2((whole / lowest.clamp(min=1)).double()).floor() + 1, 0)
+
+
+def test_rounded_weights_have_eight_significant_bits_and_are_the_nearest():
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16)  # every float16 number there is
+    every = every[every.isfinite() & (every.abs() <= 65280)]
+    kept = rounded(every)
+    assert kept.dtype == torch.float16 and int(significant_bits(kept).max()) == 8 and int(significant_bits(every).max()) == 11
+    assert torch.equal(rounded(kept).view(torch.int16), kept.view(torch.int16))  # also the sign of zero
+    assert torch.equal(kept.signbit(), every.signbit())
+    change, size = (kept.double() - every.double()).abs(), every.double().abs()
+    assert bool((change <= 2**-8 * size).all())
+    grid = torch.unique(kept.double())
+    place = torch.searchsorted(grid, every.double())
+    below, above = grid[(place - 1).clamp(min=0)], grid[place.clamp(max=len(grid) - 1)]
+    assert torch.equal(change, torch.minimum((every.double() - below).abs(), (above - every.double()).abs()))
+    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8)])
+    assert rounded(ties).tolist() == [1.0, 1 + 2**-6, -1.0]  # to the even neighbour
+
+
+def test_float32_weights_are_rounded_once_and_tiny_ones_to_what_float16_has():
+    torch.manual_seed(0)
+    weights = torch.randn(100_000) * torch.logspace(-8, 1, 100_000)
+    kept, size = rounded(weights), weights.double().abs()
+    assert int(significant_bits(kept).max()) <= 8
+    assert bool(((kept.double() - weights.double()).abs() <= 2**-8 * size + (size < 2**-14) * 2**-25).all())
+    assert rounded(torch.tensor([1 + 2**-8 + 2**-20])).item() == 1 + 2**-7  # by way of 11 bits it would be a tie, and 1
+
+
+def test_a_weight_that_float16_does_not_hold_is_refused(few, tmp_path):
+    spec = TrainSpec.of("single", few, backbone="small", epochs=1, batch_size=32)
+    checkpoint = load_checkpoint(train(spec, few, few, out=tmp_path / "model.safetensors", show_progress=False))
+    name = next(name for name, tensor in checkpoint.weights.items() if tensor.ndim > 1)
+    checkpoint.weights[name].view(-1)[0] = 70_000
+    with pytest.raises(RobenchError, match=f"{name} has weights up to 70000, and float16 ends at 65,280"):
+        compact(checkpoint)
 
 
 def test_quick_runs_the_whole_pipeline_and_again_changes_nothing(tmp_path, monkeypatch):
@@ -174,7 +228,12 @@ def test_quick_runs_the_whole_pipeline_and_again_changes_nothing(tmp_path, monke
         path: path.read_bytes() for path in out.rglob("*") if path.is_file() and not {"runs", "checkpoints"} & set(path.parts)
     }
     assert {"report.md", "summary.csv", "digits-why.png", "digits-contrastive-0.csv"} <= {path.name for path in before}
-    assert "Not finished" not in (out / "report.md").read_text()
+    said = (out / "report.md").read_text()
+    assert "Not finished" not in said
+    assert "- Trained on cpu in float32, evaluated on cpu in float32: `digits-single-0`, `digits-supervised-0`, `dig" in said
+    assert (tmp_path / "checkpoints/quick/digits-single-0.safetensors").exists()
+    (row,) = (line for line in said.splitlines() if line.startswith("| `digits-single-0` | 8 | 0 | cpu in float32 |"))
+    assert f"| {STORED} |" in row
     for folder in ("runs", "checkpoints"):  # what is not committed is not needed
         shutil.rmtree(out / folder)
     assert call("reproduce", "--quick", "--threads", 1).exit_code == 0
@@ -199,6 +258,87 @@ def test_verdicts_of_other_settings_or_another_source_are_refused(few, tmp_path)
         store(tmp_path, Measured(found.model, found.verdicts, {"n": 100, "mechanism": {}, "source digest": digest}))
     with pytest.raises(RobenchError, match="cifar10: the stored images are of different weights"):
         write_page(tmp_path, Settings().plan(), {})
+
+
+def test_a_finished_model_of_another_precision_is_taken_and_what_is_missing_is_trained_in_the_one_asked_for(tmp_path, monkeypatch):
+    where = {"data_dir": None, "device": "cpu", "threads": 1}
+    settings = replace(QUICK, epochs=1)
+    model = settings.plan()[0]
+    path = _Bench(replace(settings, precision="bf16"), tmp_path, tmp_path / "w", where).train(model)
+    assert read_description(path)["recipe"]["precision"] == "bf16"
+    content = path.read_bytes()
+    monkeypatch.setattr("robench.reproduce.train", lambda *arguments, **options: pytest.fail("trained again"))
+    bench = _Bench(settings, tmp_path, tmp_path / "w", where)
+    assert bench.train(model) == path and path.read_bytes() == content
+    path.unlink()  # killed between the training's end and its rounding
+    assert bench.train(model) == path and path.read_bytes() == content
+    with pytest.raises(RobenchError, match="trained with other settings: epochs 1 there and 2 here; give the same settings"):
+        _Bench(replace(settings, epochs=2), tmp_path, tmp_path / "w", where).train(model)
+    recipe = asdict(settings.spec(model, load_dataset("digits", "train")))
+    bench.refuse_difference(model, recipe | {"precision": "bf16"}, tmp_path)  # nor are its verdicts refused
+
+
+def test_the_command_that_goes_on_names_the_precision():
+    assert Settings().command("cifar10") == "robench reproduce --table 1 --epochs 100 --adversarial-epochs 100 --seeds 3"
+    assert Settings(precision="auto").command("cifar10").endswith(" --seeds 3 --precision auto")
+    result = call("reproduce", "--quick", "--precision", "bf16")
+    assert result.exit_code == 2 and "--quick has settings of its own; leave --precision out" in result.stderr
+
+
+H200 = {"device": "NVIDIA H200", "convolutions": "TF32", "torch": "2.11", "stored": STORED, "step": "captured in one CUDA graph"}
+
+
+def page_of(out, *there):
+    """The page on models that are stored as ``reproduce`` stores them."""
+    for found in there:
+        about = {
+            "threat": {"norm": "Linf", "eps_text": "8/255"}, "chunk": 250, "device": "cpu", "environment": {"processor": "X"}, "seconds": 60.0,
+            "forwards": 7, "backwards": 5, "machine": ["cpu, 1 threads"], "command": "robench reproduce", "source digest": "a",
+        }  # fmt: skip
+        found.about["model"]["origin"]["recipe"] |= {"seed": 0, "recipe": "paper"}
+        found.about["model"]["origin"] |= {"training seconds": 330}
+        store(out, Measured(found.model, found.verdicts, found.about | about))
+    return write_page(out, [found.model for found in there], {"cifar10": "robench reproduce"}).read_text()
+
+
+def rows_of(page, start):
+    """Cells of the rows of a table that begins so."""
+    lines = page[page.index(f"| {start}") :].split("\n\n")[0].splitlines()
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_the_page_says_per_row_what_trainings_differ_in(tmp_path):
+    single = measured("single", clean=80, stored=0, white_box=0, origin=H200)
+    other = measured("single", clean=80, stored=40, white_box=0, role="second seed", seed=1,
+                     origin={"precision": "bf16", "device": "cpu", "torch": "2.14"})  # fmt: skip
+    control = measured("single", clean=50, stored=50, white_box=25, role="adversarial", adversarial="nfgsm",
+                       origin={"epochs": 12, "torch": "2.14"})  # fmt: skip
+    contrastive = measured("contrastive", clean=70, stored=60, white_box=0, origin=H200)
+    page = page_of(tmp_path, single, contrastive, other, control)
+    told = [(row["protocol"], row["epochs"], row["trained"]) for row in rows_of(page, "model | protocol")]
+    h200, cpu, old = ("100", "NVIDIA H200, TF32"), ("100", "cpu, bf16"), ("12", "device not recorded, fp32")
+    theirs, ours = "their protocol, ours", "white-box, ours"
+    assert told == [
+        ("published", "", ""), (ours, *h200), ("published", "", ""), (theirs, *h200), (ours, *h200),
+        (theirs, *cpu), (ours, *cpu), (theirs, *old), (ours, *old),
+    ]  # fmt: skip
+    assert (
+        "- Trained on NVIDIA H200 with TF32 convolutions, evaluated on cpu in float32: `cifar10-single-0`, `cifar10-contrastive-0`.\n"
+        "- Trained on cpu in bf16, evaluated on cpu in float32: `cifar10-single-1`.\n"
+        "- Trained on a device not recorded, in float32, evaluated on cpu in float32: `cifar10-single-nfgsm-0`."
+    ) in page
+    obtained = {row["model"].strip("`"): row for row in rows_of(page, "model | epochs")}
+    assert (obtained["cifar10-single-0"]["step"], obtained["cifar10-single-0"]["stored"]) == ("captured in one CUDA graph", STORED)
+    assert (obtained["cifar10-single-nfgsm-0"]["epochs"], obtained["cifar10-single-nfgsm-0"]["stored"]) == ("12", "not recorded")
+    assert "n = 100, 12 epochs (against 100)" in page
+    summary = pd.read_csv(tmp_path / "summary.csv").groupby("model")[["epochs", "trained"]].first()
+    assert tuple(summary.loc["cifar10-single-1"]) == (100, "cpu, bf16") and summary.loc["cifar10-single-nfgsm-0", "epochs"] == 12
+
+
+def test_the_page_has_no_such_columns_where_trainings_are_alike(tmp_path):
+    page = page_of(tmp_path, *(measured(arch, clean=80, stored=9, white_box=0, origin=H200) for arch in ("single", "contrastive")))
+    assert list(rows_of(page, "model | protocol")[0])[-2:] == ["AutoAttack", "n"] and "(against" not in page
 
 
 def test_a_damaged_table_is_refused(tmp_path):

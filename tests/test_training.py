@@ -14,6 +14,7 @@ from robench.training import Ranks, TrainSpec, precision, train
 from robench.training.adversarial import n_fgsm, pgd
 from robench.training.loop import Loop
 from robench.training.recipes import authors_rate, paper_rate
+from robench.training.trainer import _computed_on
 from robench.types import Dataset, RobenchError
 
 
@@ -50,6 +51,22 @@ def test_every_variant_trains_and_describes_itself(arch, adversarial, few, tmp_p
     assert all(math.isfinite(value) for value in checkpoint.history[0].values())
     assert checkpoint.recipe["train_eps"] == (None if adversarial == "none" else "0.2")
     rebuild(checkpoint)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_checkpoint_says_on_what_it_was_trained(few, tmp_path, precision):
+    checkpoint = trained(quick("single", few, epochs=1, precision=precision), few, tmp_path / "model.safetensors")
+    assert checkpoint.versions["device"] == "cpu" and "convolutions" not in checkpoint.versions
+    assert checkpoint.recipe["precision"] == precision
+
+
+@pytest.mark.parametrize(
+    ("precision", "allowed", "said"), [("fp32", True, "TF32"), ("fp32", False, "float32"), ("bf16", True, "bf16")]
+)
+def test_on_a_gpu_it_also_says_in_what_convolutions_were_computed(precision, allowed, said, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU behind {device}")
+    assert _computed_on("cuda:1", precision) == {"device": "GPU behind cuda:1", "convolutions": said}
 
 
 def test_training_learns_and_measures_the_last_epoch(few, tmp_path):
@@ -182,7 +199,8 @@ def test_adversarial_training_images_move_as_their_papers_say():
 
 def test_auto_takes_the_precision_that_steps_faster_and_says_so(few, tmp_path, monkeypatch, capsys):
     for fp32, bf16, expected in ((1.0, 0.5, "bf16"), (1.0, 0.95, "fp32"), (0.1, 9.0, "fp32")):
-        monkeypatch.setattr(precision, "_step_seconds", lambda spec, *_, of={"fp32": fp32, "bf16": bf16}: of[spec.precision])
+        seconds = {"fp32": [9.0, fp32], "bf16": [9.0, bf16]}  # the fastest step counts
+        monkeypatch.setattr(precision, "step_times", lambda spec, *_, of=seconds, **__: of[spec.precision])
         found = precision.settled(
             quick("single", few, precision="auto"), few, tmp_path / "m", tmp_path / "s", device="cpu", ranks=Ranks()
         )

@@ -14,6 +14,7 @@ from robench.files import write_atomically
 from robench.report.html.run import render_audit
 from robench.report.markdown import layout_table, table
 from robench.report.tables import percent, summarise
+from robench.report.trained import trained_and_evaluated
 from robench.types import Finding, Level
 
 MARKS = {Level.FAIL: "FAIL", Level.WARN: "warn", Level.UNKNOWN: "unknown", Level.PASS: "pass"}
@@ -63,10 +64,16 @@ def render(evidence: Evidence, findings: list[Finding], verdict: Verdict, about:
         "## Every attack\n\n" + layout_table({name: summarise(evidence.runs[MAIN])}) + "\n\nPercent of all samples."
         if evidence.runs[MAIN].columns
         else "",
-        "## How it was obtained\n\n" + "\n".join(f"- {key}: {value}" for key, value in about.items() if key != "commands"),
+        "## How it was obtained\n\n" + _obtained(run, about),
         "```\n" + "\n".join(about["commands"]) + "\n```",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _obtained(run: dict[str, Any], about: dict[str, Any]) -> str:
+    origin = run["model"]["origin"]
+    model = [f"- model: {trained_and_evaluated(origin, run['spec']['device_type'])}"] if "recipe" in origin else []
+    return "\n".join([*model, *(f"- {key}: {value}" for key, value in about.items() if key != "commands")])
 
 
 def _took_away(verdict: Verdict) -> str:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from robench.cli.group import main, print_run
+from robench.cli.group import hint, main, print_run
 
 KINDS = ("attacks", "suites", "datasets", "archs", "models")
+CHECKPOINTS = "checkpoints"
 
 
 @main.command()
@@ -58,9 +59,18 @@ def leaderboard(folder: Path, out: Path | None) -> None:
 
 
 @main.command("list")
-@click.argument("kind", type=click.Choice(KINDS), required=False)
-def list_names(kind: str | None) -> None:
-    """Show what can be named: attacks, suites, datasets, archs, or the ways to name a model of your own; without KIND, all of them."""
+@click.argument("kind", type=click.Choice([*KINDS, CHECKPOINTS]), required=False)
+@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), required=False)
+def list_names(kind: str | None, folder: Path | None) -> None:
+    """Show what can be named: attacks, suites, datasets, archs, or the ways to name a model of your own; without KIND, all of them.
+
+    `checkpoints` shows those below DIR (by default below checkpoints/): natural accuracy as trained, before any rounding, how each was
+    trained, and how it is stored.
+    """
+    if kind == CHECKPOINTS:
+        return _show_checkpoints(folder or Path("checkpoints"))
+    if folder is not None:
+        raise click.UsageError(f"a folder is listed by `robench list {CHECKPOINTS} DIR` only; leave {folder} out")
     for each in [kind] if kind else KINDS:
         if not kind:
             click.echo(f"{each}:")
@@ -70,6 +80,18 @@ def list_names(kind: str | None) -> None:
             click.echo(f"{name:<{width}}{about}")
         if not kind and each != KINDS[-1]:
             click.echo()
+    return None
+
+
+def _show_checkpoints(folder: Path) -> None:
+    from robench.report.checkpoints import COLUMNS, list_checkpoints
+
+    rows, unread = list_checkpoints(folder)
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
+    for row in [COLUMNS, *rows] if rows else []:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for why in unread:
+        hint(f"not listed: {why}")
 
 
 def _known(kind: str) -> dict[str, str]:

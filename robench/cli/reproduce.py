@@ -15,6 +15,13 @@ from robench.cli.group import main, shared
 @click.option("--adversarial-epochs", type=click.IntRange(min=1), help="Of the adversarially trained controls [default: --epochs].")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings of each of the paper's models.")
 @click.option("--recipe", default="paper", show_default=True, help="paper (its text) or authors (their code).")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "auto"]),
+    default="fp32",
+    show_default=True,
+    help="Of the trainings that are still to be done, see `robench train --help`; finished models keep theirs.",
+)
 @click.option("-n", "--n", type=click.IntRange(min=1), help="Test samples [default: all].")
 @click.option(
     "--ranks",
@@ -25,21 +32,22 @@ from robench.cli.group import main, shared
 )
 @click.option("--only", multiple=True, help="One of the models, such as cifar10-single-nfgsm-0; may be given again.")
 @click.option("--quick", is_flag=True, help="The same pipeline on handwritten digits, in minutes.")
-@click.option("--weights", type=click.Path(path_type=Path), help="Final models, float16 [default: checkpoints/paper].")
+@click.option("--weights", type=click.Path(path_type=Path), help="Final models, rounded [default: checkpoints/paper].")
 @click.option("--out", type=click.Path(path_type=Path), help="[default: reports/paper]")
 @shared
-def reproduce(table, epochs, adversarial_epochs, seeds, recipe, n, ranks, quick, weights, out, **where) -> None:
+def reproduce(table, epochs, adversarial_epochs, seeds, recipe, precision, n, ranks, quick, weights, out, **where) -> None:
     """Do the paper's two experiments again, under its protocol and under the right one.
 
     Trains, attacks and reports whatever is missing; the same command continues after a kill.
     """
     if quick:
-        _refuse_with_quick("table", "epochs", "adversarial_epochs", "seeds", "recipe", "n", "ranks")
+        _refuse_with_quick("table", "epochs", "adversarial_epochs", "seeds", "recipe", "precision", "n", "ranks")
     from robench.reproduce import QUICK, Settings
     from robench.reproduce import reproduce as run
     from robench.reproduce.plan import TABLES
 
-    settings = QUICK if quick else Settings(TABLES[table], epochs, adversarial_epochs or epochs, seeds, recipe, n, ranks=ranks)
+    given = Settings(TABLES[table], epochs, adversarial_epochs or epochs, seeds, recipe, n, ranks=ranks, precision=precision)
+    settings = QUICK if quick else given
     name = "quick" if quick else "paper"
     click.echo(run(settings, out=out or Path("reports") / name, weights=weights or Path("checkpoints") / name, **where))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from robench.evaluation.results import Results
+from robench.report.trained import trained_and_evaluated, training_facts
 
 READING = (
     "Robust accuracy measured by attacks is an upper bound: a stronger attack can only lower it. Samples misclassified without "
@@ -59,9 +60,10 @@ def notes(results: Results, summary: pd.DataFrame) -> list[Note]:
 
 
 def provenance(results: Results) -> list[tuple[str, str]]:
-    """What was measured, on which data and machine, with which versions."""
+    """How the model was trained and on what it is evaluated, then data, machine and versions."""
     run = results.description
     return [
+        *_training(run),
         *((f"model, {name}", inline({"": value}).strip()) for name, value in run["model"]["origin"].items()),
         ("digest of weights and code", run["spec"]["model"]),
         ("digest of the data", run["spec"]["data"]),
@@ -70,6 +72,17 @@ def provenance(results: Results) -> list[tuple[str, str]]:
         ("machine", "; ".join(sorted(set(results.ledger["machine"])))),
         ("peak memory", f"{results.ledger['peak_bytes'].max() / 2**30:.1f} GiB"),
         ("environment", inline(run["environment"])),
+    ]
+
+
+def _training(run: dict) -> list[tuple[str, str]]:
+    """What is known of a checkpoint of ours; of somebody else's model nothing is."""
+    origin = run["model"]["origin"]
+    if "recipe" not in origin:
+        return []
+    return [
+        ("model", trained_and_evaluated(origin, run["spec"]["device_type"])),
+        ("training", "; ".join(f"{name} {text}" for name, text in training_facts(origin))),
     ]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,82 +15,19 @@ from robench.data import load_dataset
 from robench.evaluation.device import use_device
 from robench.evaluation.results import read_results
 from robench.evaluation.store import read_run
-from robench.models.backbones import dead_taps
 from robench.models.loading import classifier_of_checkpoint
-from robench.models.multihead import rebuild
+from robench.reproduce.estimate import Work, epochs_done, forecast
 from robench.reproduce.measured import Measured, condense, recall, store
 from robench.reproduce.mechanism import explain
 from robench.reproduce.page import write_page
-from robench.reproduce.plan import ATTACKS, AUTOATTACK, TABLES, Trained, models
+from robench.reproduce.plan import ATTACKS, AUTOATTACK, TABLES, Trained
+from robench.reproduce.rounding import compact
+from robench.reproduce.settings import QUICK, Settings
 from robench.request import AttackRequest
 from robench.training import TrainSpec, train
-from robench.types import Checkpoint, Dataset, RobenchError
+from robench.types import Dataset, RobenchError
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How the experiment is done.
-
-    Attributes:
-        datasets: of the tables.
-        epochs: of every training but the adversarial ones.
-        adversarial_epochs: of those.
-        seeds: trainings of each of the paper's models.
-        recipe: see ``RECIPES``.
-        n: test samples, None for all.
-        n_adversarial: test samples for adversarially trained models, which are dear to attack.
-        train: further settings of every training.
-        variants: the paper's models, where the data set is not one of its own.
-        ranks: how many of the plan's ranks are done.
-    """
-
-    datasets: tuple[str, ...] = TABLES["all"]
-    epochs: int = 100
-    adversarial_epochs: int = 100
-    seeds: int = 3
-    recipe: str = "paper"
-    n: int | None = None
-    n_adversarial: int = 1000
-    train: dict[str, Any] = field(default_factory=dict)
-    variants: tuple[str, ...] | None = None
-    ranks: int = 4
-
-    def plan(self) -> list[Trained]:
-        """The models, in the order in which they are trained and attacked."""
-        wanted = [model for name in self.datasets for model in models(name, self.seeds, self.variants)]
-        return sorted((model for model in wanted if model.rank < self.ranks), key=lambda model: model.rank)
-
-    def whole_plan(self) -> list[Trained]:
-        """What the report speaks about: also what another call was or will be for."""
-        own = self.plan()
-        others = Settings().plan() if set(self.datasets) <= set(TABLES["all"]) else []
-        return sorted(dict.fromkeys([*own, *others]), key=lambda model: (TABLES["all"] + self.datasets).index(model.dataset))
-
-    def command(self, dataset: str) -> str:
-        """What completes a table, with the same settings: models of both tables are trained alike."""
-        table = next((f"--table {number}" for number, names in TABLES.items() if names == (dataset,)), "--quick")
-        if table == "--quick":
-            return f"robench reproduce {table}"
-        more = f" --recipe {self.recipe}" if self.recipe != "paper" else ""
-        more += f" -n {self.n}" if self.n else ""
-        return f"robench reproduce {table} --epochs {self.epochs} --adversarial-epochs {self.adversarial_epochs} --seeds {self.seeds}{more}"
-
-    def samples(self, model: Trained, dataset: Dataset) -> int:
-        """How many test samples a model is attacked on."""
-        n = self.n or len(dataset)
-        return min(n, self.n_adversarial) if model.adversarial != "none" else n
-
-    def spec(self, model: Trained, train_set: Dataset) -> TrainSpec:
-        """How a model is trained."""
-        epochs = self.epochs if model.adversarial == "none" else self.adversarial_epochs
-        chosen = {"views": model.views, "seed": model.seed, "epochs": epochs, **self.train}
-        return TrainSpec.of(model.arch, train_set, recipe=self.recipe, adversarial=model.adversarial, **chosen)
-
-
-QUICK = Settings(
-    datasets=("digits",), epochs=8, adversarial_epochs=12, seeds=1, n=60, n_adversarial=16,
-    train={"backbone": "small", "batch_size": 64, "lr": 5e-3}, variants=("single", "supervised", "contrastive"),
-)  # fmt: skip
+__all__ = ["QUICK", "Settings", "compact", "reproduce"]
 
 
 def reproduce(
@@ -101,7 +39,7 @@ def reproduce(
     Args:
         settings: see ``Settings``.
         out: for trainings, runs, verdicts and the report.
-        weights: for the final models in 16 bits, which are what is evaluated; a model that lies there is not trained again.
+        weights: for the final models, rounded (see ``compact``), which are what is evaluated; a model that lies there is not trained again.
         data_dir: see ``robench.data.data_folder``.
         device, threads: see ``use_device``.
         only: names of models; the others are left for another call.
@@ -110,7 +48,7 @@ def reproduce(
         The report.
 
     Raises:
-        RobenchError: a model was trained with other settings, or see ``attack`` and ``train``.
+        RobenchError: a model was trained with other settings than the precision, or see ``attack`` and ``train``.
     """
     bench = _Bench(settings, Path(out), Path(weights), {"data_dir": data_dir, "device": device, "threads": threads})
     commands = {name: settings.command(name) for name in dict.fromkeys((*settings.datasets, *TABLES["all"]))}
@@ -120,21 +58,25 @@ def reproduce(
         raise RobenchError(
             f"--only {', '.join(sorted(unknown))}: no such model; there are {', '.join(model.name for model in plan)}"
         )
-    for model in (each for each in plan if not only or each.name in only):
-        found = recall(bench.out, model)
-        if found is not None:
-            bench.refuse_difference(model, found.about["model"]["origin"]["recipe"], bench.out)
-        if found is None or found.n < bench.samples(model):
-            _say(model, "training")
-            path = bench.train(model)
-            _say(model, "attacking")
-            store(bench.out, bench.measure(model, path))
-            write_page(bench.out, settings.whole_plan(), commands)
+    missing = [model for model in plan if (not only or model.name in only) and bench.is_missing(model)]
+    if missing:
+        bench.say_how_long(missing)
+    for model in missing:
+        _say(model, "training")
+        path = bench.train(model)
+        _say(model, "attacking")
+        store(bench.out, bench.measure(model, path))
+        write_page(bench.out, settings.whole_plan(), commands)
     return write_page(bench.out, settings.whole_plan(), commands)
 
 
 def _say(model: Trained, what: str) -> None:
     print(f"robench: {what} {model.name} ({model.title})", file=sys.stderr)
+
+
+@lru_cache(maxsize=4)  # two splits of two data sets, which every model of a table asks for again
+def _load(dataset: str, split: str, data_dir: Path | None) -> Dataset:
+    return load_dataset(dataset, split, data_dir)
 
 
 @dataclass(frozen=True)
@@ -146,23 +88,66 @@ class _Bench:
     weights: Path
     where: dict[str, Any]
 
+    def is_missing(self, model: Trained) -> bool:
+        """Whether it has not been attacked on all the samples that it is to be attacked on."""
+        found = recall(self.out, model)
+        if found is not None:
+            self.refuse_difference(model, found.origin["recipe"], self.out)
+        return found is None or found.n < self.samples(model)
+
+    def say_how_long(self, missing: list[Trained]) -> None:
+        """On stderr, how long the missing models will take."""
+        work = self.work(missing)
+        spec = self.settings.spec(missing[0], self.data(missing[0].dataset, "train"))
+        train_set = self.data((work.trainings[0][0] if work.trainings else spec).dataset, "train")
+        test_set = self.data(spec.dataset, "test")
+        with use_device(self.where["device"], self.where["threads"]) as device:
+            said = forecast(work, train_set, test_set, spec, device)
+        print(f"robench: {said}", file=sys.stderr)
+
+    def work(self, missing: list[Trained]) -> Work:
+        """What the missing models need: also their sources, where those lie nowhere."""
+        sources = dict.fromkeys(model.source for model in missing)
+        needed = dict.fromkeys([*missing, *sources])
+        trainings = [self.remaining(model) for model in needed if not any(path.exists() for path in self.paths(model))]
+        attacked = [model for model in needed if model in missing or not (self.run_of(model) / "run.json").exists()]
+        plain = sum(self.samples(model) for model in attacked if model.adversarial == "none")
+        return Work(tuple(trainings), len(attacked), plain, sum(map(self.samples, attacked)) - plain)
+
+    def remaining(self, model: Trained) -> tuple[TrainSpec, int]:
+        """How it is trained, and the steps that are left of that."""
+        train_set = self.data(model.dataset, "train")
+        spec, (_, trained) = self.settings.spec(model, train_set), self.paths(model)
+        done = epochs_done(trained.with_name(trained.name + ".training"))
+        return spec, max(spec.epochs - done, 0) * (len(train_set) // spec.batch_size)
+
+    def data(self, dataset: str, split: str) -> Dataset:
+        return _load(dataset, split, self.where["data_dir"])
+
+    def paths(self, model: Trained) -> tuple[Path, Path]:
+        """Of its rounded checkpoint, and of the trained one."""
+        name = f"{model.name}.safetensors"
+        return self.weights / name, self.out / "checkpoints" / name
+
     def train(self, model: Trained) -> Path:
-        """The model's checkpoint in 16 bits."""
-        path = self.weights / f"{model.name}.safetensors"
-        train_set, test_set = (load_dataset(model.dataset, split, self.where["data_dir"]) for split in ("train", "test"))
-        spec = self.settings.spec(model, train_set)
+        """The model's checkpoint, rounded."""
+        path, trained = self.paths(model)
+        train_set, test_set = self.data(model.dataset, "train"), self.data(model.dataset, "test")
         if path.exists():
             self.refuse_difference(model, read_description(path)["recipe"], path)
             return path
-        with use_device(self.where["device"], self.where["threads"]) as device:
-            trained = train(spec, train_set, test_set, out=self.out / "checkpoints" / path.name, device=device)
+        if trained.exists():
+            self.refuse_difference(model, read_description(trained)["recipe"], trained)
+        else:
+            with use_device(self.where["device"], self.where["threads"]) as device:
+                train(self.settings.spec(model, train_set), train_set, test_set, out=trained, device=device)
         save_checkpoint(path, compact(load_checkpoint(trained)))
         return path
 
     def refuse_difference(self, model: Trained, found: dict[str, Any], where: Path) -> None:
-        """All models of a table are trained alike."""
-        wanted = asdict(self.settings.spec(model, load_dataset(model.dataset, "train", self.where["data_dir"])))
-        different = [name for name, value in wanted.items() if found.get(name) != value]
+        """All models of a table are trained alike, but for the precision, which the table says where it differs."""
+        wanted = asdict(self.settings.spec(model, self.data(model.dataset, "train")))
+        different = [name for name, value in wanted.items() if name != "precision" and found.get(name) != value]
         if different:
             said = ", ".join(f"{name} {found.get(name)!r} there and {wanted[name]!r} here" for name in different)
             raise RobenchError(
@@ -170,14 +155,14 @@ class _Bench:
             )
 
     def samples(self, model: Trained) -> int:
-        return self.settings.samples(model, load_dataset(model.dataset, "test", self.where["data_dir"]))
+        return self.settings.samples(model, self.data(model.dataset, "test"))
 
     def run_of(self, model: Trained) -> Path:
         return self.out / "runs" / model.name
 
     def measure(self, model: Trained, path: Path) -> Measured:
         """Attacks a model under both protocols."""
-        dataset = load_dataset(model.dataset, "test", self.where["data_dir"])
+        dataset = self.data(model.dataset, "test")
         n, run, source = self.settings.samples(model, dataset), self.run_of(model), self.run_of(model.source)
         if model.is_source:
             self._craft(model, path, n)
@@ -210,17 +195,3 @@ class _Bench:
             classifier = classifier_of_checkpoint(path, dataset, device).classifier
             threat = AttackRequest().threat(dataset)
             return explain(classifier, dataset, threat, self.run_of(model.source), ATTACKS, n)
-
-
-def compact(checkpoint: Checkpoint) -> Checkpoint:
-    """The same model with its matrices in float16 and the taps that only ever multiply padding set to zero, which packs well.
-
-    The function is the one of the rounded weights; BatchNorm keeps its 32 bits.
-    """
-    dead = dead_taps(rebuild(checkpoint).backbone, checkpoint.image_shape)
-    weights = {}
-    for name, tensor in checkpoint.weights.items():
-        taps = dead.get(name.removeprefix("backbone."))
-        kept = tensor if taps is None else tensor.masked_fill(taps, 0.0)
-        weights[name] = kept.half() if kept.is_floating_point() and kept.ndim > 1 else kept
-    return replace(checkpoint, weights=weights)

@@ -107,7 +107,7 @@ def _state_of_the_art(dataset: str, found: Measured) -> str:
 
 def _without_adversarial_training(found: Measured, trained: list[Measured]) -> str:
     controls = "; ".join(
-        f"{other.model.title} {_share(other, AUTOATTACK)} under AutoAttack, natural {percent(other.accuracy('clean'))}, n = {other.n:,}"
+        f"{other.model.title} {_share(other, AUTOATTACK)} under AutoAttack, natural {percent(other.accuracy('clean'))}, n = {other.n:,}{_epochs(other, found)}"
         for other in trained
     )
     control = next((other for other in trained if other.model.arch == "single"), trained[0])
@@ -116,6 +116,12 @@ def _without_adversarial_training(found: Measured, trained: list[Measured]) -> s
     else:
         said = "Holds" if found.accuracy(UNION) >= control.accuracy(UNION) else "Does not hold"
     return f"**Robust without adversarial training.** **{said}**: {_share(found, UNION)} white-box, the same backbone with it: {controls}."
+
+
+def _epochs(control: Measured, found: Measured) -> str:
+    """That a control was trained for longer or shorter than what it is compared with, or ""."""
+    own, others = control.origin["recipe"]["epochs"], found.origin["recipe"]["epochs"]
+    return "" if own == others else f", {own} epochs (against {others})"
 
 
 def _undefended_control(found: Measured) -> str:

@@ -42,6 +42,11 @@ class Measured:
     def n(self) -> int:
         return len(self.verdicts)
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """How its checkpoint was trained and is stored."""
+        return self.about["model"]["origin"]
+
     def correct(self, attack: str, *, stored: bool = False) -> np.ndarray:
         """Which samples are classified correctly, bool (n,).
 

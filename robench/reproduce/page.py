@@ -12,10 +12,12 @@ import numpy as np
 from robench.files import write_atomically
 from robench.report.markdown import table
 from robench.report.tables import UNION, percent, title
+from robench.report.trained import trained_short
 from robench.reproduce.claims import claims
 from robench.reproduce.measured import Measured, recall
 from robench.reproduce.pictures import draw_protocols, draw_why
 from robench.reproduce.plan import ATTACKS, AUTOATTACK, PUBLISHED, Trained
+from robench.reproduce.provenance import provenance
 from robench.types import RobenchError
 
 INTRODUCTION = (
@@ -57,7 +59,7 @@ def write_page(out: Path, plan: list[Trained], commands: Mapping[str, str]) -> P
     missing = [model for model in plan if model.name not in {found.model.name for found in measured}]
     if missing:
         sections.append("## Not finished\n\n" + _missing(missing, commands))
-    sections.append("## How it was obtained\n\n" + _provenance(measured))
+    sections.append("## How it was obtained\n\n" + provenance(measured))
     rows = pd.DataFrame([row for found in measured for row in _rows(found)])
     write_atomically(out / "summary.csv", rows.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode())
     write_atomically(out / "report.md", ("\n\n".join(sections) + "\n").encode())
@@ -103,24 +105,36 @@ def _of_dataset(out: Path, dataset: str, there: list[Measured]) -> Iterator[str]
 
 
 def _table(dataset: str, there: list[Measured]) -> str:
-    """Three rows a model: published, the paper's protocol, white-box."""
-    lines = []
-    for found in there:
+    """Three rows a model: published, the paper's protocol, white-box; and in columns of their own what trainings differ in."""
+    lines, differing = [], _differing(there)
+    for place, found in enumerate(there):
+        trained = [cells[place] for cells in differing.values()]
         published = PUBLISHED.get(dataset, {}).get(found.model.arch) if found.model.role == "paper" else None
         if published:
-            lines.append([f"**{found.model.title}**", "published", *(f"{value:.2f}" for value in published), "", ""])
+            lines.append(
+                [f"**{found.model.title}**", "published", *(f"{value:.2f}" for value in published), "", "", *("" for _ in trained)]
+            )
         name = "" if published else f"**{found.model.title}**"
         if not found.model.is_source:
             cells = [_cell(found, attack, stored=True) for attack in ATTACKS]
-            lines.append([name, "their protocol, ours", _cell(found, "clean"), *cells, "", f"{found.n:,}"])
+            lines.append([name, "their protocol, ours", _cell(found, "clean"), *cells, "", f"{found.n:,}", *trained])
             name = ""
         cells = [_cell(found, attack) for attack in (*ATTACKS, AUTOATTACK)]
-        lines.append([name, "white-box, ours", _cell(found, "clean"), *cells, f"{found.n:,}"])
-    header = ["model", "protocol", "natural", *(title(attack) for attack in (*ATTACKS, AUTOATTACK)), "n"]
+        lines.append([name, "white-box, ours", _cell(found, "clean"), *cells, f"{found.n:,}", *trained])
+    header = ["model", "protocol", "natural", *(title(attack) for attack in (*ATTACKS, AUTOATTACK)), "n", *differing]
     return (
         table(header, lines)
         + "\n\nThe stored images are the single-task model's (seed 0), whose own row is white-box in the paper too."
     )
+
+
+def _differing(there: list[Measured]) -> dict[str, list[str]]:
+    """What the trainings of a table differ in, a cell per model: epochs; device and precision."""
+    told = {
+        "epochs": [str(found.origin["recipe"]["epochs"]) for found in there],
+        "trained": [trained_short(found.origin) for found in there],
+    }
+    return {name: cells for name, cells in told.items() if len(set(cells)) > 1}
 
 
 def _cell(found: Measured, attack: str, *, stored: bool = False) -> str:
@@ -172,34 +186,5 @@ def _rows(found: Measured) -> Iterator[dict[str, Any]]:
         yield {
             "dataset": found.model.dataset, "model": found.model.name, "role": found.model.role, "seed": found.model.seed,
             "protocol": protocol, "attack": attack, "n": found.n, "accuracy": found.accuracy(attack, stored=stored),
-            "ci_low": low, "ci_high": high,
+            "ci_low": low, "ci_high": high, "epochs": found.origin["recipe"]["epochs"], "trained": trained_short(found.origin),
         }  # fmt: skip
-
-
-def _provenance(measured: list[Measured]) -> str:
-    lines = []
-    for found in measured:
-        origin, environment = found.about["model"]["origin"], found.about["environment"]
-        recipe, versions = origin["recipe"], origin["versions"]
-        lines.append(
-            [
-                f"`{found.model.name}`", str(recipe["epochs"]), str(recipe["seed"]), f"{origin['training seconds'] / 60:.0f}",
-                recipe["recipe"], f"torch {versions['torch']}", f"`{origin['weights'][:12]}`", f"{found.about['seconds'] / 60:.0f}",
-                f"{found.about['forwards']:,}", f"{found.about['backwards']:,}", "; ".join(found.about["machine"]),
-                str(environment["processor"]),
-            ]
-        )  # fmt: skip
-    header = [
-        "model", "epochs", "seed", "training, min", "recipe", "trained with", "weights", "attacks, min", "forwards", "backwards", "attacked with",
-        "processor",
-    ]  # fmt: skip
-    threats = sorted({f"{found.about['threat']['norm']} {found.about['threat']['eps_text']}" for found in measured})
-    notes = (
-        f"Threat model {', '.join(threats)}; PGD steps of eps/4 from a random start; attack seed 0, chunks of "
-        f"{', '.join(sorted({str(found.about['chunk']) for found in measured}))}. A row per test sample lies in `verdicts/MODEL.csv`, with "
-        "everything about its model beside it, and the tables here are made of those files alone. Weights are rounded to float16 before they are "
-        "evaluated; where a model's file is there, `robench attack --ckpt MODEL.safetensors --suite paper,autoattack -n N` repeats its white-box row. "
-        "Minutes are by the wall clock, whatever else the machine did."
-    )
-    commands = "\n".join(dict.fromkeys(found.about["command"] for found in measured))
-    return notes + (f"\n\n{table(header, lines)}\n\n```\n{commands}\n```" if lines else "")

@@ -41,14 +41,18 @@ def _gradient(logits: Logits, images: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AdversarialEntry:
-    """``craft(logits, images, labels, eps, noise) -> adv_images`` with noise in [-1, 1], or None for plain training."""
+    """``craft(logits, images, labels, eps, noise) -> adv_images`` with noise in [-1, 1], or None for plain training.
+
+    ``passes`` are a step's forward and backward passes, its cost against plain training.
+    """
 
     craft: Callable[..., Tensor] | None
     about: str
+    passes: int
 
 
 ADVERSARIAL: dict[str, AdversarialEntry] = {
-    "none": AdversarialEntry(None, "plain training"),
-    "nfgsm": AdversarialEntry(n_fgsm, "N-FGSM: one noisy step, twice the cost of plain training"),
-    "pgd": AdversarialEntry(pgd, "PGD-10: eleven times the cost"),
+    "none": AdversarialEntry(None, "plain training", 1),
+    "nfgsm": AdversarialEntry(n_fgsm, "N-FGSM: one noisy step, twice the cost of plain training", 2),
+    "pgd": AdversarialEntry(pgd, "PGD-10: eleven times the cost", 11),
 }

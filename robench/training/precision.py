@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 import time
 from dataclasses import replace
@@ -58,23 +59,43 @@ def _begun_with(path: Path, state: Path) -> str:
 
 
 def _quicker(spec: TrainSpec, train_set: Dataset, device: str) -> str:
-    seconds = {precision: _step_seconds(replace(spec, precision=precision), train_set, device) for precision in ("fp32", "bf16")}
-    gain = seconds["fp32"] / seconds["bf16"]
-    chosen = "bf16" if gain >= WORTH else "fp32"
+    chosen, gain = quicker(spec, train_set, device)
     print(f"robench: --precision auto: {chosen}, since bf16 takes steps {gain:.2f} times as fast as fp32 here", file=sys.stderr)
     return chosen
 
 
-def _step_seconds(spec: TrainSpec, train_set: Dataset, device: str) -> float:
-    """The fastest of a few steps on a model that is thrown away."""
+def quicker(spec: TrainSpec, train_set: Dataset, device: str) -> tuple[str, float]:
+    """The precision to train in here, and how many times as fast as fp32 bf16 takes steps."""
+    images = min(spec.batch_size, MOST)
+    seconds = {
+        precision: min(step_times(replace(spec, precision=precision), train_set, device, images=images, steps=TIMED))
+        for precision in ("fp32", "bf16")
+    }
+    gain = seconds["fp32"] / seconds["bf16"]
+    return ("bf16" if gain >= WORTH else "fp32"), gain
+
+
+def step_times(
+    spec: TrainSpec, train_set: Dataset, device: str, *, images: int, steps: int, seconds: float = math.inf
+) -> list[float]:  # fmt: skip
+    """Seconds of some training steps on a model that is thrown away; changes no random state.
+
+    Args:
+        spec: what would be trained.
+        train_set: its images.
+        device: where.
+        images: a step.
+        steps: that are timed, after one that warms up.
+        seconds: after which no further step is begun; the first one counts only where it alone took that long.
+    """
     with torch.random.fork_rng(devices=[]):
         model = MultiHead(spec.backbone, make_heads(spec.arch, train_set, main_width=RECIPES[spec.recipe].main_width))
     model = model.to(device).to(memory_format=torch.channels_last)
     loop = Loop(spec, model, torch.optim.Adam(model.parameters(), lr=spec.lr), train_set, device)
-    batch, generator = torch.arange(min(spec.batch_size, MOST), device=device), Generator(device).manual_seed(0)
-    spent = []
-    for _ in range(TIMED + 1):
+    batch, generator = torch.arange(images, device=device), Generator(device).manual_seed(0)
+    spent: list[float] = []
+    while len(spent) <= steps and sum(spent) < seconds:
         started = time.perf_counter()
         float(torch.stack(list(loop.step(batch, generator).values())).sum().detach())  # waits for the device
         spent.append(time.perf_counter() - started)
-    return min(spent[1:])
+    return spent[1:] or spent

@@ -83,7 +83,7 @@ def train(
     if not first:
         return path
     accuracy = _clean_accuracy(model.eval(), heads, test_set, device)
-    save_checkpoint(path, _describe(spec, wanted, model, heads, train_set, accuracy, history))
+    save_checkpoint(path, _describe(spec, wanted, model, heads, train_set, accuracy, history, device))
     state_path.unlink(missing_ok=True)
     return path
 
@@ -151,7 +151,7 @@ def _clean_accuracy(model: MultiHead, heads: dict, test_set: Dataset, device: st
     return {name: count / len(test_set) for name, count in correct.items()}
 
 
-def _describe(spec, wanted, model: MultiHead, heads: dict, train_set: Dataset, accuracy: dict, history: list) -> Checkpoint:
+def _describe(spec, wanted, model: MultiHead, heads: dict, train_set: Dataset, accuracy: dict, history: list, device) -> Checkpoint:
     import torchvision
 
     return Checkpoint(
@@ -172,6 +172,15 @@ def _describe(spec, wanted, model: MultiHead, heads: dict, train_set: Dataset, a
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
             "python": platform.python_version(),
-        },
+        }
+        | _computed_on(device, spec.precision),
         weights=model.state_dict(),
     )
+
+
+def _computed_on(device: str, precision: str) -> dict[str, str]:
+    """The device by name and, on CUDA, what its convolutions were computed in."""
+    if not device.startswith("cuda"):
+        return {"device": device}
+    convolutions = "bf16" if precision == "bf16" else "TF32" if torch.backends.cudnn.allow_tf32 else "float32"
+    return {"device": torch.cuda.get_device_name(device), "convolutions": convolutions}
