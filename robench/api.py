@@ -83,7 +83,7 @@ def attack(
     with ExitStack() as stack:
         place = _place(stack, here, device, threads, ray)
         subject = subject_of(ckpt, own, data, place.device, request.head)
-        warn_of_guessing(subject, data, n, say=here.rank == 0)
+        warn_at_first_look(subject, data, n, say=here.rank == 0)
         if data.path and show_progress and here.rank == 0:
             print(f"robench: {data.path}: {data}", file=sys.stderr)
         task = MAIN if ckpt is None else request.head
@@ -157,15 +157,16 @@ def subject_of(ckpt: Path | None, model: str | OwnModel | None, data: Dataset, d
     return classifier_of_model(OwnModel(model) if isinstance(model, str) else model, data, device, head)
 
 
-def warn_of_guessing(subject: Subject, data: Dataset, n: int, *, say: bool = True) -> None:
-    """Says on stderr, before hours of attacks, that a model of somebody else's is no better than a guess.
+def warn_at_first_look(subject: Subject, data: Dataset, n: int, *, say: bool = True) -> None:
+    """Says on stderr, before hours of attacks, what was changed of a model of somebody else's and what is suspicious about it.
 
     Raises:
         RobenchError: see ``first_look``.
     """
-    found = first_look(subject.classifier, data, n) if subject.model is None else ""
-    if found and say:
-        print(f"robench: warning: {found}", file=sys.stderr)
+    if subject.model is None:
+        for said in (*subject.notes, *first_look(subject.classifier, data, n)):
+            if say:
+                print(f"robench: warning: {said}", file=sys.stderr)
 
 
 def settled_precision(request: AttackRequest, subject: Subject, data: Dataset, folder: Path) -> str:

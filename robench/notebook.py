@@ -27,7 +27,7 @@ from robench.report.markdown import terminal_table
 from robench.report.tables import summarise, verdict_rows
 from robench.request import AttackRequest, default_suite, parse_chunk
 from robench.runs import DEFAULT_CHUNK, Place, Run, run_suites
-from robench.types import Dataset, RobenchError, format_eps, parse_eps
+from robench.types import Dataset, RobenchError, check_normalisation, format_eps, parse_eps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,8 +137,9 @@ def evaluate(
     )  # fmt: skip
     with use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
         held = gather(images, labels)
+        check_normalisation(mean, std, held.images.shape[1] if held.images.ndim == 4 else None)
         subject = classifier_of_module(
-            model, len(classes) or None, chosen, name=getattr(model, "__name__", type(model).__name__), mean=tuple(map(float, mean)),
+            model, None, chosen, name=getattr(model, "__name__", type(model).__name__), mean=tuple(map(float, mean)),
             std=tuple(map(float, std)), head=str(head), images=_few(held.images), weights_dtype=weights_dtype,
         )  # fmt: skip
         data = _dataset(held, tuple(classes) or held.classes, subject.classifier.n_classes)
@@ -166,9 +167,8 @@ def _dataset(held: Held, classes: tuple[str, ...], n_classes: int) -> Dataset:
 
 def _say(subject: Subject, data: Dataset) -> None:
     """Warns of what was changed of the model, and of a model that does not know these images."""
-    for note in (*subject.notes, first_look(subject.classifier, data, len(data))):
-        if note:
-            warnings.warn(note, stacklevel=3)
+    for note in (*subject.notes, *first_look(subject.classifier, data, len(data))):
+        warnings.warn(note, stacklevel=3)
 
 
 def _evaluation(results: Results, path: Path | None) -> Evaluation:

@@ -14,11 +14,9 @@ import torch
 from robench.data.augment import to_unit
 from robench.evaluation.engine import evaluate_suites
 from robench.evaluation.environment import describe_environment
-from robench.evaluation.memory import backing_off
+from robench.evaluation.first_look import ASKED_ABOUT, settle_randomness
 from robench.evaluation.results import Results, is_complete, read_results
 from robench.evaluation.store import RunFolder, attack_folder, read_run
-from robench.evaluation.verify import answers, refuse_if_nothing
-from robench.models.classifier import Classifier
 from robench.models.loading import Subject
 from robench.processes import Processes
 from robench.report.tables import summarise
@@ -26,10 +24,8 @@ from robench.types import Dataset, RobenchError, RunSpec, Suite, ThreatModel
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor
 
 DEFAULT_CHUNK = 250
-ASKED_ABOUT = 32  # images, to see whether a model is random
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,20 +134,6 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
     results = read_results(path)
     describe(n, results=_plain(summarise(results)))
     return results
-
-
-def settle_randomness(classifier: Classifier, images: Tensor) -> None:
-    """Finds out whether the model is random, in as small passes as its memory needs, on those images that it can classify.
-
-    Raises:
-        RobenchError: it can classify none.
-    """
-    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    with torch.no_grad(), classifier.counting():
-        _, raised = backing_off(classifier, len(images), lambda: answers(classifier, images, labels))
-    refuse_if_nothing(images, raised)
-    fine = images[[place for place in range(len(images)) if place not in raised]]
-    backing_off(classifier, len(fine), lambda: classifier.settle_draws(fine))
 
 
 def _describe_data(data: Dataset) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +46,9 @@ def parse_eps(text: str | float, option: str = "eps") -> float:
         if len(parts) > 2 or not math.isfinite(value) or value < 0:
             raise ValueError
     except (ValueError, ZeroDivisionError):
-        raise RobenchError(f"{option} {text!r} is not a number of pixel units; write it as 8/255 or 0.031") from None
+        raise RobenchError(
+            f"{option} {text!r} is not a number of pixel units, finite and not negative; write it as 8/255 or 0.031; 1 in Linf allows every image"
+        ) from None
     return value
 
 
@@ -153,13 +155,7 @@ class OwnModel:
     weights_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std):
-            raise RobenchError(f"--mean has {len(self.mean)} values and --std {len(self.std)}; give both, one value a channel")
-        if any(not 0 <= value <= 1 for value in self.mean) or any(not 0 < value <= 1 for value in self.std):
-            raise RobenchError(
-                f"--mean {_listed(self.mean)} --std {_listed(self.std)}: expected values in pixel units of [0, 1], and no std of 0; "
-                "divide values of 0 to 255 by 255"
-            )
+        check_normalisation(self.mean, self.std)
 
     @property
     def options(self) -> list[str]:
@@ -175,6 +171,31 @@ class OwnModel:
         return ["--weights-dtype", self.weights_dtype] if self.weights_dtype != "float32" else []
 
 
+def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int | None = None) -> None:
+    """Refuses a normalisation that cannot be meant.
+
+    Args:
+        mean, std: per channel, or one number for all, in pixel units of [0, 1].
+        channels: of the images, None where they are not known yet.
+
+    Raises:
+        RobenchError: one is missing, has another number of values, or is in units of 255.
+    """
+    if len(mean) != len(std):
+        raise RobenchError(
+            f"--mean has {len(mean)} values and --std {len(std)}; give both, one value a channel; a std of 1 leaves the scale as it is"
+        )
+    if any(not 0 <= value <= 1 for value in mean) or any(not 0 < value <= 1 for value in std):
+        raise RobenchError(
+            f"--mean {_listed(mean)} --std {_listed(std)}: expected values in pixel units of [0, 1], and no std of 0; divide values of "
+            "0 to 255 by 255"
+        )
+    if channels is not None and len(mean) not in (0, 1, channels):
+        raise RobenchError(
+            f"normalisation by mean {list(mean)} and std {list(std)}, but the images have {channels} channel{'s' * (channels > 1)}"
+        )
+
+
 def parse_channels(text: str | None, option: str) -> tuple[float, ...]:
     """What ``--mean 0.49,0.48,0.45`` means, () for None.
 
@@ -187,7 +208,7 @@ def parse_channels(text: str | None, option: str) -> tuple[float, ...]:
         raise RobenchError(f"{option} {text!r}: expected numbers separated by commas, such as 0.4914,0.4822,0.4465") from None
 
 
-def _listed(values: tuple[float, ...]) -> str:
+def _listed(values: Sequence[float]) -> str:
     return ",".join(f"{value:g}" for value in values)
 
 

@@ -261,7 +261,7 @@ def test_a_model_that_cannot_be_copied_is_refused_in_one_line(images, labels):
         def __deepcopy__(self, memo):
             raise RuntimeError("no copies")
 
-    with pytest.raises(RobenchError, match="cannot be copied .RuntimeError: no copies.; build it anew"):
+    with pytest.raises(RobenchError, match="cannot be copied .RuntimeError: no copies.; give a model that was just built"):
         quiet(Stubborn(), images, labels)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from robench.api import command, subject_of, warn_of_guessing
+from robench.api import command, subject_of, warn_at_first_look
 from robench.audit.checks import run_checks
 from robench.audit.desk import Desk
 from robench.audit.evidence import MAIN, Evidence
@@ -73,7 +73,7 @@ def audit(
     learn_from = load_dataset(name, "train", data_dir) if name in DATASETS else data
     with use_device(device, threads) as chosen:
         subject = subject_of(ckpt, model, data, chosen, request.head)
-        warn_of_guessing(subject, data, request.samples(data))
+        warn_at_first_look(subject, data, request.samples(data))
         folder = out or Path("reports") / request.folder_name(subject.name, data)
         return audit_subject(subject, data, request, folder, chosen, learn_from=learn_from, command=command())
 

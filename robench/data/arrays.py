@@ -90,7 +90,10 @@ def to_labels(labels: np.ndarray, n: int, classes: tuple[str, ...], where: str) 
     import torch
 
     if labels.ndim == 2 and labels.shape[1] > 1:
-        raise RobenchError(f"{where} have shape {labels.shape}: one-hot? store their argmax(1), one integer an image")
+        remedy = "one-hot? store their argmax(1), one integer an image"
+        if bool((np.asarray(labels != 0).sum(1) > 1).any()):
+            remedy = "several classes an image? robench judges classifiers that say one; pick the one label that is to be judged"
+        raise RobenchError(f"{where} have shape {labels.shape}: {remedy}")
     flat = labels.reshape(len(labels)) if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if flat.shape != (n,):
         raise RobenchError(

@@ -16,6 +16,7 @@ from robench.types import RobenchError
 if TYPE_CHECKING:
     from robench.types import Labels
 
+ROUNDING = 1e-5  # outside [0, 1]: no pixel value, but what interpolation leaves
 IMAGE_NAMES = ("image", "img", "images", "pixel_values", "x")
 LABEL_NAMES = ("label", "labels", "fine_label", "target", "y")
 
@@ -50,8 +51,20 @@ def gather(images: Any, labels: Any = None) -> Held:
     if labels is None:
         classes = _names(images)
         images, labels = _pairs(images)
+    _refuse_other_dimensions(images)
     pixels = _images(images)
     return Held(pixels, _labels(labels, len(pixels)), classes)
+
+
+def _refuse_other_dimensions(images: Any) -> None:
+    """One image too few brackets, or one pair too many."""
+    shape = tuple(images.shape) if isinstance(images, Tensor | np.ndarray) else ()
+    if len(shape) == 3 and (shape[0] in (1, 3) or shape[2] in (1, 3)):
+        raise RobenchError(f"images have shape {shape}: one image? give images[None], and its label in a list")
+    if len(shape) == 5:
+        raise RobenchError(
+            f"images have shape {shape}, expected (N, C, H, W): a batch of batches? give images.flatten(0, 1), and labels.flatten()"
+        )
 
 
 def _images(images: Any) -> Tensor:
@@ -81,7 +94,14 @@ def _of_tensor(images: Tensor) -> Tensor:
     images = images.float() if images.dtype in (torch.float16, torch.bfloat16, torch.float64) else images
     if images.ndim == 4 and images.dtype != torch.uint8 and not images.is_floating_point():
         return to_images(images.contiguous().numpy(), "images")  # integers of 0 to 255
-    return images.clone(memory_format=torch.contiguous_format)
+    images = images.clone(memory_format=torch.contiguous_format)
+    return _without_rounding(images) if images.is_floating_point() else images
+
+
+def _without_rounding(images: Tensor) -> Tensor:
+    """Pixels that a resize has left a rounding error outside [0, 1], brought back."""
+    low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 1.0)
+    return images.clamp_(0, 1) if -ROUNDING <= low <= high <= 1 + ROUNDING else images
 
 
 def _of_list(images: Sequence) -> Tensor:

@@ -159,10 +159,24 @@ def _call(attack: Attack, victim: Classifier, images: Images, labels: Labels, co
         if is_out_of_memory(error) and (victim.largest_pass or len(images)) > 1:
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
-        hint = (
-            "; the model passes no gradient: is there a no_grad or detach in it?" if "does not require grad" in str(error) else ""
-        )
-        return None, f"{type(error).__name__}: {error} ({place.name}, line {place.lineno}){hint}"
+        return None, f"{type(error).__name__}: {error} ({place.name}, line {place.lineno}){_hint(str(error))}"
+
+
+NO_GRADIENT = (
+    "does not require grad",
+    "Can't call numpy() on Tensor that requires grad",
+    "'NoneType' object has no attribute 'contiguous'",
+)
+
+
+def _hint(said: str) -> str:
+    """What to do about an exception that says little by itself, or ""."""
+    if not any(sign in said for sign in NO_GRADIENT):
+        return ""
+    return (
+        "; the model passes no gradient (no_grad, detach, rounding, NumPy or a quantised layer in it?): ask an attack that needs none, such as "
+        "square, or robench audit"
+    )
 
 
 def unwatched(classifier: Classifier, images: Images) -> Tensor:

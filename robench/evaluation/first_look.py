@@ -10,11 +10,13 @@ from torch import Tensor
 
 from robench.data.augment import to_unit
 from robench.evaluation.memory import backing_off
+from robench.evaluation.signs import signs
 from robench.evaluation.verify import answers, refuse_if_nothing
 from robench.models.classifier import Classifier
 from robench.types import Dataset, RobenchError
 
 LOOKED_AT = 100  # samples
+ASKED_ABOUT = 32  # of them, to see whether a model is random
 FEWEST = 8  # samples that can tell a model from a guesser
 LUCK = 0.01
 CLEARLY = 0.6  # of the samples: a model that has more right is fed as it should be, and no other way is tried
@@ -60,31 +62,51 @@ OTHER_WAYS = {
 }
 
 
-def first_look(classifier: Classifier, data: Dataset, n: int) -> str:
-    """Classifies up to 100 samples, spread over the first ``n``, and says what is suspicious about the answers, or "".
+def first_look(classifier: Classifier, data: Dataset, n: int) -> tuple[str, ...]:
+    """Classifies up to 100 samples, spread over the first ``n``, and says what is suspicious about the answers, a sentence each.
 
     Raises:
         RobenchError: the model cannot classify these images, or has other classes than the data; says both.
     """
     index = torch.linspace(0, n - 1, min(n, LOOKED_AT)).long()
     pixels = data.images[index].to(classifier.device)
-    images, labels = to_unit(pixels) if pixels.dtype == torch.uint8 else pixels.float(), data.labels[index]
+    images, labels = to_unit(pixels) if pixels.dtype == torch.uint8 else pixels.float(), data.labels[index].to(classifier.device)
     try:
-        predicted = _predicted(classifier, images, labels)
+        logits = _answered(classifier, images, labels)
     except RobenchError as error:
         raise RobenchError(f"{error} ({_about(data)})") from None
-    hits, n_classes = int((predicted == labels).sum()), len(data.classes)
-    guesses = _could_be_luck(hits, len(index), n_classes)
-    if len(index) < FEWEST or not (guesses or hits < CLEARLY * len(index)):
+    settle_randomness(classifier, images[:ASKED_ABOUT])
+    return tuple(
+        said for said in (_guessing(classifier, images, labels, logits), *signs(classifier, images, labels, logits)) if said
+    )
+
+
+def settle_randomness(classifier: Classifier, images: Tensor) -> None:
+    """Finds out whether the model is random, in as small passes as its memory needs, on those images that it can classify.
+
+    Raises:
+        RobenchError: it can classify none.
+    """
+    known = _answered(classifier, images, torch.zeros(len(images), dtype=torch.int64)).isfinite().all(1)
+    fine = images[known] if known.any() else images
+    backing_off(classifier, len(fine), lambda: classifier.settle_draws(fine))
+
+
+def _guessing(classifier: Classifier, images: Tensor, labels: Tensor, logits: Tensor) -> str:
+    """Whether the model is no better than a guess, or far better on images or labels that are read in another way."""
+    predicted, n, n_classes = _classes(logits), len(images), classifier.n_classes
+    hits = int((predicted == labels).sum())
+    guesses = _could_be_luck(hits, n, n_classes)
+    if n < FEWEST or not (guesses or hits < CLEARLY * n):
         return ""
     better = _better(classifier, images, labels, predicted)
     if better:
-        return f"the model has {hits} of {len(index)} samples right before any attack, but {better}"
+        return f"the model has {hits} of {n} samples right before any attack, but {better}"
     if not guesses:
         return ""
     return (
-        f"the model has {hits} of {len(index)} samples right before any attack, no more than a guess among {n_classes} classes would; check its "
-        "normalisation (--mean, --std), the order of its classes, and that its weights are the trained ones"
+        f"the model has {hits} of {n} samples right before any attack, no more than a guess among {n_classes} classes would; check its "
+        "normalisation (--mean, --std), the order of its classes, its BatchNorm statistics, and that its weights are the trained ones"
     )
 
 
@@ -104,7 +126,9 @@ def _better(classifier: Classifier, images: Tensor, labels: Tensor, predicted: T
     ]
     for way in OTHER_WAYS.get(images.shape[1], ()):
         try:
-            found.append((_predicted(classifier, way.change(images), labels) == labels, f"when it is fed {way.name}: {way.remedy}"))
+            found.append(
+                (_classes(_answered(classifier, way.change(images), labels)) == labels, f"when it is fed {way.name}: {way.remedy}")
+            )
         except RobenchError:
             continue
     hits, said = max(((each, said) for each, said in found), key=lambda pair: int(pair[0].sum()))
@@ -119,16 +143,21 @@ def _is_better(hits: Tensor, right: Tensor, tried: int) -> bool:
     return gained > lost and bool(binom.sf(gained - 1, gained + lost, 0.5) * tried <= LUCK)
 
 
-def _predicted(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
-    """The classes that a model says, -1 where it says none.
+def _answered(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+    """The logits, NaN where there are none.
 
     Raises:
-        RobenchError: it says none of any.
+        RobenchError: the model raises on all images.
     """
     with torch.no_grad(), classifier.counting():
         logits, raised = backing_off(classifier, len(images), lambda: answers(classifier, images, labels.to(images.device)))
     refuse_if_nothing(images, raised)
-    return torch.where(logits.isnan().any(1), -1, logits.argmax(1)).cpu()
+    return logits
+
+
+def _classes(logits: Tensor) -> Tensor:
+    """The classes that a model says, -1 where it says none."""
+    return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
 
 
 def _about(data: Dataset) -> str:

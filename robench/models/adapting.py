@@ -112,6 +112,7 @@ def adapt(
     if weights_dtype not in WEIGHTS:
         raise RobenchError(f"weights dtype {weights_dtype!r}: expected one of {', '.join(WEIGHTS)}")
     module, notes = _as_module(model)
+    notes += _with_listed_parts(module)
     if head != MAIN:
         module = Output(module, head)
     module, more = _in_dtype(module, weights_dtype)
@@ -154,9 +155,41 @@ def _copied(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module)
     except Exception as error:  # somebody else's model may raise anything
-        raise RobenchError(
-            f"the model cannot be copied ({type(error).__name__}: {error}); build it anew in a function, and name that: --model FILE.py:FUNCTION"
-        ) from error
+        computed = _computed_attributes(module)
+        why = f"its attribute {computed[0]} is computed from other tensors" if computed else f"{type(error).__name__}: {error}"
+        remedy = f"set it to {computed[0]}.detach(), or make it a buffer" if computed else "give a model that was just built"
+        raise RobenchError(f"the model cannot be copied ({why}); {remedy}, or give a function that returns its logits") from error
+
+
+def _computed_attributes(module: nn.Module) -> list[str]:
+    """Tensors that are no leaves of a graph, which torch does not copy."""
+    return [
+        f"{name}.{key}" if name else key
+        for name, part in module.named_modules()
+        for key, value in vars(part).items()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    ]
+
+
+def _with_listed_parts(module: nn.Module) -> list[str]:
+    """Registers modules that a module keeps in plain lists or dictionaries: eval mode, device and digest do not reach them otherwise."""
+    known = set(module.modules())
+    added: list[str] = []
+    for name, part in list(module.named_modules()):
+        for key, value in list(vars(part).items()):
+            values = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else ()
+            hidden = [each for each in values if isinstance(each, nn.Module) and each not in known]
+            if key.startswith("_") or not hidden:
+                continue
+            part.add_module(f"listed_{key}", nn.ModuleList(hidden))
+            known |= {inner for each in hidden for inner in each.modules()}
+            added.append(f"{name}.{key}" if name else key)
+    named = ", ".join(added)
+    return (
+        [f"the model keeps modules in a plain list ({named}), where eval() does not reach them; it was set to eval mode too"]
+        if added
+        else []
+    )
 
 
 def _in_dtype(module: nn.Module, weights_dtype: str) -> tuple[nn.Module, list[str]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 from torch import nn
 
+from robench.models.adapting import Function
 from robench.models.loaded import Loaded
 from robench.types import Dataset, OwnModel, RobenchError
 
@@ -36,7 +37,7 @@ def load_file(own: OwnModel, dataset: Dataset) -> Loaded:
     sys.modules[path.stem] = namespace  # dataclasses look their module up there
     with _somebody_elses_code(where, path.resolve().parent):
         spec.loader.exec_module(namespace)
-        module = _factory(namespace, function, where, str(path))()
+        module = _made(namespace, function, where, str(path))
     return Loaded(_checked(module), f"{path.stem}-{function}", code=path.read_bytes())
 
 
@@ -56,22 +57,29 @@ def load_package(own: OwnModel, dataset: Dataset) -> Loaded:
             raise RobenchError(
                 f"--model {own.where!r}: there is no Python module {error.name!r} here; install it, or write FILE.py:FACTORY"
             ) from None
-        module = _factory(namespace, function, own.where, name)()
+        module = _made(namespace, function, own.where, name)
     file = getattr(namespace, "__file__", None)
     return Loaded(_checked(module), f"{name.rpartition('.')[2]}-{function}", code=Path(file).read_bytes() if file else b"")
 
 
-def _factory(namespace: ModuleType, function: str, where: str, shown: str) -> Callable[[], nn.Module]:
-    factory = getattr(namespace, function, None)
-    if not callable(factory):
-        raise RobenchError(f"--model {where!r}: {shown} has no function {function!r}")
-    return factory
+def _made(namespace: ModuleType, name: str, where: str, shown: str) -> object:
+    """What the named function returns; a module that stands there ready is taken as it is."""
+    found = getattr(namespace, name, None)
+    if isinstance(found, nn.Module):
+        return found
+    if not callable(found):
+        raise RobenchError(f"--model {where!r}: {shown} has no function {name!r}")
+    return found()
 
 
-def _checked(module: object) -> nn.Module:
-    if not isinstance(module, nn.Module):
-        raise RobenchError(f"the model is a {type(module).__name__}, expected a torch.nn.Module that takes [0, 1] images")
-    return module
+def _checked(model: object) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    if callable(model) and not isinstance(model, type):
+        return Function(model)
+    raise RobenchError(
+        f"the model is a {type(model).__name__}, expected a torch.nn.Module, or a function, that takes [0, 1] images"
+    )
 
 
 @contextmanager
@@ -82,7 +90,7 @@ def _somebody_elses_code(where: str, neighbours: Path) -> Iterator[None]:
         yield
     except RobenchError:
         raise
-    except Exception as error:  # somebody else's code may raise anything
+    except (Exception, SystemExit) as error:  # somebody else's code may raise anything, and a script may end itself
         raise RobenchError(f"--model {where!r} raised {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(neighbours))

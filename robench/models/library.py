@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from robench.data import did_you_mean
@@ -36,6 +38,7 @@ def load_timm(own: OwnModel, dataset: Dataset) -> Loaded:
         RobenchError: timm is not installed or has no such model, or no weights were named.
     """
     name = own.where.partition(":")[2]
+    _timm()
     weights = _needs_weights(own)
     return Loaded(build_timm(name, num_classes=len(dataset.classes), in_chans=dataset.image_shape[0]), f"{name}-{weights}")
 
@@ -46,16 +49,21 @@ def build_timm(name: str, **settings) -> nn.Module:
     Raises:
         RobenchError: timm is not installed, has no such model, or refuses a setting.
     """
-    try:
-        import timm
-    except ImportError:
-        raise RobenchError(NO_TIMM) from None
+    timm = _timm()
     if not timm.is_model(name):
         raise RobenchError(f"timm {timm.__version__} has no model {name!r}{did_you_mean(name, timm.list_models())}")
     try:
         return timm.create_model(name, pretrained=False, **settings)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RobenchError(f"timm cannot build {name} with {settings}: {error}") from None
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise RobenchError(NO_TIMM) from None
+    return timm
 
 
 def _needs_weights(own: OwnModel) -> str:

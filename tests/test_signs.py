@@ -1,0 +1,163 @@
+"""What is said of a model before any attack: no gradient, probabilities, randomness, a batch that matters; and what is not said of an honest one."""
+
+import re
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import robench
+from robench.types import RobenchError
+
+N, CLASSES = 24, 5
+
+
+@pytest.fixture
+def images():
+    return torch.rand(N, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(CLASSES, 48, generator=torch.Generator().manual_seed(1)))
+
+    def forward(self, images):
+        return (images - 0.5).flatten(1) @ self.weight.T
+
+
+class ZeroGradient(Linear):
+    def forward(self, images):
+        return super().forward(images.detach()) + 0 * images.sum()
+
+
+class NotANumber(Linear):
+    def forward(self, images):
+        return super().forward(images) + ((images - images.detach()).flatten(1).sum(1, keepdim=True)).sqrt()
+
+
+class NoGradient(Linear):
+    @torch.no_grad()
+    def forward(self, images):
+        return super().forward(images)
+
+
+class ThroughNumPy(Linear):
+    def forward(self, images):
+        return super().forward(torch.from_numpy(images.numpy()))
+
+
+class Probabilities(Linear):
+    def forward(self, images):
+        return super().forward(images).softmax(1)
+
+
+class Noisy(Linear):
+    def forward(self, images):
+        return super().forward(images + 0.05 * torch.randn_like(images))
+
+
+class MeanOfBatch(Linear):
+    def forward(self, images):
+        return super().forward(images - images.mean(0) + 0.5)
+
+
+def said(model, images, **more):
+    labels = Linear()(images).argmax(1)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        robench.evaluate(model, images, labels, **{"suite": "fgsm", "eps": "1/255", "device": "cpu", **more})
+    return " ".join(str(each.message) for each in seen if "attack failed" not in str(each.message))
+
+
+@pytest.mark.parametrize(
+    ("model", "sign"),
+    [
+        (ZeroGradient, f"gradient of the loss is exactly zero on {N} of {N} correct samples.*--suite fast or square"),
+        (NotANumber, f"NaN or infinite on {N} of {N}"),
+        (NoGradient, "passes no gradient .RuntimeError: .*does not require grad"),
+        (ThroughNumPy, "passes no gradient .RuntimeError: Can't call numpy"),
+        (Probabilities, "returns probabilities"),
+        (Noisy, "model is random.*majority of 100 passes"),
+        (MeanOfBatch, "when other images are beside it"),
+    ],
+)
+def test_a_sign_that_a_number_means_little_is_named_before_any_attack(model, sign, images):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert re.search(sign, said(model(), images))
+
+
+def test_nothing_is_said_of_an_honest_model(images):
+    assert said(Linear(), images) == ""
+
+
+def test_a_failed_attack_names_one_that_needs_no_gradient(images):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = robench.evaluate(NoGradient(), images, Linear()(images).argmax(1), suite="pgd7", eps="1/255", device="cpu")
+    assert "such as square" in result.failures[0]
+
+
+def test_modules_in_a_plain_list_are_in_eval_mode_and_in_the_digest(images):
+    from robench.models.loading import classifier_of_module
+
+    class Listed(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.parts = [nn.Sequential(nn.Dropout(0.5), Linear())]
+            self.parts[0][1].weight.data.mul_(scale)
+
+        def forward(self, images):
+            return self.parts[0](images)
+
+    first, second = (classifier_of_module(Listed(scale), None, "cpu", images=images) for scale in (1.0, 2.0))
+    assert first.digest != second.digest
+    assert torch.equal(first.classifier(images), first.classifier(images))
+    assert "plain list (parts)" in first.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"mean": (0.5, 0.5, 0.5)}, "--mean has 3 values and --std 0"),
+        ({"mean": (0.5, 0.5), "std": (0.5, 0.5)}, "the images have 3 channels"),
+        ({"mean": (123.0, 116.0, 103.0), "std": (58.0, 57.0, 57.0)}, "divide values of 0 to 255 by 255"),
+        ({"eps": "-1/255"}, "finite and not negative"),
+        ({"classes": ("a", "b")}, "2 names of classes, but the model has 5 outputs"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(more, message, images):
+    with pytest.raises(RobenchError, match=message):
+        said(Linear(), images, **more)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda images, labels: (images[0], labels[0]), r"one image\? give images\[None\]"),
+        (lambda images, labels: (images[None], labels[None]), r"a batch of batches\?"),
+        (lambda images, labels: (images, torch.ones(N, CLASSES, dtype=torch.int64)), "several classes an image"),
+        (lambda images, labels: (images, ["cat"] * N), "labels are str.*classes="),
+    ],
+)
+def test_brackets_and_labels_that_are_off_are_named(change, message, images):
+    with pytest.raises(RobenchError, match=message):
+        robench.evaluate(Linear(), *change(images, Linear()(images).argmax(1)), suite="fgsm", device="cpu")
+
+
+def test_a_rounding_error_outside_the_box_is_no_mistake(images):
+    off = images.clone()
+    off[0, 0, 0, 0], off[1, 0, 0, 0] = -1e-7, 1 + 1e-6
+    assert said(Linear(), off) == ""
+
+
+def test_a_computed_attribute_is_named_where_it_keeps_a_model_from_being_copied(images):
+    class Computed(Linear):
+        def __init__(self):
+            super().__init__()
+            self.scale = self.weight.norm()
+
+    with pytest.raises(RobenchError, match=r"attribute scale is computed from other tensors.; set it to scale.detach\(\)"):
+        said(Computed(), images)
