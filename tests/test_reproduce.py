@@ -253,11 +253,60 @@ def test_verdicts_of_other_settings_or_another_source_are_refused(few, tmp_path)
     bench.refuse_difference(model, recipe, tmp_path)
     with pytest.raises(RobenchError, match="digits-single-0 was trained with other settings: epochs 9 there and 8 here"):
         bench.refuse_difference(model, recipe | {"epochs": 9}, tmp_path)
-    for arch, digest in (("single", "a"), ("contrastive", "b")):
-        found = measured(arch, clean=70, stored=60, white_box=10)
-        store(tmp_path, Measured(found.model, found.verdicts, {"n": 100, "mechanism": {}, "source digest": digest}))
+    for seed, digest in ((0, "a"), (1, "b")):
+        keep(tmp_path, measured("contrastive", clean=70, stored=60, white_box=10, seed=seed), digest)
     with pytest.raises(RobenchError, match="cifar10: the stored images are of different weights"):
         write_page(tmp_path, Settings().plan(), {})
+
+
+def keep(out, found, digest):
+    """Stores verdicts whose stored images are those of the weights ``digest``."""
+    more = {
+        "source digest": digest, "threat": {"norm": "Linf", "eps_text": "8/255"}, "chunk": 250, "command": "robench reproduce", "device": "cpu",
+        "seconds": 1.0, "forwards": 1, "backwards": 1, "machine": ["cpu"], "environment": {"processor": "x"},
+    }  # fmt: skip
+    about = found.about | more
+    about["model"] = {"origin": {**about["model"]["origin"], "training seconds": 60}}
+    about["model"]["origin"]["recipe"] |= {"seed": found.model.seed, "recipe": "paper"}
+    about["model"]["origin"]["versions"] |= {"torch": "2"}
+    store(out, Measured(found.model, found.verdicts, about))
+
+
+def test_what_was_said_of_other_stored_images_is_left_out_and_white_box_stays(tmp_path):
+    keep(tmp_path, measured("single", clean=80, stored=99, white_box=2), "new")
+    keep(tmp_path, measured("contrastive", clean=70, stored=60, white_box=10), "new")
+    keep(tmp_path, measured("single", clean=50, stored=40, white_box=25, role="adversarial", adversarial="nfgsm"), "old")
+    said = write_page(tmp_path, Settings().plan(), dict.fromkeys(("cifar10", "cifar100"), "robench reproduce")).read_text()
+    (row,) = (line for line in said.splitlines() if line.startswith("| **single-task + adversarial training**"))
+    assert row.count("not evaluated") == 4 and '"Not evaluated": the weights' in said
+    summary = pd.read_csv(tmp_path / "summary.csv").set_index(["model", "protocol", "attack"])["accuracy"]
+    assert summary["cifar10-single-nfgsm-0"]["white-box"]["autoattack"] == 0.25
+    assert "paper" not in summary["cifar10-single-nfgsm-0"]
+    assert summary["cifar10-contrastive-0"]["paper"]["pgd20"] == 0.6
+
+
+def test_a_finished_model_is_asked_about_the_images_of_a_new_source_and_nothing_else(tmp_path):
+    where = {"data_dir": None, "device": "cpu", "threads": 1}
+    settings = replace(QUICK, epochs=1, adversarial_epochs=1, n=20)
+    bench = _Bench(settings, tmp_path / "out", tmp_path / "w", where)
+    source, model = (each for each in settings.plan() if each.name in ("digits-single-0", "digits-contrastive-0"))
+    store(bench.out, bench.measure(source, bench.train(source)))
+    before = bench.measure(model, bench.train(model))
+    store(bench.out, before)
+    assert not bench.is_missing(model)
+    for path in [*bench.paths(source), *(bench.out / "runs").glob("*single-0")]:  # another training of the source
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    other = replace(bench.settings.spec(source, bench.data("digits", "train")), lr=4e-3)
+    train(other, bench.data("digits", "train"), bench.data("digits", "test"), out=bench.paths(source)[0], device="cpu")
+    assert bench.is_missing(model)
+    after = _Bench(replace(settings, train=settings.train | {"lr": 4e-3}), bench.out, bench.weights, where).renew(
+        model, bench.paths(model)[0], before
+    )
+    white_box = [name for name in before.verdicts if not name.startswith("stored")]
+    assert after.verdicts[white_box].equals(before.verdicts[white_box])
+    assert after.about["source digest"] == read_description(bench.paths(source)[0])["digest"] != before.about["source digest"]
+    store(bench.out, after)
+    assert not bench.is_missing(model)
 
 
 def test_a_finished_model_of_another_precision_is_taken_and_what_is_missing_is_trained_in_the_one_asked_for(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from robench.evaluation.results import read_results
 from robench.evaluation.store import read_run
 from robench.models.loading import classifier_of_checkpoint
 from robench.reproduce.estimate import Work, epochs_done, forecast
-from robench.reproduce.measured import Measured, condense, recall, store
+from robench.reproduce.measured import Measured, condense, recall, store, stored_columns
 from robench.reproduce.mechanism import explain
 from robench.reproduce.page import write_page
 from robench.reproduce.plan import ATTACKS, AUTOATTACK, TABLES, Trained
@@ -65,7 +65,11 @@ def reproduce(
         _say(model, "training")
         path = bench.train(model)
         _say(model, "attacking")
-        store(bench.out, bench.measure(model, path))
+        found = recall(bench.out, model)
+        renewed = (
+            found is not None and found.n >= bench.samples(model) and found.origin["weights"] == read_description(path)["digest"]
+        )
+        store(bench.out, bench.renew(model, path, found) if renewed and found is not None else bench.measure(model, path))
         write_page(bench.out, settings.whole_plan(), commands)
     return write_page(bench.out, settings.whole_plan(), commands)
 
@@ -93,7 +97,16 @@ class _Bench:
         found = recall(self.out, model)
         if found is not None:
             self.refuse_difference(model, found.origin["recipe"], self.out)
-        return found is None or found.n < self.samples(model)
+        return found is None or found.n < self.samples(model) or self.has_other_images(model, found)
+
+    def has_other_images(self, model: Trained, found: Measured) -> bool:
+        """Whether its verdicts on stored images are about another single-task model's, or an earlier robench explained less of them, and it
+        is there to be asked about these."""
+        path, _ = self.paths(model)
+        source, _ = self.paths(model.source)
+        if model.is_source or not (path.exists() and source.exists()):
+            return False
+        return found.about["source digest"] != read_description(source)["digest"] or "same size" not in found.about["mechanism"]
 
     def say_how_long(self, missing: list[Trained]) -> None:
         """On stderr, how long the missing models will take."""
@@ -185,6 +198,17 @@ class _Bench:
             "mechanism": {} if model.is_source else self._explain(model, path, dataset, n),
         }  # fmt: skip
         return Measured(model, condense(results, model.source.name), about)
+
+    def renew(self, model: Trained, path: Path, found: Measured) -> Measured:
+        """A finished model on the images of another single-task model; what it did under attack itself stays."""
+        dataset, source = self.data(model.dataset, "test"), self.run_of(model.source)
+        n, weights = found.n, read_description(self.paths(model.source)[0])["digest"]
+        self._craft(model.source, self.train(model.source), self.settings.samples(model.source, dataset))
+        run = self.out / "runs" / f"{model.name}-on-{weights[:8]}"
+        attack(AttackRequest(None, n=n, adv=tuple(f"{source}:{name}" for name in ATTACKS)), ckpt=path, out=run, **self.where)
+        verdicts = found.verdicts.assign(**stored_columns(read_results(run), model.source.name))
+        told = {"source digest": weights, "mechanism": self._explain(model, path, dataset, n)}
+        return Measured(model, verdicts, {**found.about, **told, "stored with": shlex.join(["robench", *sys.argv[1:]])})
 
     def _craft(self, source: Trained, path: Path, n: int) -> None:
         """The source's images, of every test sample, as the paper's authors stored them."""

@@ -24,7 +24,8 @@ def claims(dataset: str, there: list[Measured]) -> Iterator[str]:
         dataset: of the table.
         there: the finished models on it.
     """
-    first = {found.model.arch: found for found in there if found.model.role == "paper" and found.model.seed == 0}
+    evaluated = [found for found in there if found.has_stored]
+    first = {found.model.arch: found for found in evaluated if found.model.role == "paper" and found.model.seed == 0}
     if "single" not in first:
         return
     for arch in ("contrastive", "supervised"):
@@ -37,7 +38,7 @@ def claims(dataset: str, there: list[Measured]) -> Iterator[str]:
     trained = [found for found in there if found.model.role == "adversarial"]
     if "contrastive" in first and trained:
         yield _without_adversarial_training(first["contrastive"], trained)
-    for found in there:
+    for found in evaluated:
         if found.model.role in ("views", "second seed"):
             yield _undefended_control(found)
         if found.model.role == "paper" and found.model.seed != 0 and found.model.arch in first:

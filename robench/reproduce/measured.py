@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,16 @@ class Measured:
         """How its checkpoint was trained and is stored."""
         return self.about["model"]["origin"]
 
+    @property
+    def has_stored(self) -> bool:
+        """Whether it was evaluated on the images that are stored for the single-task model; that one's own are its white-box ones."""
+        return self.model.is_source or f"stored {ATTACKS[0]}" in self.verdicts
+
+    def without_stored(self) -> Measured:
+        """The same without what it said of stored images, where those are not the table's."""
+        kept = [name for name in self.verdicts if not name.startswith("stored ")]
+        return replace(self, verdicts=self.verdicts[kept], about={**self.about, "mechanism": {}})
+
     def correct(self, attack: str, *, stored: bool = False) -> np.ndarray:
         """Which samples are classified correctly, bool (n,).
 
@@ -83,10 +93,9 @@ def condense(results: Results, source: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = {str(name): part.reset_index(drop=True) for name, part in results.verdicts.groupby("attack", sort=False)}
+    rows = _by_attack(results)
     clean = rows["clean"]
-    columns = {"index": clean["index"], "label": clean["label"], "clean": clean["clean_pred"]}
-    columns |= {f"stored {name}": rows[f"{name}@{source}"]["adv_pred"] for name in ATTACKS if f"{name}@{source}" in rows}
+    columns = {"index": clean["index"], "label": clean["label"], "clean": clean["clean_pred"]} | stored_columns(results, source)
     for name in WHITE_BOX:
         by_query = (rows[name]["best"] == Outcome.BROKEN) & (rows[name]["outcome"] == Outcome.ROBUST)
         columns[name] = rows[name]["outcome"].map(LETTERS).mask(by_query, BY_QUERY)
@@ -97,6 +106,16 @@ def condense(results: Results, source: str) -> pd.DataFrame:
             f"{results.path}: {', '.join(failed)} failed on samples; its report.md says how. Run the same command again"
         )
     return table
+
+
+def _by_attack(results: Results) -> dict[str, pd.DataFrame]:
+    return {str(name): part.reset_index(drop=True) for name, part in results.verdicts.groupby("attack", sort=False)}
+
+
+def stored_columns(results: Results, source: str) -> dict[str, pd.Series]:
+    """The classes that a run's model says of the images stored for the single-task model ``source``, by column of ``Measured.verdicts``."""
+    rows = _by_attack(results)
+    return {f"stored {name}": rows[f"{name}@{source}"]["adv_pred"] for name in ATTACKS if f"{name}@{source}" in rows}
 
 
 def _paths(out: Path, model: Trained) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""Why a stored perturbation leaves another model standing: its size, its sign, and the loss along it."""
+"""Why a stored perturbation leaves another model standing: its size, its sign, the loss along it, and what else of its size does."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ def explain(
 
     Returns:
         ``l2`` (mean size of the stored perturbation, per attack), ``sign agreement`` with the evaluated model's own gradient at the
-        clean image (per attack; chance is 0.5), and ``transfer`` and ``white-box`` loss curves (mean cross-entropy at equal steps from the
-        clean image to the stored image, and to the model's own, of the last attack).
+        clean image (per attack; chance is 0.5), ``transfer`` and ``white-box`` loss curves (mean cross-entropy at equal steps from the
+        clean image to the stored image, and to the model's own, of the last attack), and ``same size``: accuracy on images that are changed as
+        much as the last attack's stored ones, but without its knowledge, see ``_same_size``; "none" and "stored" beside them.
     """
     n = min(n, N)
     images, labels = to_unit(dataset.images[:n]), dataset.labels[:n]
@@ -56,7 +57,41 @@ def explain(
         "sign agreement": {attack: agreement(delta, gradient) for attack, delta in deltas.items()},
         "transfer": _losses(classifier, images, labels, deltas[attacks[-1]]),
         "white-box": _losses(classifier, images, labels, own),
+        "same size": {
+            kind: _accuracy(classifier, (images + change).clamp(0, 1), labels)
+            for kind, change in _same_size(images, deltas[attacks[-1]]).items()
+        },
     }
+
+
+def _same_size(images: Images, delta: Tensor) -> dict[str, Tensor]:
+    """Changes whose L2 size is each stored perturbation's own: Gaussian noise, blur, the stored perturbation of another image, its pixels
+    shuffled, and, to compare with, none and the stored one."""
+    size = delta.flatten(1).norm(dim=1)[:, None, None, None]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(delta.shape, generator=generator)
+    order = torch.randperm(delta[0].numel(), generator=generator)
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 3, stride=1) - images
+    shuffled = delta.flatten(1)[:, order].view_as(delta)
+    return {
+        "none": torch.zeros_like(delta),
+        "noise": _scaled(noise, size),
+        "blur": _scaled(blurred, size),
+        "shuffled": shuffled,
+        "another image's": _scaled(delta.roll(1, 0), size),
+        "stored": delta,
+    }
+
+
+def _scaled(change: Tensor, size: Tensor) -> Tensor:
+    return change * (size / change.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None])
+
+
+@torch.no_grad()
+def _accuracy(classifier: Classifier, images: Images, labels: Labels) -> float:
+    parts = zip(images.split(BATCH), labels.split(BATCH), strict=True)
+    hits = sum(int((classifier(batch.to(classifier.device)).argmax(1).cpu() == own).sum()) for batch, own in parts)
+    return hits / len(images)
 
 
 def _craft(classifier: Classifier, images: Images, labels: Labels, threat: ThreatModel, name: str) -> Images:

@@ -16,7 +16,7 @@ from robench.report.trained import trained_short
 from robench.reproduce.claims import claims
 from robench.reproduce.measured import Measured, recall
 from robench.reproduce.pictures import draw_protocols, draw_why
-from robench.reproduce.plan import ATTACKS, AUTOATTACK, PUBLISHED, Trained
+from robench.reproduce.plan import ATTACKS, AUTOATTACK, PUBLISHED, SAME_SIZE, Trained
 from robench.reproduce.provenance import provenance
 from robench.types import RobenchError
 
@@ -51,16 +51,18 @@ def write_page(out: Path, plan: list[Trained], commands: Mapping[str, str]) -> P
 
     measured = [found for model in plan if (found := recall(out, model)) is not None]
     sections = ["# The paper's experiment, done again", INTRODUCTION]
+    shown: list[Measured] = []
     for dataset in dict.fromkeys(model.dataset for model in plan):
         there = [found for found in measured if found.model.dataset == dataset]
         if there:
-            _refuse_other_sources(dataset, there)
+            there = _of_one_source(dataset, there)
             sections += _of_dataset(out, dataset, there)
+            shown += there
     missing = [model for model in plan if model.name not in {found.model.name for found in measured}]
     if missing:
         sections.append("## Not finished\n\n" + _missing(missing, commands))
     sections.append("## How it was obtained\n\n" + provenance(measured))
-    rows = pd.DataFrame([row for found in measured for row in _rows(found)])
+    rows = pd.DataFrame([row for found in shown for row in _rows(found)])
     write_atomically(out / "summary.csv", rows.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode())
     write_atomically(out / "report.md", ("\n\n".join(sections) + "\n").encode())
     return out / "report.md"
@@ -74,14 +76,23 @@ def _missing(missing: list[Trained], commands: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _refuse_other_sources(dataset: str, there: list[Measured]) -> None:
-    """The images of one table are stored for one model."""
+def _of_one_source(dataset: str, there: list[Measured]) -> list[Measured]:
+    """The models of a table, without what was said of other stored images than those of its single-task model.
+
+    Raises:
+        RobenchError: there are several kinds of stored images, and that model is not there to say which are the table's.
+    """
+    source = next((found for found in there if found.model.is_source), None)
+    if source is not None:
+        wanted = source.about["source digest"]
+        return [found if found.about["source digest"] == wanted else found.without_stored() for found in there]
     if len({found.about["source digest"] for found in there}) > 1:
         names = ", ".join(f"{found.model.name} {found.about['source digest'][:12]}" for found in there)
         raise RobenchError(
             f"{dataset}: the stored images are of different weights of the single-task model ({names}); delete the verdicts of one kind and run "
             "the same command again"
         )
+    return there
 
 
 def _of_dataset(out: Path, dataset: str, there: list[Measured]) -> Iterator[str]:
@@ -90,7 +101,7 @@ def _of_dataset(out: Path, dataset: str, there: list[Measured]) -> Iterator[str]
     stated = list(claims(dataset, there))
     if stated:
         yield "### What the paper claims, and what holds\n\n" + "\n".join(f"- {claim}" for claim in stated)
-    plain = (found for found in there if found.about["mechanism"] and found.model.adversarial == "none")
+    plain = [found for found in there if found.about["mechanism"] and found.model.adversarial == "none"]
     others = [found for found in plain if found.model.seed == 0 or found.model.role == "second seed"]
     for name, figure in {"protocols": draw_protocols(there), **({"why": draw_why(others)} if others else {})}.items():
         buffer = io.BytesIO()
@@ -99,6 +110,9 @@ def _of_dataset(out: Path, dataset: str, there: list[Measured]) -> Iterator[str]
         yield f"![{FIGURES[name]}](figures/{dataset}-{name}.png)\n\n{FIGURES[name]}"
     if others:
         yield "### Why\n\n" + _why(others)
+    explained = [found for found in plain if "same size" in found.about["mechanism"]]
+    if explained:
+        yield _same_size(explained)
     spread = _spread(there)
     if spread:
         yield "### Spread over training seeds\n\n" + spread
@@ -115,17 +129,33 @@ def _table(dataset: str, there: list[Measured]) -> str:
                 [f"**{found.model.title}**", "published", *(f"{value:.2f}" for value in published), "", "", *("" for _ in trained)]
             )
         name = "" if published else f"**{found.model.title}**"
-        if not found.model.is_source:
+        if not found.has_stored:
+            lines.append(
+                [
+                    name,
+                    "their protocol, ours",
+                    _cell(found, "clean"),
+                    *("not evaluated" for _ in ATTACKS),
+                    "",
+                    f"{found.n:,}",
+                    *trained,
+                ]
+            )
+            name = ""
+        elif not found.model.is_source:
             cells = [_cell(found, attack, stored=True) for attack in ATTACKS]
             lines.append([name, "their protocol, ours", _cell(found, "clean"), *cells, "", f"{found.n:,}", *trained])
             name = ""
         cells = [_cell(found, attack) for attack in (*ATTACKS, AUTOATTACK)]
         lines.append([name, "white-box, ours", _cell(found, "clean"), *cells, f"{found.n:,}", *trained])
     header = ["model", "protocol", "natural", *(title(attack) for attack in (*ATTACKS, AUTOATTACK)), "n", *differing]
-    return (
-        table(header, lines)
-        + "\n\nThe stored images are the single-task model's (seed 0), whose own row is white-box in the paper too."
-    )
+    said = "The stored images are the single-task model's (seed 0), whose own row is white-box in the paper too."
+    if not all(found.has_stored for found in there):
+        said += (
+            ' "Not evaluated": the weights of that model are not kept, and its verdicts on stored images were about those of an earlier '
+            "single-task model."
+        )
+    return f"{table(header, lines)}\n\n{said}"
 
 
 def _differing(there: list[Measured]) -> dict[str, list[str]]:
@@ -159,6 +189,21 @@ def _why(others: list[Measured]) -> str:
     return table(header, lines) + f"\n\nSize and sign agreement on the first {n} test images, smallest perturbation first."
 
 
+def _same_size(explained: list[Measured]) -> str:
+    """Accuracy on changes as large as the stored ones that know nothing of any model."""
+    lines = [
+        [found.model.title, *(percent(found.about["mechanism"]["same size"][kind]) for kind in SAME_SIZE)] for found in explained
+    ]
+    header = ["model", "no change", "noise", "blur", "stored, pixels shuffled", "stored for another image", "stored (PGD-50)"]
+    n = explained[0].about["mechanism"]["n"]
+    low = min(found.about["mechanism"]["same size"][kind] for found in explained for kind in SAME_SIZE[1:-1])
+    return (
+        f"Accuracy in percent on the first {n} test images, each changed by as much (L2) as its stored PGD-50 image:\n\n{table(header, lines)}\n\n"
+        f"Changes of that size that know nothing of the single-task model leave {percent(low)} % or more. What a model loses beyond that on the "
+        "stored images, it loses to directions that it shares with the single-task model."
+    )
+
+
 def _spread(there: list[Measured]) -> str:
     """Mean and range over seeds, of models that were trained with several."""
     lines = []
@@ -167,7 +212,7 @@ def _spread(there: list[Measured]) -> str:
         if len(of_arch) > 1:
             columns = [
                 [100 * found.accuracy("clean") for found in of_arch],
-                [100 * found.accuracy("pgd20", stored=True) for found in of_arch if not found.model.is_source],
+                [100 * found.accuracy("pgd20", stored=True) for found in of_arch if found.has_stored and not found.model.is_source],
                 [100 * found.accuracy(UNION) for found in of_arch],
             ]
             cells = [f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f}), {len(values)}" for values in columns]
@@ -179,7 +224,7 @@ def _spread(there: list[Measured]) -> str:
 def _rows(found: Measured) -> Iterator[dict[str, Any]]:
     """summary.csv: one row per model, protocol and attack."""
     cells = [("none", "clean", False)]
-    cells += [] if found.model.is_source else [("paper", attack, True) for attack in ATTACKS]
+    cells += [] if found.model.is_source or not found.has_stored else [("paper", attack, True) for attack in ATTACKS]
     cells += [("white-box", attack, False) for attack in (*ATTACKS, AUTOATTACK, UNION)]
     for protocol, attack, stored in cells:
         low, high = found.bounds(attack, stored=stored)

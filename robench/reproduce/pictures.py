@@ -26,9 +26,10 @@ def draw_protocols(there: list[Measured]) -> Figure:
         ("AutoAttack", "#22272e", AUTOATTACK, False),
     ]
     for place, (name, color, attack, stored) in enumerate(bars):
-        shares = [100 * found.accuracy(attack, stored=stored) for found in there]
-        bounds = [[100 * bound for bound in found.bounds(attack, stored=stored)] for found in there]
-        where = np.arange(len(there)) + 0.26 * (place - 1)
+        known = [height for height, found in enumerate(there) if found.has_stored or not stored]
+        shares = [100 * there[height].accuracy(attack, stored=stored) for height in known]
+        bounds = [[100 * bound for bound in there[height].bounds(attack, stored=stored)] for height in known]
+        where = np.array(known) + 0.26 * (place - 1)
         spread = np.clip([[share - low, high - share] for share, (low, high) in zip(shares, bounds, strict=True)], 0, None).T
         axes.barh(where, shares, height=0.24, color=color, label=name, xerr=spread, error_kw={"elinewidth": 1, "ecolor": "#9aa4b0"})
         for height, share, (_, high) in zip(where, shares, bounds, strict=True):

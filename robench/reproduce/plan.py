@@ -7,6 +7,7 @@ from dataclasses import dataclass
 ATTACKS = ("fgsm", "pgd7", "pgd20", "pgd50")
 AUTOATTACK = "autoattack"
 COLUMNS = ("clean", *ATTACKS)
+SAME_SIZE = ("none", "noise", "blur", "shuffled", "another image's", "stored")  # see ``robench.reproduce.mechanism``
 
 # Wang & Wang 2021, tables 1 and 2: percent under no attack, FGSM, PGD-7, PGD-20, PGD-50.
 PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
