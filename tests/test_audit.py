@@ -305,6 +305,7 @@ def bench(digits_train, digits_test, tmp_path_factory):
     return Bench(digits_train, digits_test, tmp_path_factory.mktemp("controls"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONTROLS)
 def test_every_cheat_is_called_out_and_no_honest_model_is_accused(name, bench, tmp_path):
     slow = "defended" in name or "adversarial" in name or name == "honest-noise"  # most of their samples see every attack
@@ -312,6 +313,7 @@ def test_every_cheat_is_called_out_and_no_honest_model_is_accused(name, bench, t
     assert outcome.complaint == ""
 
 
+@pytest.mark.slow
 def test_an_interrupted_audit_goes_on_and_says_the_same(bench, tmp_path):
     def once(folder):
         subject = classifier_of_module(bench.undefended, 10, "cpu", "undefended")
@@ -327,6 +329,7 @@ def test_an_interrupted_audit_goes_on_and_says_the_same(bench, tmp_path):
     assert again.verdict == first.verdict
 
 
+@pytest.mark.slow
 def test_a_finished_audit_called_again_says_the_same_whatever_was_asked_in_between(bench, tmp_path):
     model = bench.fitted(bench.network(nn.Identity, 0, 0))
 

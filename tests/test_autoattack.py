@@ -50,6 +50,7 @@ def by_the_authors(classifier, images, labels, seed, threat=THREAT):
     return classifier(adv_images).argmax(1) == labels, adv_images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threat", "n"), [(THREAT, 24), (SPARSE, 6)], ids=str)
 def test_verdicts_equal_the_authors_sample_by_sample(network, digits_test, tmp_path, threat, n):
     images, labels = digits_test.images[:n], digits_test.labels[:n]
@@ -71,6 +72,7 @@ def test_verdicts_equal_the_authors_sample_by_sample(network, digits_test, tmp_p
     assert torch.equal(stored, adv_images[index])  # the same images, bit for bit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "threat", "n"),
     [*((stage, ThreatModel("Linf", 0.18), 6) for stage in ("apgd-ce", "apgd-t", "fab-t")), ("fab-t", SPARSE, 4)],
@@ -124,6 +126,7 @@ def read_outcomes(folder, suites, n):
     return verdicts[verdicts["attack"] == suites[0].name]["outcome"].tolist()
 
 
+@pytest.mark.slow
 def test_each_stage_alone_equals_the_authors_and_breaks_something(network, digits_test):
     from pyautoattack import AutoAttack
 

@@ -232,6 +232,7 @@ def test_a_read_only_output_folder_gets_one_clear_message(checkpoint, tmp_path, 
     assert_one_clear_message(result, "Permission denied")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "room"), [("chunks", 7), ("adv", 2), ("run.json", 1), ("summary.csv", 0)])
 def test_a_disk_that_fills_up_in_mid_run_damages_nothing(checkpoint, tmp_path, monkeypatch, part, room):
     command = ["attack", "--ckpt", checkpoint, "--suite", "fgsm,pgd7,apgd-ce", "--n", 30, "--batch-size", 10, "--threads", 1]
@@ -274,6 +275,7 @@ def test_ctrl_c_keeps_what_is_finished_and_exits_with_130(checkpoint, tmp_path, 
     assert call(*command).exit_code == 0 and len(calls) == 4  # the chunk that was cut off, and the last
 
 
+@pytest.mark.slow
 def test_verify_confirms_a_run_and_catches_other_weights(checkpoint, tmp_path):
     run = tmp_path / "run"
     command = ["attack", "--ckpt", checkpoint, "--suite", "pgd7", "--n", 30, "--threads", 1, "--out", run]
@@ -325,6 +327,7 @@ def test_a_checkpoint_of_a_folder_asks_where_the_folder_is(checkpoint, tmp_path)
     )
 
 
+@pytest.mark.slow
 def test_report_needs_no_torch(checkpoint, tmp_path):
     assert (
         call("attack", "--ckpt", checkpoint, "--suite", "pgd2", "--n", 5, "--threads", 1, "--out", tmp_path / "run").exit_code == 0
@@ -538,6 +541,7 @@ def union_bounds(run):
     return row["robust_accuracy"], row["ci_high"]
 
 
+@pytest.mark.slow
 def test_the_gate_is_judged_by_the_upper_bound_of_the_union(checkpoint, tmp_path):
     run = tmp_path / "run"
     command = ("attack", "--ckpt", checkpoint, *ATTACKED, "--eps", "0.03", "--out", run)
@@ -621,6 +625,7 @@ def attack_command(checkpoint, run):
     return [sys.executable, "-m", "robench", "attack", "--ckpt", str(checkpoint), *map(str, ATTACKED), "--out", str(run)]
 
 
+@pytest.mark.slow
 def test_output_into_pipes_is_plain(checkpoint, tmp_path):
     """No carriage return, no bar, no colour: stdout the table and the path, stderr lines."""
     command = attack_command(checkpoint, tmp_path / "run")
@@ -636,6 +641,7 @@ def test_output_into_pipes_is_plain(checkpoint, tmp_path):
     assert err.splitlines() == [f"robench: is the number real? robench audit --ckpt {checkpoint}"]
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_bar_and_no_colour(checkpoint, tmp_path):
     fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
     ours, theirs = pty.openpty()
@@ -687,6 +693,7 @@ def test_the_help_says_how_commands_are_completed_and_the_shells_get_a_script():
     assert done.stdout.strip() == "plain,sweep"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_extended_says_which_columns_wait_for_their_missing_chunks(tmp_path, checkpoint):
     arguments = ["attack", "--ckpt", str(checkpoint), "--out", str(tmp_path / "run"), "--device", "cpu"]
     invoke = CliRunner().invoke

@@ -55,6 +55,7 @@ def test_a_command_that_does_not_exist_is_noticed():
         understood(["atack"])
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_first_pages_run_as_a_newcomer_would_run_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran = 0

@@ -111,6 +111,7 @@ def test_the_contrastive_head_must_tell_the_chunks_clean_images_apart(checkpoint
     assert joint.n_classes(12) == math.prod((10, 12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "heads"), [("supervised", "coarse"), ("supervised", "joint"), ("contrastive", "joint")])
 def test_attacks_on_other_heads_are_judged_on_the_main_one(checkpoints, tmp_path, arch, heads):
     folder = attacked(checkpoints[arch], tmp_path / "run", "pgd7,fgsm", attack_heads=heads)
@@ -284,6 +285,7 @@ def test_an_image_whose_verdict_hangs_on_the_last_bits_is_kept_whole():
     assert torch.equal(packed.unpack()[0], adv_images[0])
 
 
+@pytest.mark.slow
 def test_kept_images_of_one_run_are_the_transfer_attack_of_another(checkpoints, tmp_path):
     source = attacked(checkpoints["single"], tmp_path / "source", "pgd7", save_adv=True)
     crafted = table(attacked(checkpoints["contrastive"], tmp_path / "crafted", f"pgd7@{checkpoints['single']}"))
@@ -310,6 +312,7 @@ def test_verify_sees_every_broken_sample_again(kept, checkpoints):
     assert sum(claimed.values()) == sum(each.single for each in replays) == sum(each.float64 for each in replays)
 
 
+@pytest.mark.slow
 def test_saving_images_changes_no_verdict(kept, checkpoints, tmp_path):
     plain = attacked(checkpoints["single"], tmp_path / "plain", "pgd7,autoattack-screened")
     assert (plain / "verdicts.csv").read_bytes() == (kept / "verdicts.csv").read_bytes()
@@ -362,6 +365,7 @@ def test_missing_images_are_made_again(kept, checkpoints):
     assert all(each.holds for each in verify(kept, threads=1)[0]) and (kept / "verdicts.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_asking_for_images_of_a_finished_cascade_and_interrupting_takes_nothing_away(kept, checkpoints, tmp_path):
     plain = attacked(checkpoints["single"], tmp_path / "plain", "autoattack-screened")
     before = (plain / "verdicts.csv").read_bytes()
@@ -439,6 +443,7 @@ def test_a_source_of_other_classes_is_refused(checkpoints, tmp_path):
         robench.evaluate(model, images, labels, suite=f"pgd2@{checkpoints['single']}")
 
 
+@pytest.mark.slow
 def test_stored_images_are_evaluated_on_more_samples_later(checkpoints, tmp_path):
     source = attacked(checkpoints["single"], tmp_path / "source", "pgd2", save_adv=True)
     for n in (20, 30):
@@ -461,6 +466,7 @@ def test_python_crafts_on_the_judged_head_where_no_other_is_named(checkpoints, t
     assert table(unnamed)["broken"].equals(table(named)["broken"])
 
 
+@pytest.mark.slow
 def test_a_surrogate_learns_images_of_any_number_of_channels(tmp_path):
     from robench.audit.surrogate import surrogate_attack
 

@@ -383,6 +383,7 @@ write_report(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_sigkill_inside_and_between_chunks_ends_with_the_undisturbed_table(tmp_path, request):
     command = [sys.executable, "-c", KILLED]
     here = str(request.path.parent)

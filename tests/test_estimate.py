@@ -81,6 +81,7 @@ def test_timing_ends_early(few):
     assert len(step_times(spec, few, "cpu", images=32, steps=5, seconds=1e-9)) == 1
 
 
+@pytest.mark.slow
 def test_weights_and_verdicts_are_the_same_with_it_and_without(tmp_path, monkeypatch, capsys):
     def run(name):
         torch.manual_seed(7)

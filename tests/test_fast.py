@@ -253,6 +253,7 @@ def test_a_search_that_was_changed_computes_its_column_again(tmp_path, monkeypat
     assert attack_folder(after, after.members[0]) != attack_folder(before, before.members[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "run"),
     [(1.0, ["nearest", "apgd-ce", "apgd-t", "suspect"]), (1.5, ["nearest", "apgd-ce", "apgd-t", "suspect", "fab-t", "square"])],
@@ -376,6 +377,7 @@ def test_fast_trusts_an_honest_model_and_leaves_autoattack_out(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_fast_calls_autoattack_where_gradients_are_masked_and_says_so(tmp_path):
     model, images, labels, _ = linear_case(0.02, "Linf", n=20)
     results = evaluated(tmp_path, Flat(model), images, labels, "fast")
@@ -386,6 +388,7 @@ def test_fast_calls_autoattack_where_gradients_are_masked_and_says_so(tmp_path):
     assert any("does not trust its gradients" in line for line in outlook_lines(results))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "followed"), [(0.02, "apgd-ce, apgd-t, fab-t and square"), (0.6, "fab-t and square"), (1.3, "fab-t and square")]
 )
@@ -442,6 +445,7 @@ def test_a_budget_that_means_nothing_is_refused(options, message):
         parse_suites("pgd7", LINF, 10, AttackOptions(**options))
 
 
+@pytest.mark.slow
 def test_folded_autoattack_says_of_a_trained_model_what_its_own_passes_say(tmp_path, few):
     from robench.training import TrainSpec, train
 
@@ -616,6 +620,7 @@ class LosesAnImage(nn.Module):
         return self.model(images)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:attack failed")
 def test_a_search_that_failed_is_not_trusted_and_autoattack_follows(tmp_path):
     model, images, labels, robust = linear_case(0.02, "Linf", n=20)
@@ -626,6 +631,7 @@ def test_a_search_that_failed_is_not_trusted_and_autoattack_follows(tmp_path):
     assert not results.ledger["mode"].str.startswith("left out").any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_fast_takes_few_classes_where_autoattacks_targeted_loss_cannot(n_classes, tmp_path):
     model, images, labels, robust = linear_case(0.02, "Linf", n=24, n_classes=n_classes)

@@ -306,6 +306,7 @@ class Bomb:
         return os.system, (f"mkdir {self.path}",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_foreign_model_is_attacked_by_one_command_and_computes_what_it_computed_before(kind, here, digits):
     arguments, plain = kind(here)
@@ -371,6 +372,7 @@ def test_a_program_for_three_images_takes_any_number_and_passes_gradients(here):
         assert torch.allclose(gradient, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [torchvision_safetensors, torchscript, returns_a_tuple], ids=lambda kind: kind.__name__)
 def test_a_run_of_a_foreign_model_is_verified_from_what_it_says_about_itself(kind, here, digits):
     arguments, plain = kind(here)

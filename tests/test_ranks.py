@@ -60,6 +60,7 @@ assert "pt_gloo_runloop" not in threads, threads  # one that outlives the group 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_gradients_of_several_processes_are_those_of_one(few, processes, tmp_path):
     script = tmp_path / "steps.py"
@@ -83,6 +84,7 @@ def test_parts_of_all_ranks_make_up_the_batch_view_by_view():
     assert parts == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
 
 
+@pytest.mark.slow
 def test_a_killed_training_in_two_processes_continues_to_the_same_weights(tmp_path):
     arguments = ["--arch", "contrastive", "--dataset", "digits", "--backbone", "small", "--epochs", "3", "--threads", "1"]
 

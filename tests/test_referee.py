@@ -152,6 +152,7 @@ def test_queries_about_no_sample_of_the_call_are_nobodys():
     assert referee._match(images[20:25]).tolist() == [-1] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square"])
 def test_every_stage_of_autoattack_is_followed_query_by_query(name):
     """What a stage returns as broken, the referee has seen as well, whatever subsets the library asked about."""

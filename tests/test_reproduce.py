@@ -209,6 +209,7 @@ def test_a_weight_that_float16_does_not_hold_is_refused(few, tmp_path):
         compact(checkpoint)
 
 
+@pytest.mark.slow
 def test_quick_runs_the_whole_pipeline_and_again_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = call("reproduce", "--quick", "--threads", 1)
@@ -285,6 +286,7 @@ def test_what_was_said_of_other_stored_images_is_left_out_and_white_box_stays(tm
     assert summary["cifar10-contrastive-0"]["paper"]["pgd20"] == 0.6
 
 
+@pytest.mark.slow
 def test_a_finished_model_is_asked_about_the_images_of_a_new_source_and_nothing_else(tmp_path):
     where = {"data_dir": None, "device": "cpu", "threads": 1}
     settings = replace(QUICK, epochs=1, adversarial_epochs=1, n=20)

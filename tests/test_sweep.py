@@ -96,6 +96,7 @@ def chunk_files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("chunks/**/*.npz")}
 
 
+@pytest.mark.slow
 def test_every_radius_is_an_ordinary_run_and_a_second_call_computes_only_what_is_new(checkpoint, tmp_path):
     found = swept(checkpoint, tmp_path / "s", eps="0,8/255", suite="pgd3")
     assert found.failures == [] and found.path == tmp_path / "s" / "curve.md"
@@ -120,6 +121,7 @@ def test_all_numbers_of_steps_are_one_trajectory(checkpoint, tmp_path):
     assert curve["value"].tolist() == [1, 2, 4] and (curve["envelope_robust_accuracy"].diff().dropna() <= 0).all()
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_to_the_undisturbed_curve(checkpoint, tmp_path, monkeypatch):
     from robench.adapters import torchattacks
 

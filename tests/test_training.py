@@ -99,6 +99,7 @@ def test_training_leaves_the_global_generator_alone(few, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_a_killed_training_continues_to_the_same_weights(tmp_path, few):
     command = [
         *(sys.executable, "-m", "robench", "train", "--arch", "contrastive", "--dataset", "digits", "--backbone", "small"),

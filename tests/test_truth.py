@@ -37,6 +37,7 @@ def cheapest(truth, verdict, count):
     return rows[truth.bound[rows].abs().argsort(descending=True)[:count]].tolist()
 
 
+@pytest.mark.slow
 def test_the_program_gives_the_committed_truth_again(truth, digits_test):
     for sample in cheapest(truth, ROBUST, 1) + cheapest(truth, BROKEN, 2):
         verdict, bound = prove(truth.network, digits_test.images[sample : sample + 1] / 255, int(digits_test.labels[sample]))
@@ -72,6 +73,7 @@ def attacked(truth, images, labels, name):
     return left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_no_attack_breaks_a_sample_that_is_proven_robust(name, truth, digits_test):
     rows = (truth.verdict == ROBUST).nonzero().flatten()

@@ -87,6 +87,7 @@ def test_a_query_that_breaks_something_makes_the_referee_wait_twice_more():
     assert referee.found.tolist() == [True, True, True, False] and counts == [1, 3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "more"), [("pgd20", 1), ("apgd-ce", 1), ("square200", 1), ("fab-t", 2)])  # FAB leaves the ball
 def test_watching_an_attack_makes_it_wait_once_a_query_more(name, more):
     classifier, images, labels = survivors()

@@ -54,6 +54,7 @@ def assert_equal(first, second):
     assert (first / "verdicts.csv").read_bytes() == (second / "verdicts.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_end_with_the_undisturbed_table(checkpoint, undisturbed, tmp_path):
     """One server process forks a child per attempt, so that a kill costs no import of torch."""
     server = f"""
@@ -92,6 +93,7 @@ print(kills, runs)
         assert_equal(undisturbed, tmp_path / f"killed-{place}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_ranks_of_torchrun_end_with_the_table_of_one_process(checkpoint, undisturbed, tmp_path, processes):
     out = tmp_path / "ranks"
@@ -102,6 +104,7 @@ def test_ranks_of_torchrun_end_with_the_table_of_one_process(checkpoint, undistu
     assert done.stdout.count("report.md") >= 1
 
 
+@pytest.mark.slow
 def test_slurm_ranks_share_a_folder_and_the_last_writes_the_table(checkpoint, undisturbed, tmp_path):
     out = tmp_path / "slurm"
     outputs = []
@@ -138,12 +141,14 @@ def plan_chunks():
     return split(len(OFFSETS), SPEC.chunk)
 
 
+@pytest.mark.slow
 def test_ray_under_torchrun_is_refused(checkpoint, tmp_path):
     ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     done = subprocess.run(command(checkpoint, tmp_path / "run", "--ray"), env=os.environ | ranks, capture_output=True, text=True)
     assert done.returncode == 1 and "both hand out chunks; use one of them" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_three_ray_nodes_of_which_one_is_removed_and_a_worker_killed_end_with_the_same_table(digits_test, tmp_path):
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'robench[ray]'")
     from ray.cluster_utils import Cluster
@@ -226,6 +231,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 def test_a_model_of_somebodys_own_file_goes_to_rays_workers(tmp_path):
     pytest.importorskip("ray", reason="needs Ray: pip install 'robench[ray]'")
     (tmp_path / "sub").mkdir()
@@ -241,6 +247,7 @@ def test_a_model_of_somebodys_own_file_goes_to_rays_workers(tmp_path):
     assert kept[0] == kept[1] != []
 
 
+@pytest.mark.slow
 def test_a_killed_cluster_of_this_machine_is_not_mistaken_for_one_that_runs():
     pytest.importorskip("ray", reason="needs Ray: pip install 'robench[ray]'")
     with tempfile.TemporaryDirectory(prefix="ray") as scratch:  # a socket's path must be short

@@ -58,8 +58,13 @@ def _channels_first(pixels: np.ndarray, where: str) -> np.ndarray:
 
 def _floats(pixels: np.ndarray, where: str) -> np.ndarray:
     """Floats in [0, 1], as uint8 where they are exactly k/255: smaller, and the same to the last bit."""
-    if not np.isfinite(pixels).all():
-        raise RobenchError(f"{where} hold NaN or infinity; expected pixel values in [0, 1]")
+    odd = ~np.isfinite(pixels)
+    if odd.any():
+        touched = np.flatnonzero(odd.reshape(len(odd), -1).any(1))
+        raise RobenchError(
+            f"{where} hold NaN or infinity in {int(odd.sum())} pixels of {len(touched)} images, the first is image {int(touched[0])}; leave those "
+            "images out, or mend them"
+        )
     low, high = float(pixels.min()), float(pixels.max())
     if low < 0 or high > 1:
         remedy = (

@@ -57,7 +57,9 @@ def _depends_on_batch(classifier: Classifier, images: Images, logits: Logits) ->
 
 
 def _are_probabilities(logits: Logits) -> bool:
-    inside = bool(((logits >= 0) & (logits <= 1)).all())
+    inside = bool(((logits >= 0) & (logits <= 1)).all()) and not bool(
+        ((logits == 0) | (logits == 1)).all()
+    )  # hard decisions are none
     return inside and bool(((logits.sum(1) - 1).abs() < 1e-3).all())
 
 

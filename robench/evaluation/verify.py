@@ -169,7 +169,9 @@ def check_images(images: Tensor, labels: Tensor, n_classes: int | None) -> None:
     if labels.is_floating_point() or labels.is_complex():
         raise RobenchError(f"labels are {labels.dtype}; expected int64 classes")
     if n_classes is not None and (labels.min() < 0 or labels.max() >= n_classes):
-        raise RobenchError(f"labels range from {int(labels.min())} to {int(labels.max())}; the model has {n_classes} classes")
+        low, high = int(labels.min()), int(labels.max())
+        from_one = "; they start at 1: subtract 1" if low == 1 and high == n_classes else ""
+        raise RobenchError(f"labels range from {low} to {high}; the model has {n_classes} classes{from_one}")
 
 
 def _refuse_pixels(images: Images) -> None:
