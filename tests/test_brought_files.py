@@ -113,6 +113,14 @@ def test_a_model_that_normalises_in_place_has_the_verdicts_of_one_normalised_by_
     assert verdicts("in_place").equals(verdicts("plain"))
 
 
+def test_kept_images_of_a_model_that_writes_into_its_input_are_verified(here):
+    assert attack("in_place", "--save-adv").exit_code == 0
+    kept = {path: path.read_bytes() for path in here.rglob("run-in_place/**/*.npz")}
+    result = CliRunner().invoke(main, ["verify", "run-in_place", "--trust", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert kept and all(path.read_bytes() == content for path, content in kept.items())
+
+
 def test_half_weights_are_computed_in_float32_or_as_they_are(here):
     result = attack("half")
     assert result.exit_code == 0 and "weights are float16; the model is computed in float32" in result.stderr

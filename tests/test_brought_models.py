@@ -120,6 +120,21 @@ def test_judging_leaves_both_images_as_they_are(images, labels):
     assert torch.equal(images, before[0]) and torch.equal(adv_images, before[1])
 
 
+def test_no_call_of_a_classifier_hands_its_images_to_the_module(images):
+    classifier, before = Classifier(InPlace(), CLASSES), images.clone()
+    classifier.settle_draws(images)
+    classifier.draws = 3
+    for call in (
+        classifier,
+        classifier.votes,
+        classifier.certain,
+        classifier.twin(InPlace()),
+        classifier.twin(InPlace(), double=True).certain,
+    ):
+        call(images)
+        assert torch.equal(images, before)
+
+
 def test_small_passes_of_a_model_that_writes_into_its_input_have_the_same_gradient(images):
     whole, parts = Classifier(Linear(), CLASSES), Classifier(InPlace(), CLASSES)
     parts.largest_pass = 5
