@@ -1,29 +1,52 @@
-"""One file per trained model: safetensors, its description as JSON in the header. Loading executes no code."""
+"""One file per trained model: safetensors, its description as JSON in the header. Loading executes no code.
+
+The file may lie compressed: ``MODEL.safetensors.xz`` is read where it is named, and also where ``MODEL.safetensors`` is named and not there.
+"""
 
 from __future__ import annotations
 
 import json
+import lzma
 import struct
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from robench.files import write_atomically
-from robench.formats import Format, recognise
+from robench.formats import HEADER, Format, recognise
 from robench.types import Checkpoint, RobenchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 _KEY = "robench"  # safetensors metadata maps text to text, so everything of ours is JSON under one key
+XZ = ".xz"
+_XZ_END = b"YZ"  # the last two bytes of a whole .xz file, https://tukaani.org/xz/xz-file-format.txt, section 2.1.2.4
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The file that a checkpoint's path means: itself, or where only that is there, the compressed one beside it."""
+    path = Path(path)
+    packed = path.with_name(path.name + XZ)
+    return packed if path.suffix == ".safetensors" and not path.exists() and packed.is_file() else path
+
+
+def checkpoint_name(path: Path) -> str:
+    """What a model is called after its file: ``cifar10-single-0`` of ``checkpoints/cifar10-single-0.safetensors.xz``."""
+    path = Path(path)
+    return Path(path.stem).stem if path.suffix == XZ else path.stem
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint, atomically."""
+    """Writes a checkpoint, atomically; compressed where the path ends in .xz."""
     from safetensors.torch import save
 
     described = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name != "weights"}
     described |= {"format": FORMAT, "digest": checkpoint.digest}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
-    write_atomically(path, save(weights, metadata={_KEY: json.dumps(described, sort_keys=True)}))
+    content = save(weights, metadata={_KEY: json.dumps(described, sort_keys=True)})
+    write_atomically(path, lzma.compress(content) if Path(path).suffix == XZ else content)
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -32,14 +55,19 @@ def read_description(path: Path) -> dict[str, Any]:
     Raises:
         RobenchError: the file is missing, no safetensors file, truncated, or not written by robench.
     """
-    path = Path(path)
+    path = checkpoint_file(path)
     if not path.exists():
         raise RobenchError(f"no checkpoint at {path}; train one with `robench train`, or check the path")
     if not path.is_file():
         raise RobenchError(f"{path} is not a file; --ckpt takes one .safetensors file")
-    size = path.stat().st_size
+    return _check_description(path, _read_header(path)[0])
+
+
+def _read_header(path: Path) -> tuple[str | None, int]:
+    """The description as text, None where there is none, and the bytes that the whole file has, uncompressed."""
+    size, packed = path.stat().st_size, path.suffix == XZ
     try:
-        with open(path, "rb") as file:
+        with _opened(path) as file:
             start = file.read(9)
             # A safetensors file begins with the length of its JSON header, whose first byte may well look like a pickle's.
             if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
@@ -48,19 +76,33 @@ def read_description(path: Path) -> dict[str, Any]:
                 what = "empty" if size == 0 else f"no checkpoint, or the beginning of one ({size} bytes)"
                 raise RobenchError(f"{path} is {what}; copy it again, or check the path")
             (length,) = struct.unpack("<Q", start[:8])
-            if length > min(size, 100_000_000):
+            if length > min(HEADER if packed else size, HEADER):
                 raise RobenchError(f"{path} is no safetensors file, or truncated ({size} bytes); copy it again")
             file.seek(8)
             header = json.loads(file.read(length))
             end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
             text = header.get("__metadata__", {}).get(_KEY)
+    except (lzma.LZMAError, EOFError) as error:
+        raise RobenchError(f"{path} is no .xz file, or truncated or damaged ({error}); copy it again") from None
     except OSError as error:
         raise RobenchError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise RobenchError(f"{path} is no safetensors file: its header is not readable") from None
-    if 8 + length + end != size:
+    if packed and not _ends_whole(path):
+        raise RobenchError(f"{path} is truncated or damaged: {size} bytes, and not the end of a .xz file; copy it again")
+    if not packed and 8 + length + end != size:
         raise RobenchError(f"{path} is truncated or damaged: {size} bytes, expected {8 + length + end}; copy it again")
-    return _check_description(path, text)
+    return text, 8 + length + end
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return lzma.open(path) if path.suffix == XZ else open(path, "rb")
+
+
+def _ends_whole(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-len(_XZ_END), 2)
+        return file.read() == _XZ_END
 
 
 def _not_ours(path: Path) -> str:
@@ -102,13 +144,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         RobenchError: see ``read_description``; or the weights do not match the digest in the header.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
+    path = checkpoint_file(path)
     described = read_description(path)
     try:
-        weights = load_file(path)
-    except (SafetensorError, OSError, KeyError) as error:
-        raise RobenchError(f"{path} is no readable safetensors file: {error}") from None
+        weights = _read_weights(path)
+    except (SafetensorError, OSError, KeyError, lzma.LZMAError, EOFError) as error:
+        raise RobenchError(f"{path} is no readable safetensors file: {error}; copy it again") from None
     digest = described.pop("digest", None)
     described.pop("format")
     for name in ("classes", "image_shape", "history"):
@@ -120,3 +162,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{str(digest)[:12]}; get the original file"
         )
     return checkpoint
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load, load_file
+
+    if path.suffix != XZ:
+        return load_file(path)
+    _, size = _read_header(path)
+    with lzma.open(path) as file:
+        content = file.read(size + 1)  # no more than the header promises, whatever a hostile file unpacks to
+    if len(content) != size:
+        raise RobenchError(
+            f"{path} is truncated or damaged: it unpacks to other than the {size} bytes that its header promises; copy it again"
+        )
+    return load(content)

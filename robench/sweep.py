@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robench.api import attack, command
-from robench.checkpoint import read_description
+from robench.checkpoint import checkpoint_name, read_description
 from robench.data import load_dataset
 from robench.evaluation.results import Results, failures, read_results
 from robench.report.markdown import aligned
@@ -153,7 +153,7 @@ def _steps(request: SweepRequest) -> list[int]:
 def _name(where: dict[str, Any]) -> str:
     """The model as part of a folder's name."""
     if where.get("ckpt") is not None:
-        return Path(where["ckpt"]).stem
+        return checkpoint_name(where["ckpt"])
     model = where.get("model")
     named = model.where if isinstance(model, OwnModel) else str(model)
     return re.sub(r"[^\w.-]+", "-", re.sub(r"\.py(?=:|$)", "", named.rsplit("/", 1)[-1]))

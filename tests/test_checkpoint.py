@@ -1,12 +1,14 @@
+import lzma
 import os
 import pickle
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from robench.checkpoint import load_checkpoint, read_description, save_checkpoint
+from robench.checkpoint import checkpoint_name, load_checkpoint, read_description, save_checkpoint
 from robench.digest import digest_tensors
 from robench.files import write_atomically
 from robench.models.multihead import MultiHead, rebuild
@@ -42,8 +44,6 @@ def test_round_trip_keeps_weights_and_description(checkpoint, saved):
 
 @pytest.mark.parametrize("low_byte", [0x80, 0x50])
 def test_a_header_length_that_looks_like_a_pickle_is_none(checkpoint, tmp_path, low_byte):
-    from dataclasses import replace
-
     path, padding = tmp_path / "model.safetensors", 0
     while True:
         save_checkpoint(path, replace(checkpoint, dataset="d" * (1 + padding)))
@@ -126,8 +126,6 @@ def test_absent_file_and_folder_are_told_apart(tmp_path):
 
 
 def test_weights_that_do_not_fit_the_backbone_are_refused(checkpoint, tmp_path):
-    from dataclasses import replace
-
     with pytest.raises(RobenchError, match="weights do not fit its resnet18"):
         rebuild(replace(checkpoint, backbone="resnet18"))
 
@@ -144,3 +142,51 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_compressed_checkpoint_is_the_same_and_found_where_the_plain_one_is_named(checkpoint, tmp_path):
+    plain, packed = tmp_path / "single-0.safetensors", tmp_path / "single-0.safetensors.xz"
+    save_checkpoint(packed, checkpoint)
+    assert packed.stat().st_size < sum(tensor.numel() * tensor.element_size() for tensor in checkpoint.weights.values())
+    for named in (packed, plain):
+        assert load_checkpoint(named).digest == checkpoint.digest
+        assert read_description(named)["classes"] == list("0123456789")
+        assert checkpoint_name(named) == "single-0"
+    save_checkpoint(plain, replace(checkpoint, dataset="other"))
+    assert read_description(plain)["dataset"] == "other"  # the file that is named comes before the one beside it
+
+
+@pytest.mark.parametrize("keep", [0, 5, 40, 3000, -40, -1])
+def test_a_truncated_compressed_file_is_called_that(checkpoint, tmp_path, keep):
+    path = tmp_path / "model.safetensors.xz"
+    save_checkpoint(path, checkpoint)
+    path.write_bytes(path.read_bytes()[:keep])
+    for read in (read_description, load_checkpoint):
+        with pytest.raises(RobenchError, match="empty|truncated|damaged"):
+            read(path)
+
+
+def test_a_changed_byte_of_a_compressed_file_is_caught(checkpoint, tmp_path):
+    path = tmp_path / "model.safetensors.xz"
+    save_checkpoint(path, checkpoint)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RobenchError, match="copy it again"):
+        load_checkpoint(path)
+
+
+def test_a_compressed_file_unpacks_to_no_more_than_its_header_promises(checkpoint, tmp_path):
+    path = tmp_path / "model.safetensors.xz"
+    save_checkpoint(path, checkpoint)
+    path.write_bytes(lzma.compress(lzma.decompress(path.read_bytes()) + bytes(50_000_000)))
+    with pytest.raises(RobenchError, match="unpacks to other than"):
+        load_checkpoint(path)
+
+
+def test_what_is_no_compressed_file_or_no_checkpoint_inside_one_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors.xz"
+    for content, said in ((b"text of some length", "no .xz file"), (lzma.compress(b"text of some length"), "no safetensors file")):
+        path.write_bytes(content)
+        with pytest.raises(RobenchError, match=said):
+            read_description(path)

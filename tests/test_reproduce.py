@@ -16,12 +16,14 @@ from robench.evaluation.adv_images import read_packed
 from robench.models.classifier import Classifier
 from robench.models.multihead import MultiHead, rebuild
 from robench.reproduce import QUICK, Settings, _Bench, compact
+from robench.reproduce.cells import cell_by_cell, cells_of
 from robench.reproduce.claims import claims, verdict
 from robench.reproduce.measured import Measured, recall, store
 from robench.reproduce.mechanism import explain
 from robench.reproduce.page import write_page
 from robench.reproduce.plan import ATTACKS, PUBLISHED, Trained, models
 from robench.reproduce.rounding import STORED, rounded
+from robench.reproduce.why import why
 from robench.training import TrainSpec, train
 from robench.types import Dataset, RobenchError, ThreatModel
 
@@ -232,7 +234,7 @@ def test_quick_runs_the_whole_pipeline_and_again_changes_nothing(tmp_path, monke
     said = (out / "report.md").read_text()
     assert "Not finished" not in said
     assert "- Trained on cpu in float32, evaluated on cpu in float32: `digits-single-0`, `digits-supervised-0`, `dig" in said
-    assert (tmp_path / "checkpoints/quick/digits-single-0.safetensors").exists()
+    assert (tmp_path / "checkpoints/quick/digits-single-0.safetensors.xz").exists()
     (row,) = (line for line in said.splitlines() if line.startswith("| `digits-single-0` | 8 | 0 | cpu in float32 |"))
     assert f"| {STORED} |" in row
     for folder in ("runs", "checkpoints"):  # what is not committed is not needed
@@ -390,6 +392,48 @@ def test_the_page_says_per_row_what_trainings_differ_in(tmp_path):
 def test_the_page_has_no_such_columns_where_trainings_are_alike(tmp_path):
     page = page_of(tmp_path, *(measured(arch, clean=80, stored=9, white_box=0, origin=H200) for arch in ("single", "contrastive")))
     assert list(rows_of(page, "model | protocol")[0])[-2:] == ["AutoAttack", "n"] and "(against" not in page
+
+
+def test_each_published_cell_lies_in_our_interval_or_is_said_to_be_off_by_what_it_is():
+    single = measured("single", clean=8246, stored=0, white_box=0, n=10_000)
+    contrastive = measured("contrastive", clean=7316, stored=5995, white_box=0, n=10_000)
+    natural, fgsm, pgd7, pgd20, pgd50 = cells_of("cifar10", contrastive)
+    assert (natural.text, pgd20.text, pgd50.text) == ("inside", "inside", "inside")
+    assert fgsm.distance == pytest.approx(58.61 - 58.99, abs=0.01) and fgsm.text == "-0.38"  # Wilson's lower end
+    assert pgd7.published == 60.62 and pgd7.text == "inside"  # the upper end is 60.90
+    said = cell_by_cell("cifar10", [single, contrastive])
+    assert said.startswith("8 of 10 published cells lie in our 95 % interval")
+    assert (
+        "Furthest off: single-task, FGSM: published 2.89, ours 0.00 [0.00, 0.04]; contrastive multitask, FGSM: published 58.61, ours 59.95"
+        in said
+    )
+    assert cell_by_cell("digits", [single]) == ""
+
+
+def test_why_compares_models_that_differ_in_one_thing_on_the_same_images():
+    mechanism = {"n": 100, "l2": dict.fromkeys(ATTACKS, 1.5), "sign agreement": dict.fromkeys(ATTACKS, 0.5)}
+    plain = measured("single", clean=80, stored=40, white_box=0, role="second seed", seed=1)
+    views = measured("single", clean=75, stored=54, white_box=0, role="views", views="simclr")
+    contrastive = measured("contrastive", clean=70, stored=57, white_box=0)
+    other = measured("contrastive", clean=70, stored=61, white_box=0, seed=1)
+    for place, found in enumerate((plain, views, contrastive, other)):
+        found.about["mechanism"] = mechanism | {"sign agreement": dict.fromkeys(ATTACKS, 0.54 - place / 100)}
+    kept, steps, directions = why([measured("single", clean=80, stored=0, white_box=0), plain, views, contrastive, other])
+    rows = {row["models"]: row for row in rows_of(steps, "what changes")}
+    points = {name: row["points on stored images"] for name, row in rows.items()}
+    assert points == {
+        "single-task on SimCLR views - single-task, other seed": "+14.00",
+        "contrastive multitask - single-task on SimCLR views": "+3.00",
+        "contrastive multitask - single-task, other seed": "+17.00",
+        "contrastive multitask (seed 1) - single-task, other seed": "+21.00",
+        "contrastive multitask (seed 1) - contrastive multitask": "+4.00",
+    }
+    assert rows["contrastive multitask - single-task, other seed"]["points of natural accuracy"] == "-10.00"
+    assert {row["model"]: row["of those right without attack"] for row in rows_of(kept, "model")}[
+        "single-task, other seed"
+    ] == "50.00"
+    assert "is -1.00" in directions  # who agrees more keeps less, in all four
+    assert list(why([plain.without_stored()])) == []
 
 
 def test_a_damaged_table_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench.checkpoint import load_checkpoint
+from robench.checkpoint import checkpoint_name, load_checkpoint
 from robench.data.augment import to_unit
 from robench.models.adapting import adapt
 from robench.models.classifier import Classifier
@@ -94,7 +94,7 @@ def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str, h
     }
     if head != MAIN:
         origin["head"] = head
-    return Subject(path.stem, classifier, classifier.digest(), origin, model, checkpoint.heads, preprocessing)
+    return Subject(checkpoint_name(path), classifier, classifier.digest(), origin, model, checkpoint.heads, preprocessing)
 
 
 def of_head(dataset: Dataset, head: str) -> Dataset:

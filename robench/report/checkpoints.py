@@ -21,7 +21,7 @@ def list_checkpoints(folder: Path) -> tuple[list[tuple[str, ...]], list[str]]:
     if not folder.is_dir():
         raise RobenchError(f"no folder at {folder}; name the one that checkpoints lie in: `robench list checkpoints DIR`")
     rows, unread = [], []
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.safetensors.xz")]):
         try:
             rows.append((str(path.relative_to(folder)), *_row(read_description(path))))
         except RobenchError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robench.api import attack
-from robench.checkpoint import load_checkpoint, read_description, save_checkpoint
+from robench.checkpoint import XZ, load_checkpoint, read_description, save_checkpoint
 from robench.data import load_dataset
 from robench.evaluation.device import use_device
 from robench.evaluation.results import read_results
@@ -138,9 +138,10 @@ class _Bench:
         return _load(dataset, split, self.where["data_dir"])
 
     def paths(self, model: Trained) -> tuple[Path, Path]:
-        """Of its rounded checkpoint, and of the trained one."""
+        """Of its rounded checkpoint, which is compressed unless a plain one is there, and of the trained one."""
         name = f"{model.name}.safetensors"
-        return self.weights / name, self.out / "checkpoints" / name
+        plain = self.weights / name
+        return plain if plain.exists() else plain.with_name(name + XZ), self.out / "checkpoints" / name
 
     def train(self, model: Trained) -> Path:
         """The model's checkpoint, rounded."""

@@ -13,11 +13,13 @@ from robench.files import write_atomically
 from robench.report.markdown import table
 from robench.report.tables import UNION, percent, title
 from robench.report.trained import trained_short
+from robench.reproduce.cells import cell_by_cell
 from robench.reproduce.claims import claims
 from robench.reproduce.measured import Measured, recall
 from robench.reproduce.pictures import draw_protocols, draw_why
-from robench.reproduce.plan import ATTACKS, AUTOATTACK, PUBLISHED, SAME_SIZE, Trained
+from robench.reproduce.plan import ATTACKS, AUTOATTACK, PUBLISHED, Trained
 from robench.reproduce.provenance import provenance
+from robench.reproduce.why import why
 from robench.types import RobenchError
 
 INTRODUCTION = (
@@ -98,6 +100,8 @@ def _of_one_source(dataset: str, there: list[Measured]) -> list[Measured]:
 def _of_dataset(out: Path, dataset: str, there: list[Measured]) -> Iterator[str]:
     yield f"## {dataset}"
     yield _table(dataset, there)
+    if told := cell_by_cell(dataset, there):
+        yield "### Published and ours, cell by cell\n\n" + told
     stated = list(claims(dataset, there))
     if stated:
         yield "### What the paper claims, and what holds\n\n" + "\n".join(f"- {claim}" for claim in stated)
@@ -109,10 +113,7 @@ def _of_dataset(out: Path, dataset: str, there: list[Measured]) -> Iterator[str]
         write_atomically(out / "figures" / f"{dataset}-{name}.png", buffer.getvalue())
         yield f"![{FIGURES[name]}](figures/{dataset}-{name}.png)\n\n{FIGURES[name]}"
     if others:
-        yield "### Why\n\n" + _why(others)
-    explained = [found for found in plain if "same size" in found.about["mechanism"]]
-    if explained:
-        yield _same_size(explained)
+        yield "### Why\n\n" + "\n\n".join(why(there))
     spread = _spread(there)
     if spread:
         yield "### Spread over training seeds\n\n" + spread
@@ -170,38 +171,6 @@ def _differing(there: list[Measured]) -> dict[str, list[str]]:
 def _cell(found: Measured, attack: str, *, stored: bool = False) -> str:
     low, high = found.bounds(attack, stored=stored)
     return f"{percent(found.accuracy(attack, stored=stored))} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _why(others: list[Measured]) -> str:
-    lines = []
-    for found in others:
-        mechanism = found.about["mechanism"]
-        for attack in sorted(ATTACKS, key=mechanism["l2"].get):
-            lines.append(
-                [
-                    found.model.title, title(attack), f"{mechanism['l2'][attack]:.3f}",
-                    f"{mechanism['sign agreement'][attack]:.3f}", percent(found.accuracy(attack, stored=True)),
-                ]
-            )  # fmt: skip
-        lines[-len(ATTACKS)][0] = f"**{found.model.title}**"
-    header = ["model", "stored attack", "mean L2 size", "sign agreement (chance 0.5)", "accuracy on stored images, %"]
-    n = others[0].about["mechanism"]["n"]
-    return table(header, lines) + f"\n\nSize and sign agreement on the first {n} test images, smallest perturbation first."
-
-
-def _same_size(explained: list[Measured]) -> str:
-    """Accuracy on changes as large as the stored ones that know nothing of any model."""
-    lines = [
-        [found.model.title, *(percent(found.about["mechanism"]["same size"][kind]) for kind in SAME_SIZE)] for found in explained
-    ]
-    header = ["model", "no change", "noise", "blur", "stored, pixels shuffled", "stored for another image", "stored (PGD-50)"]
-    n = explained[0].about["mechanism"]["n"]
-    low = min(found.about["mechanism"]["same size"][kind] for found in explained for kind in SAME_SIZE[1:-1])
-    return (
-        f"Accuracy in percent on the first {n} test images, each changed by as much (L2) as its stored PGD-50 image:\n\n{table(header, lines)}\n\n"
-        f"Changes of that size that know nothing of the single-task model leave {percent(low)} % or more. What a model loses beyond that on the "
-        "stored images, it loses to directions that it shares with the single-task model."
-    )
 
 
 def _spread(there: list[Measured]) -> str:
