@@ -1,5 +1,6 @@
 """The audit: its statistics, its checks on verdicts known by hand, its verdicts, and its controls."""
 
+import ast
 import json
 from pathlib import Path
 
@@ -11,16 +12,18 @@ from cases import LINF, BrightnessClassifier, brightness_data, linear_case
 from click.testing import CliRunner
 from torch import nn
 
+import robench.audit
 from robench.attacks.descent import LOSSES, descend
 from robench.attacks.straight_through import StraightThrough
 from robench.audit import AuditRequest, audit_subject
 from robench.audit.cheats import Detached, NoGradient, Quantise
 from robench.audit.checks import CHECKS, run_checks
-from robench.audit.comparisons import black_box, loss_swap, noise_breaks, one_step, transfer_breaks
+from robench.audit.comparisons import black_box, loss_swap, noise_breaks, one_step, precision, transfer_breaks
 from robench.audit.controls import CONTROLS, Bench
 from robench.audit.evidence import Evidence, Stored
-from robench.audit.panel import called_for
+from robench.audit.panel import CALLABLE, called_for
 from robench.audit.protocol import provenance, randomness, transfer_gap
+from robench.audit.readings import GRADIENT_FREE
 from robench.audit.selftest import audit_control
 from robench.audit.verdict import OPEN, REFUTED, REQUIRED, SUPPORTED, WEAKENED, judge_number
 from robench.cli import main
@@ -270,6 +273,31 @@ def test_findings_call_for_attacks_within_the_budget_and_warnings_for_cheap_ones
     mild = Finding("y", Level.WARN, "", "", "", calls_for=("pgd50-spsa", "pgd100-margin"))
     assert called_for([grave, mild], [], 3.0) == (["pgd50-bpda", "pgd100-margin", "square20000"], [])
     assert called_for([grave, mild], ["pgd100-margin"], 1.0) == (["pgd50-bpda"], ["square20000"])
+
+
+def names_in_source():
+    """(file, name) of every attack that the audit's source lets a finding call for."""
+    for path in sorted(Path(robench.audit.__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "calls_for":
+                yield from ((path.name, each.value) for each in ast.walk(node.value) if isinstance(each, ast.Constant))
+
+
+def test_every_attack_that_a_finding_may_call_for_is_on_the_panel_or_on_the_ladder():
+    named = list(names_in_source())
+    assert len(named) > 12
+    assert not [(file, name) for file, name in [*named, *(("readings.py", name) for name in GRADIENT_FREE)] if name not in CALLABLE]
+
+
+def test_a_name_that_is_on_neither_is_no_attack_that_goes_missing():
+    typo = Finding("x", Level.PASS, "", "", "", calls_for=("pgd50-bdpa",))
+    with pytest.raises(AssertionError, match="pgd50-bdpa"):
+        called_for([typo], [], 3.0)
+
+
+def test_a_gain_of_float64_calls_for_float64_and_rescaling():
+    finding = precision(evidence_of({"pgd50-ce": 800, "pgd50-float64": 300}))
+    assert (finding.level, finding.calls_for) == (Level.FAIL, ("pgd50-float64", "pgd50-rescaled"))
 
 
 def test_rescaled_cross_entropy_is_cross_entropy_where_margins_are_small():

@@ -139,9 +139,7 @@ def precision(evidence: Evidence) -> Finding:
     """Computing in float64 must not help the attack."""
     return two(
         evidence, "pgd50-ce", "pgd50-float64", warn=0.002, fail=0.002, says="float64 helps the attack: float32 had lost the gradient",
-        fine="float64 changes nothing", text="PGD-50 in float32 against float64", calls_for=("pgd50-float64", "pgd50-rescaled", "pgd50-float64", "pgd50-eot",
-    "pgd20(restarts=5)",
-),
+        fine="float64 changes nothing", text="PGD-50 in float32 against float64", calls_for=("pgd50-float64", "pgd50-rescaled"),
     )  # fmt: skip
 
 

@@ -49,6 +49,8 @@ LADDER = (
     Stronger("pgd50-spsa", 6_450),
     Stronger("square20000", 20_000),
 )  # fmt: skip
+# What a finding may call for: columns that have run by then, and the ladder.
+CALLABLE = frozenset((*FULL, *QUICK, "pgd50-eot", *(each.name for each in LADDER)))
 
 
 def panel(threat: ThreatModel, n_classes: int, *, quick: bool) -> list[Suite]:
@@ -98,6 +100,7 @@ def called_for(findings: Iterable[Finding], done: Iterable[str], budget: float) 
     """
     wanted: set[str] = set()
     for finding in findings:
+        assert CALLABLE.issuperset(finding.calls_for), f"{finding.check} calls for {finding.calls_for}, known: {sorted(CALLABLE)}"
         if finding.level == Level.FAIL:
             wanted.update(finding.calls_for)
         elif finding.level == Level.WARN:
