@@ -21,7 +21,8 @@ from torchvision import models, transforms
 from robench.data.augment import VIEWS, to_unit
 from robench.models.multihead import MultiHead
 from robench.training.loop import Loop
-from robench.training.objectives import OBJECTIVES, make_heads
+from robench.training.objectives import OBJECTIVES
+from robench.training.recipes import RECIPES
 from robench.training.spec import TrainSpec
 from robench.types import Dataset
 
@@ -77,7 +78,7 @@ def training_step(arch: str, images: torch.Tensor, views: str, backbone: torch.n
     VIEWS["none"] = lambda pixels, generator, mirror: to_unit(pixels)
     dataset = Dataset("random", "train", images, torch.arange(BATCH) % 10, tuple("0123456789"))
     spec = TrainSpec.of(arch, dataset, views=views)
-    model = MultiHead("resnet18", make_heads(arch, dataset, main_width=None))
+    model = MultiHead("resnet18", OBJECTIVES[arch].heads(dataset, RECIPES["paper"]))
     model.backbone = backbone or model.backbone
     model = model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True)

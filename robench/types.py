@@ -385,6 +385,12 @@ class Dataset:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
+    @property
+    def tasks(self) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
+        """Labels, int64 (N,), and class names by the head that can be judged on them: the main one, and a coarser one where there are."""
+        coarse = {} if self.coarse_labels is None else {"coarse": (self.coarse_labels, self.coarse_classes)}
+        return {"main": (self.labels, self.classes), **coarse}
+
     @cached_property
     def digest(self) -> str:
         """sha256 over shape, pixels and labels in their order."""
@@ -396,7 +402,7 @@ class Checkpoint:
     """A trained model as it lies on disk: plain tensors and what is needed to rebuild and judge it.
 
     Attributes:
-        arch: "single", "supervised" or "contrastive".
+        arch: the variant, a name in ``OBJECTIVES``.
         backbone: a name in ``robench.models.BACKBONES``.
         dataset: name of the training set.
         classes: main-task class names, in the order of the logits.

@@ -41,11 +41,12 @@ def test_nt_xent_gradient_is_finite_at_low_temperature():
 def test_contrastive_loss_sums_cross_entropy_over_views_as_in_eq_5():
     outputs = {"main": torch.randn(8, 3), "projection": torch.randn(8, 16)}
     labels = torch.tensor([0, 1, 2, 0] * 2)
-    summed = OBJECTIVES["contrastive"].loss(outputs, labels, None, Terms(0.5, 0.5, 0.07, sum_views=True))
+    targets = {"main": labels}
+    summed = OBJECTIVES["contrastive"].loss(outputs, targets, Terms(0.5, 0.5, 0.07, sum_views=True))
     per_view = [torch.nn.functional.cross_entropy(view, labels[:4]) for view in outputs["main"].chunk(2)]
     assert torch.isclose(summed["main"], 0.5 * (per_view[0] + per_view[1]))
     assert torch.isclose(summed["contrastive"], 0.5 * nt_xent(*outputs["projection"].chunk(2), 0.07))
-    averaged = OBJECTIVES["contrastive"].loss(outputs, labels, None, Terms(0.5, 1.0, 0.07, sum_views=False))
+    averaged = OBJECTIVES["contrastive"].loss(outputs, targets, Terms(0.5, 1.0, 0.07, sum_views=False))
     assert torch.isclose(2 * averaged["main"], summed["main"])
     assert torch.isclose(averaged["contrastive"], 2 * summed["contrastive"])
 
@@ -53,6 +54,6 @@ def test_contrastive_loss_sums_cross_entropy_over_views_as_in_eq_5():
 def test_supervised_loss_weighs_fine_and_coarse():
     outputs = {"main": torch.randn(4, 10), "coarse": torch.randn(4, 3)}
     fine, coarse = torch.tensor([1, 2, 3, 4]), torch.tensor([0, 1, 2, 0])
-    losses = OBJECTIVES["supervised"].loss(outputs, fine, coarse, Terms(0.3, 0.7, 0.07, True))
+    losses = OBJECTIVES["supervised"].loss(outputs, {"main": fine, "coarse": coarse}, Terms(0.3, 0.7, 0.07, True))
     assert torch.isclose(losses["main"], 0.3 * torch.nn.functional.cross_entropy(outputs["main"], fine))
     assert torch.isclose(losses["coarse"], 0.7 * torch.nn.functional.cross_entropy(outputs["coarse"], coarse))

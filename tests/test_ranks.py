@@ -14,7 +14,8 @@ from robench.models.multihead import MultiHead
 from robench.processes import Processes
 from robench.training import Ranks, joined, train
 from robench.training.loop import Loop
-from robench.training.objectives import make_heads
+from robench.training.objectives import OBJECTIVES
+from robench.training.recipes import RECIPES
 from robench.types import RobenchError
 
 VARIANTS = [("single", "none"), ("supervised", "none"), ("contrastive", "none"), ("single", "nfgsm"), ("contrastive", "pgd")]
@@ -29,7 +30,7 @@ def one_step(few, arch, adversarial, ranks):
     """Loss terms and gradients of one step of a global batch, with BatchNorm frozen."""
     spec = quick(arch, few, adversarial=adversarial, batch_size=BATCH)
     torch.manual_seed(0)
-    model = MultiHead("small", make_heads(arch, few, main_width=None)).eval()
+    model = MultiHead("small", OBJECTIVES[arch].heads(few, RECIPES["paper"])).eval()
     loop = Loop(spec, model, torch.optim.SGD(model.parameters(), lr=0.1), few, "cpu", ranks)
     losses = loop.step(torch.arange(BATCH), torch.Generator().manual_seed(1))
     return {name: loss.item() for name, loss in losses.items()}, {

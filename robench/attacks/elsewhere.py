@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robench.digest import digest_tensors
 from robench.models.classifier import Classifier
 from robench.models.loading import Subject
-from robench.models.multihead import MAIN, MultiHead
+from robench.models.multihead import MultiHead
 from robench.types import Attack, Dataset, Elsewhere, Keeps, RobenchError, Suite
 
 if TYPE_CHECKING:
@@ -181,9 +181,10 @@ def make_heads_target(heads: str, subject: Subject, dataset: Dataset) -> Heads:
         raise RobenchError(f"--attack-heads {heads!r}: the model has the heads {', '.join(known)}; name one, or joint for all")
     chosen = tuple(known) if heads == JOINT else (heads,)
     widths = {name: subject.heads[name]["classes"] for name in chosen}
-    if dataset.coarse_labels is None and any(name != MAIN and widths[name] is not None for name in chosen):
-        raise RobenchError(f"--attack-heads {heads}: {dataset.name} has no coarse labels to turn that head away from")
-    targets = {MAIN: dataset.labels} | ({} if dataset.coarse_labels is None else {"coarse": dataset.coarse_labels})
+    targets = {name: labels for name, (labels, _) in dataset.tasks.items()}
+    for name in chosen:
+        if widths[name] is not None and name not in targets:
+            raise RobenchError(f"--attack-heads {heads}: {dataset.name} has no {name} labels to turn that head away from")
     return Heads(subject.model, chosen, widths, targets, subject.normalise)
 
 

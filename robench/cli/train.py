@@ -11,7 +11,7 @@ from robench.cli.group import hint, main, shared
 
 
 @main.command()
-@click.option("--arch", required=True, help="single, supervised or contrastive.")
+@click.option("--arch", required=True, help="single, supervised, contrastive: what `robench list archs` names.")
 @click.option(
     "--dataset", required=True, help="A name of `robench list datasets`, or a folder with one sub-folder of images per class."
 )

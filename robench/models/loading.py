@@ -105,11 +105,10 @@ def of_head(dataset: Dataset, head: str) -> Dataset:
     """
     if head == MAIN:
         return dataset
-    if head != "coarse" or dataset.coarse_labels is None:
-        raise RobenchError(
-            f"--head {head!r}: {dataset.name} has labels for {'main, coarse' if dataset.coarse_classes else 'main'} only"
-        )
-    return replace(dataset, labels=dataset.coarse_labels, classes=dataset.coarse_classes)
+    if head not in dataset.tasks:
+        raise RobenchError(f"--head {head!r}: {dataset.name} has labels for {', '.join(dataset.tasks)} only")
+    labels, classes = dataset.tasks[head]
+    return replace(dataset, labels=labels, classes=classes)
 
 
 def classifier_of_module(

@@ -16,7 +16,7 @@ from robench.models.multihead import MAIN, MultiHead
 from robench.progress import duration
 from robench.runs import DEFAULT_CHUNK
 from robench.training.adversarial import ADVERSARIAL
-from robench.training.objectives import OBJECTIVES, make_heads
+from robench.training.objectives import OBJECTIVES
 from robench.training.precision import quicker, step_times
 from robench.training.spec import TrainSpec
 from robench.types import Dataset
@@ -93,7 +93,7 @@ def _attack_seconds(work: Work, test_set: Dataset, spec: TrainSpec, device: str)
 def _pass_seconds(test_set: Dataset, spec: TrainSpec, device: str) -> tuple[float, float]:
     """A forward and a backward pass of one sample, in a chunk of them, through a model that is thrown away."""
     with torch.random.fork_rng(devices=[]):
-        model = MultiHead(spec.backbone, make_heads(spec.arch, test_set, main_width=None))
+        model = MultiHead(spec.backbone, spec.heads(test_set))
     model = model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
     images, labels = (each[:DEFAULT_CHUNK].to(device) for each in (test_set.images, test_set.labels))
     images = to_unit(images)

@@ -54,7 +54,7 @@ class Trained:
     @property
     def is_source(self) -> bool:
         """Whether the paper's protocol crafts its images on this model."""
-        return self.role == "paper" and self.arch == "single" and self.seed == 0
+        return self == self.source
 
     @property
     def source(self) -> Trained:
@@ -64,10 +64,11 @@ class Trained:
     @property
     def title(self) -> str:
         """What it is, in words."""
+        from robench.training.objectives import OBJECTIVES
+
         words = {"views": " on SimCLR views", "second seed": ", other seed", "adversarial": " + adversarial training"}
-        arch = {"single": "single-task", "supervised": "supervised multitask", "contrastive": "contrastive multitask"}[self.arch]
         seed = f" (seed {self.seed})" if self.role == "paper" and self.seed else ""
-        return arch + words.get(self.role, "") + seed
+        return OBJECTIVES[self.arch].title + words.get(self.role, "") + seed
 
 
 def models(dataset: str, seeds: int, variants: tuple[str, ...] | None = None) -> list[Trained]:

@@ -32,10 +32,9 @@ class Loop:
         self.spec, self.model, self.optimizer, self.device, self.ranks = spec, model, optimizer, device, ranks
         self.replica = ranks.replica(model, device)
         self.images = train_set.images.to(device)
-        self.labels = train_set.labels.to(device)
-        self.coarse = None if train_set.coarse_labels is None else train_set.coarse_labels.to(device)
         self.mirror = train_set.mirror
         self.objective, self.recipe = OBJECTIVES[spec.arch], RECIPES[spec.recipe]
+        self.targets = {head: labels.to(device) for head, labels in self.objective.targets(train_set).items()}
         self.terms = Terms(spec.lambda_main, spec.lambda_aux, spec.temperature, self.recipe.sum_views)
         self.steps = len(train_set) // spec.batch_size  # an incomplete last batch is dropped; the order is new every epoch
 
@@ -79,27 +78,33 @@ class Loop:
         return f"loss {loss:.3f}, {self.spec.batch_size / per_step:,.0f} images/s, {left / 60:.1f} min left in all"
 
     def step(self, batch: Tensor, generator: Generator) -> dict[str, Tensor]:
-        spec, view = self.spec, VIEWS[self.spec.views]
-        pixels, n_views = self.images[batch], self.objective.n_views
-        images = torch.cat([view(pixels, generator, mirror=self.mirror) for _ in range(n_views)])
-        images = images.contiguous(memory_format=torch.channels_last)
-        labels = self.labels[batch].repeat(n_views)
-        coarse = None if self.coarse is None else self.coarse[batch].repeat(n_views)
+        spec, n_views = self.spec, self.objective.n_views
+        images, targets = self._drawn(batch, generator)
         craft = ADVERSARIAL[spec.adversarial].craft
         noise = images if craft is None else torch.empty_like(images).uniform_(-1, 1, generator=generator)
         images, noise = self._part(images), self._part(noise)
         with torch.autocast(self.device.split(":")[0], torch.bfloat16) if spec.precision == "bf16" else nullcontext():
             if craft is not None and spec.train_eps is not None:
-                own_labels, eps = self.ranks.part(labels, n_views), parse_eps(spec.train_eps)
+                own_labels, eps = self.ranks.part(targets[MAIN], n_views), parse_eps(spec.train_eps)
                 images = craft(lambda x: self.model(x)[MAIN], images, own_labels, eps, noise)
             outputs = self.replica(images)
         outputs = {name: self.ranks.whole(output.float(), n_views) for name, output in outputs.items()}
-        losses = self.objective.loss(outputs, labels, coarse, self.terms)
+        losses = self.objective.loss(outputs, targets, self.terms)
         self.optimizer.zero_grad(set_to_none=True)
         # Each rank's gradient is its share of a sum, and the replica averages.
         (torch.stack(list(losses.values())).sum() * self.ranks.world_size).backward()
         self.optimizer.step()
         return losses
+
+    def _drawn(self, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Random views of a batch's images, float32 (n_views * N, C, H, W), and what each head is to say about them."""
+        pixels, n_views, view = self.images[batch], self.objective.n_views, VIEWS[self.spec.views]
+        images = torch.cat([view(pixels, generator, mirror=self.mirror) for _ in range(n_views)])
+        targets = {head: labels[batch].repeat(n_views) for head, labels in self.targets.items()}
+        if self.objective.pretext is not None:
+            images, made = self.objective.pretext(images, generator)
+            targets |= made
+        return images.contiguous(memory_format=torch.channels_last), targets
 
     def _part(self, images: Tensor) -> Tensor:
         return self.ranks.part(images, self.objective.n_views).contiguous(memory_format=torch.channels_last)

@@ -16,9 +16,7 @@ from torch import Generator
 from robench.checkpoint import read_description
 from robench.models.multihead import MultiHead
 from robench.training.loop import Loop
-from robench.training.objectives import make_heads
 from robench.training.ranks import Ranks
-from robench.training.recipes import RECIPES
 from robench.training.spec import TrainSpec
 from robench.types import Dataset
 
@@ -89,7 +87,7 @@ def step_times(
         seconds: after which no further step is begun; the first one counts only where it alone took that long.
     """
     with torch.random.fork_rng(devices=[]):
-        model = MultiHead(spec.backbone, make_heads(spec.arch, train_set, main_width=RECIPES[spec.recipe].main_width))
+        model = MultiHead(spec.backbone, spec.heads(train_set))
     model = model.to(device).to(memory_format=torch.channels_last)
     loop = Loop(spec, model, torch.optim.Adam(model.parameters(), lr=spec.lr), train_set, device)
     batch, generator = torch.arange(images, device=device), Generator(device).manual_seed(0)

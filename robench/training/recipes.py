@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -31,14 +31,12 @@ class Recipe:
 
     Attributes:
         rate: ``rate(step, steps_per_epoch, epochs) -> share of lr``.
-        lambdas: arch to (lambda_main, lambda_aux).
         main_width: outputs of the single-task head, None for as many as classes.
         sum_views: see ``Terms``.
         about: one line.
     """
 
     rate: Callable[[int, int, int], float]
-    lambdas: Mapping[str, tuple[float, float]]
     main_width: int | None
     sum_views: bool
     about: str
@@ -50,19 +48,16 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    # The text gives no lambda and no temperature: every lambda is 0.5 here, and the temperature the code's.
+    # The text gives no lambda and no temperature: every lambda is 0.5 (see OBJECTIVES), and the temperature the code's.
     "paper": Recipe(
         rate=paper_rate,
-        lambdas={"single": (1.0, 0.0), "supervised": (0.5, 0.5), "contrastive": (0.5, 0.5)},
         main_width=None,
         sum_views=True,
         about="what the text says: eq. 1-5, constant rate for a tenth of the epochs, then cosine to zero",
     ),
-    # Their contrastive loss reads 0.5 * CE + 0.5 + NT-Xent (a + typed for a *), so the weights are 0.5 and 1; the constant
-    # changes no gradient and is left out. Their single-task head is 1000 wide, and its cross-entropy runs over all 1000.
+    # Their single-task head is 1000 wide, and its cross-entropy runs over all 1000.
     "authors": Recipe(
         rate=authors_rate,
-        lambdas={"single": (1.0, 0.0), "supervised": (0.5, 0.5), "contrastive": (0.5, 1.0)},
         main_width=1000,
         sum_views=False,
         about="what their code ran: NT-Xent at weight 1, a rate that hardly falls, a head 1000 wide for the single task",

@@ -8,7 +8,7 @@ from typing import Any
 from robench.data.augment import VIEWS
 from robench.models.backbones import BACKBONES
 from robench.training.adversarial import ADVERSARIAL
-from robench.training.objectives import OBJECTIVES
+from robench.training.objectives import OBJECTIVES, OPTIONS, Heads
 from robench.training.recipes import RECIPES
 from robench.types import Dataset, RobenchError, parse_eps
 
@@ -53,13 +53,18 @@ class TrainSpec:
         """A full specification: what is given, and the recipe's and data set's defaults for the rest (None counts as not given).
 
         Raises:
-            RobenchError: a name is unknown, a number is out of its range, or an option means nothing for this variant.
+            RobenchError: a name is unknown, a number is out of its range, or an option means nothing for this variant; or the variant has
+                no weights for the recipe.
         """
         check_names(arch, recipe, adversarial)
         chosen = {name: value for name, value in chosen.items() if value is not None}
         _refuse_options_without_meaning(arch, adversarial, chosen)
         objective, defaults = OBJECTIVES[arch], RECIPES[recipe]
-        lambda_main, lambda_aux = defaults.lambdas[arch]
+        if recipe not in objective.lambdas:
+            raise RobenchError(
+                f"arch {arch!r} has no weights for the recipe {recipe!r}; it has them for {', '.join(objective.lambdas)}"
+            )
+        lambda_main, lambda_aux = objective.lambdas[recipe]
         settings: dict[str, Any] = {
             "backbone": "resnet18",
             "train_eps": None if adversarial == "none" else dataset.default_eps["Linf"],
@@ -102,6 +107,14 @@ class TrainSpec:
         if self.precision not in ("fp32", "bf16", "auto"):
             raise RobenchError(f"unknown precision {self.precision!r}; expected fp32, bf16 or auto")
 
+    def heads(self, dataset: Dataset) -> Heads:
+        """The heads that the model has on a data set.
+
+        Raises:
+            RobenchError: the data set lacks what the variant needs.
+        """
+        return OBJECTIVES[self.arch].heads(dataset, RECIPES[self.recipe])
+
     @property
     def default_name(self) -> str:
         adversarial = "" if self.adversarial == "none" else f"-{self.adversarial}"
@@ -121,7 +134,7 @@ def check_names(arch: str, recipe: str, adversarial: str) -> None:
 
 
 def _refuse_options_without_meaning(arch: str, adversarial: str, chosen: dict[str, Any]) -> None:
-    meaningless = {"single": {"lambda_main", "lambda_aux", "temperature"}, "supervised": {"temperature"}}.get(arch, set())
+    meaningless = set(OPTIONS) - OBJECTIVES[arch].options
     if adversarial == "none":
         meaningless = meaningless | {"train_eps"}
     for name in sorted(meaningless & set(chosen)):

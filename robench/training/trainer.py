@@ -9,18 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import robench
 from robench.checkpoint import read_description, save_checkpoint
 from robench.data.augment import to_unit
 from robench.files import write_atomically
-from robench.models.multihead import MAIN, MultiHead
+from robench.models.multihead import MultiHead
 from robench.training.loop import ALONE, Loop
-from robench.training.objectives import make_heads
+from robench.training.objectives import OBJECTIVES
 from robench.training.precision import settled
 from robench.training.ranks import Ranks
-from robench.training.recipes import RECIPES
 from robench.training.spec import TrainSpec
 from robench.types import Checkpoint, Dataset, RobenchError
 
@@ -65,7 +64,7 @@ def train(
     if ranks.from_first(path.exists()):
         return path
     _check_test_set(train_set, test_set)
-    heads = make_heads(spec.arch, train_set, main_width=RECIPES[spec.recipe].main_width)
+    heads = spec.heads(train_set)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         model = MultiHead(spec.backbone, heads)
@@ -82,7 +81,7 @@ def train(
             _save_state(state_path, model, optimizer, wanted, history)
     if not first:
         return path
-    accuracy = _clean_accuracy(model.eval(), heads, test_set, device)
+    accuracy = _clean_accuracy(model.eval(), heads, OBJECTIVES[spec.arch].targets(test_set), test_set, device)
     save_checkpoint(path, _describe(spec, wanted, model, heads, train_set, accuracy, history, device))
     state_path.unlink(missing_ok=True)
     return path
@@ -137,12 +136,11 @@ def _refuse_difference(path: Path, found: dict, wanted: dict) -> None:
 
 
 @torch.inference_mode()
-def _clean_accuracy(model: MultiHead, heads: dict, test_set: Dataset, device: str) -> dict[str, float]:
-    """Accuracy of every classification head on the test split."""
-    targets = {MAIN: test_set.labels}
-    if test_set.coarse_labels is not None:
-        targets["coarse"] = test_set.coarse_labels
-    correct = {name: 0 for name, head in heads.items() if head["classes"]}
+def _clean_accuracy(
+    model: MultiHead, heads: dict, targets: dict[str, Tensor], test_set: Dataset, device: str
+) -> dict[str, float]:  # fmt: skip
+    """Accuracy on the test split of every head that has labels there."""
+    correct = {name: 0 for name in heads if name in targets}
     for start in range(0, len(test_set), 500):
         outputs = model(to_unit(test_set.images[start : start + 500].to(device)))
         for name in correct:
