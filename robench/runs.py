@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from robench.data.augment import to_unit
 from robench.evaluation.engine import evaluate_suites
 from robench.evaluation.environment import describe_environment
-from robench.evaluation.first_look import ASKED_ABOUT, settle_randomness
+from robench.evaluation.first_look import settle_randomness
 from robench.evaluation.results import Results, is_complete, read_results
 from robench.evaluation.store import RunFolder, attack_folder, read_run
 from robench.models.loading import Subject
@@ -91,8 +90,7 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
     finished = read_run(path)["n"] if (path / "run.json").exists() else n
     if n < finished:
         raise RobenchError(f"{path} is a run on {finished} samples; fewer ({n}) would take its tables away: choose another --out")
-    few = images[:ASKED_ABOUT].to(subject.classifier.device)
-    settle_randomness(subject.classifier, to_unit(few) if few.dtype == torch.uint8 else few.float())
+    settle_randomness(subject.classifier, images)
     votes = {"votes": subject.classifier.draws} if subject.classifier.draws > 1 else {}
     where = {"path": data.path} if data.path else {}
     environment = describe_environment(place.device, torch.get_num_threads())

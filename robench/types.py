@@ -314,6 +314,7 @@ class Suite:
         counts_best: a member's outcome is what its best query shows, not what it returned.
         skip: of a cascade, places in the data set of samples that are left out because something else decided them.
         doubt: of a cascade, the member behind which the others run only in chunks where it broke a sample.
+        blind: of a cascade, whether members that the model passes no gradient to count as left out, so that the others decide.
     """
 
     name: str
@@ -323,6 +324,7 @@ class Suite:
     counts_best: bool = False
     skip: frozenset[int] = frozenset()
     doubt: str = ""
+    blind: bool = False
 
 
 class Outcome:

@@ -287,7 +287,7 @@ def test_a_model_that_says_nothing_of_any_clean_image_stops_the_run(tmp_path):
         def forward(self, images):
             return torch.full((len(images), 2), float("nan"))
 
-    with pytest.raises(RobenchError, match=r"cannot classify 4 of 4 clean images \(0, 1, 2, 3\): its logits are not finite"):
+    with pytest.raises(RobenchError, match=r"cannot classify images of shape .*: its logits are not finite"):
         run(tmp_path, [column("darken", darken)], model=Broken())
 
 

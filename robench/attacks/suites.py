@@ -157,7 +157,8 @@ def _columns(name: str, context: Context) -> list[Suite]:
         budget = [f"budget={context.options.budget:g}"] if name == "fast" and context.options.budget is not None else []
         usual = Search(folded=name == "fast")
         name = _marked(name, usual, replace(context.options.search, folded=usual.folded or context.options.search.folded), *budget)
-        return [Suite(name, attacks, cascade=True, about=entry.about, counts_best=entry.counts_best, doubt=doubt)]
+        blind = entry is SUITES["fast"]
+        return [Suite(name, attacks, cascade=True, about=entry.about, counts_best=entry.counts_best, doubt=doubt, blind=blind)]
     return [column for member in entry.members for column in _columns(member, context)]
 
 

@@ -16,15 +16,16 @@ from robench.evaluation.found import Found, judge_crafted, spread
 from robench.evaluation.guard import Guard
 from robench.evaluation.memory import backing_off, peak_bytes
 from robench.evaluation.shown import with_images
-from robench.evaluation.store import LEFT_OUT, Chunk, ChunkVerdicts
-from robench.evaluation.verify import answers, margins
+from robench.evaluation.store import BLIND, LEFT_OUT, Chunk, ChunkVerdicts
+from robench.evaluation.verify import NOT_FINITE, answers, classes_of, margins
 from robench.models.classifier import Classifier
-from robench.types import Attack, Outcome, RobenchError
+from robench.types import Attack, Outcome
 
 if TYPE_CHECKING:
     from robench.types import Images, Labels
 
 DECIDED = (Outcome.MISCLASSIFIED, Outcome.BROKEN, Outcome.SKIPPED)
+NAMED = 5  # clean images that a message names
 
 
 def attack_chunk(
@@ -81,7 +82,7 @@ def _conclude(
     packed = _pack(classifier, attack, data, places, found, conditions) if conditions.save else None
     if packed is not None:
         verdicts = replace(verdicts, adv_digest=packed.digest)
-    if data.chunk.start == 0 and len(places):
+    if data.chunk.start == 0 and isinstance(crafted.returned, Tensor) and crafted.returned.shape == images.shape:
         verdicts = with_images(classifier, verdicts, images, found.images, places)
     return verdicts, packed
 
@@ -97,16 +98,30 @@ def pass_over(previous: ChunkVerdicts, why: str) -> ChunkVerdicts:
     )  # fmt: skip
 
 
+def pass_over_gradients(verdicts: ChunkVerdicts, previous: ChunkVerdicts) -> ChunkVerdicts:
+    """The verdicts of a stage that the model passed no gradient to, which counts as left out: what it came across nevertheless, and
+    for every other sample what was known before."""
+    open_ = verdicts.undecided
+
+    def kept(name: str) -> np.ndarray:
+        return np.where(open_, getattr(previous, name), getattr(verdicts, name))
+
+    names = ("outcome", "best", "adv_pred", "distance", "margin")
+    return replace(verdicts, message=previous.message, mode=f"{LEFT_OUT}: {BLIND}", **{name: kept(name) for name in names})
+
+
 def _pack(
     classifier: Classifier, attack: Attack, data: ChunkData, places: np.ndarray, found: Found, conditions: Conditions
 ) -> PackedImages | None:
     """The images of the samples that were attacked and, where asked for, of those that are misclassified without attack.
 
-    None where there are none; an invalid image is left out, unless a query of its sample is adversarial.
+    None where there are none; an invalid image is left out, and one that an attack which raised never made, unless a query of its sample
+    is adversarial.
     """
     assert found.images is not None
     kind = np.where(found.best == found.outcome, "returned", "best").astype("U8")
-    valid = np.flatnonzero((found.outcome != Outcome.INVALID) | (found.best == Outcome.BROKEN))
+    made = (found.outcome != Outcome.INVALID) & np.isfinite(found.distance)
+    valid = np.flatnonzero(made | (found.best == Outcome.BROKEN))
     attacked, places, adv_images, kind = places, places[valid], found.images[torch.from_numpy(valid)], kind[valid]
     if conditions.craft_all:
         others = np.setdiff1d(np.flatnonzero(data.clean.clean_pred >= 0), attacked)
@@ -123,45 +138,41 @@ def _pack(
         return None
     chosen = torch.from_numpy(places).to(data.images.device)
 
+    @torch.no_grad()
     def predict(images: Images) -> Tensor:
-        return classifier(images.to(classifier.device)).argmax(1).cpu()
+        images = images.to(classifier.device)
+        with classifier.counting():
+            logits, _ = backing_off(classifier, len(images), lambda: answers(classifier, images, data.labels[chosen]))
+        return classes_of(logits).cpu()
 
     return pack(data.images[chosen], adv_images, data.clean.index[places], kind, conditions.threat, predict)
 
 
 @torch.no_grad()
 def classify_chunk(classifier: Classifier, images: Images, labels: Labels, chunk: Chunk) -> ChunkVerdicts:
-    """A chunk without attack. An image on which the model raises or says NaN is an error, and is not attacked.
-
-    Raises:
-        RobenchError: the model cannot classify a single one.
-    """
+    """A chunk without attack. An image on which the model raises, or of which it says no class, is an error, and is not attacked."""
     started = time.perf_counter()
     with classifier.counting() as passes:
         logits, raised = backing_off(classifier, len(images), lambda: answers(classifier, images, labels))
-    finite = logits.isfinite().all(1)
-    said = _unclassified(finite, raised, chunk)
-    if not finite.any():
-        raise RobenchError(f"{said}; nothing can be said about it")
-    predicted = torch.where(finite, logits.argmax(1), -1).cpu().numpy()
+    predicted = classes_of(logits).cpu().numpy()
     truth = labels.cpu().numpy()
     outcome = np.where(predicted == truth, Outcome.ROBUST, Outcome.MISCLASSIFIED).astype("U13")
     outcome[predicted < 0] = Outcome.ERROR
     return ChunkVerdicts(
         np.arange(chunk.start, chunk.stop), truth, predicted, outcome, predicted, np.zeros(len(truth), np.float32),
         margins(logits, labels).cpu().numpy(), passes.forwards, passes.backwards, time.perf_counter() - started,
-        describe_machine(classifier), said, peak_bytes=peak_bytes(classifier.device),
+        describe_machine(classifier), _unclassified(predicted, raised, chunk), peak_bytes=peak_bytes(classifier.device),
     )  # fmt: skip
 
 
-def _unclassified(finite: Tensor, raised: dict[int, str], chunk: Chunk) -> str:
+def _unclassified(predicted: np.ndarray, raised: dict[int, str], chunk: Chunk) -> str:
     """Which clean images the model could not classify, and why, or ""."""
-    places = (~finite).nonzero().flatten().tolist()
+    places = np.flatnonzero(predicted < 0).tolist()
     if not places:
         return ""
-    named = ", ".join(str(chunk.start + place) for place in places[:5]) + (", ..." if len(places) > 5 else "")
-    why = f"it raised {next(iter(raised.values()))}" if raised else "its logits are not finite"
-    return f"the model cannot classify {len(places)} of {len(finite)} clean images ({named}): {why}"
+    named = ", ".join(str(chunk.start + place) for place in places[:NAMED]) + (", ..." if len(places) > NAMED else "")
+    why = [f"it raised {said}" for said in list(raised.values())[:1]] + ([NOT_FINITE] if len(raised) < len(places) else [])
+    return f"the model cannot classify {len(places)} of {len(predicted)} clean images ({named}): {', or '.join(why)}"
 
 
 def describe_machine(classifier: Classifier) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from robench.evaluation.device import usable_cores, use_device
-from robench.evaluation.engine import Job, Made, Unit, Worklist, compute, plan
+from robench.evaluation.engine import Job, Made, Unit, Worklist, compute, plan, refuse_unclassified
 from robench.evaluation.store import Chunk, ChunkVerdicts, RunFolder, split
 from robench.models.classifier import Classifier
 from robench.progress import progress
@@ -143,6 +143,7 @@ def evaluate_on_ray(
             for where, verdicts, adv_images in _result(done, chunk):
                 folder.write(where, chunk, verdicts, adv_images)
             next(finished, None)
+        refuse_unclassified(folder, chunks)
 
 
 def _carry_code(classifier: Classifier) -> None:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from robench.evaluation.guard import Guard
-from robench.evaluation.memory import backing_off, is_out_of_memory
+from robench.evaluation.memory import backing_off
 from robench.evaluation.referee import AllDecided, Referee, Snapshot
-from robench.evaluation.store import Chunk, ChunkVerdicts
+from robench.evaluation.store import BLIND, Chunk, ChunkVerdicts
 from robench.models.classifier import Classifier
+from robench.models.failures import is_device_failure, is_out_of_memory
 from robench.models.rewrite import searcher
 from robench.models.seeded import seeded
 from robench.types import Attack, Keeps, ThreatModel
@@ -130,7 +131,7 @@ def craft(
                 images, labels, conditions.threat, classify=partial(unwatched, victim.exact),
                 cut=cut if attack.elsewhere is None else Keeps.LAST, taps=taps, passes=passes,
             )  # fmt: skip
-            with victim.watched_by(referee):
+            with victim.watched_by(referee), victim.forgiving():
                 returned, message = _call(attack, victim, images, labels, conditions)
         complaint = own_guard.mend()
         if complaint:
@@ -156,7 +157,7 @@ def _call(attack: Attack, victim: Classifier, images: Images, labels: Labels, co
     except AllDecided:
         return CUT, ""
     except Exception as error:  # an attack is somebody else's code: whatever it raises is a result about the attack
-        if is_out_of_memory(error) and (victim.largest_pass or len(images)) > 1:
+        if is_device_failure(error) or (is_out_of_memory(error) and (victim.largest_pass or len(images)) > 1):
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
         return None, f"{type(error).__name__}: {error} ({place.name}, line {place.lineno}){_hint(str(error))}"
@@ -174,12 +175,12 @@ def _hint(said: str) -> str:
     if not any(sign in said for sign in NO_GRADIENT):
         return ""
     return (
-        "; the model passes no gradient (no_grad, detach, rounding, NumPy or a quantised layer in it?): ask an attack that needs none, such as "
-        "square, or robench audit"
+        f"; {BLIND} (no_grad, detach, rounding, NumPy or a quantised layer in it?): ask an attack that needs none, such as square, or "
+        "robench audit"
     )
 
 
 def unwatched(classifier: Classifier, images: Images) -> Tensor:
-    """Logits, by a pass that is the engine's own and not the attack's."""
+    """Logits, by a pass that is the engine's own and not the attack's; NaN for an image that the model raises on."""
     with classifier.counting(), classifier.watched_by(None):
-        return classifier(images)
+        return classifier.heard(images)[0]

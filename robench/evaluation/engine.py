@@ -13,14 +13,26 @@ import torch
 from torch import Tensor
 
 from robench.data.augment import to_unit
-from robench.evaluation.chunk import attack_chunk, classify_chunk, pass_over
+from robench.evaluation.chunk import attack_chunk, classify_chunk, pass_over, pass_over_gradients
 from robench.evaluation.crafting import ChunkData, Conditions
 from robench.evaluation.guard import Guard
-from robench.evaluation.store import CLEAN, Chunk, ChunkVerdicts, RunFolder, attack_folder, chunk_seed, keeps_images, split
+from robench.evaluation.store import (
+    BLIND,
+    CLEAN,
+    LEFT_OUT,
+    Chunk,
+    ChunkVerdicts,
+    RunFolder,
+    attack_folder,
+    chunk_seed,
+    keeps_images,
+    split,
+)
 from robench.models.classifier import Classifier
+from robench.models.failures import is_device_failure
 from robench.processes import Processes
 from robench.progress import duration, progress
-from robench.types import Outcome, Suite, ThreatModel
+from robench.types import Outcome, RobenchError, Suite, ThreatModel
 
 if TYPE_CHECKING:
     from robench.evaluation.adv_images import PackedImages
@@ -98,39 +110,49 @@ def compute(
         images, labels: of the chunk, uint8 or float in [0, 1].
         chunk: its place.
         known: the unit's finished folders, and ``CLEAN``.
+
+    Raises:
+        RobenchError: the device is lost.
     """
-    images = images.to(job.classifier.device)
-    images = to_unit(images) if images.dtype == torch.uint8 else images.float()
-    labels = labels.to(images.device, torch.int64)
-    if not unit.suites:
-        yield CLEAN, classify_chunk(job.classifier, images, labels, chunk), None
-        return
-    data = ChunkData(chunk, images, labels, known[CLEAN])
-    if unit.suites[0].cascade:
-        yield from _cascade(job, unit.suites[0], data, known)
-    else:
-        yield from _together(job, unit, data, known)
+    try:
+        images = images.to(job.classifier.device)
+        images = to_unit(images) if images.dtype == torch.uint8 else images.float()
+        labels = labels.to(images.device, torch.int64)
+        if not unit.suites:
+            yield CLEAN, classify_chunk(job.classifier, images, labels, chunk), None
+            return
+        data = ChunkData(chunk, images, labels, known[CLEAN])
+        yield from _cascade(job, unit.suites[0], data, known) if unit.suites[0].cascade else _together(job, unit, data, known)
+    except RuntimeError as error:
+        if not is_device_failure(error):
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RobenchError(f"the device is lost ({first[:150]}); what was finished is kept, and the same command goes on") from None
 
 
 def _cascade(job: Job, suite: Suite, data: ChunkData, known: Mapping[str, ChunkVerdicts]) -> Iterator[Made]:
-    """Each member gets what the earlier ones left undecided or robust; behind a member of doubt only if that one broke something."""
+    """Each member gets what the earlier ones left undecided or robust; behind a member of doubt only if that one broke something. Where
+    the suite allows it, members that need a gradient are left out once the model has passed none to one of them."""
     before = data.clean.outcome
     if suite.skip:
         decided = np.isin(data.clean.index, list(suite.skip)) & (before != Outcome.MISCLASSIFIED)
         before = np.where(decided, Outcome.SKIPPED, before)
-    needed, previous, failed = True, data.clean, False
+    needed, previous, failed, blind = True, data.clean, False, False
     for member in suite.members:
         folder = attack_folder(suite, member)
         verdicts = known.get(folder)
-        if verdicts is None and not needed:
-            verdicts = pass_over(previous, f"{suite.doubt} broke nothing")
+        if verdicts is None and (not needed or (blind and member.gradients)):
+            verdicts = pass_over(previous, BLIND if needed else f"{suite.doubt} broke nothing")
             yield folder, verdicts, None
         elif verdicts is None:
             seed = chunk_seed(job.seed, member.family, data.chunk)
             conditions = Conditions(job.threat, seed, counts_best=suite.counts_best, save=job.save)
             ((_, verdicts, images),) = attack_chunk(job.classifier, job.guard, member, data, before, conditions)
+            if suite.blind and BLIND in verdicts.message:
+                verdicts = pass_over_gradients(verdicts, previous)
             yield folder, verdicts, images
-        failed |= bool(verdicts.undecided.any())  # trusted as little as one that was caught
+        blind |= verdicts.mode == f"{LEFT_OUT}: {BLIND}"
+        failed |= blind or bool(verdicts.undecided.any())  # trusted as little as one that was caught
         needed = failed or bool((verdicts.outcome == Outcome.BROKEN).any()) if member.name == suite.doubt else needed
         before, previous = verdicts.outcome, verdicts
 
@@ -229,8 +251,8 @@ def evaluate_suites(
         show_progress: a bar per column and a forecast on stderr.
 
     Raises:
-        RobenchError: the model cannot classify the clean images, or the folder cannot be written. What an attack raises is
-            recorded as its outcome on that chunk, and the run goes on.
+        RobenchError: the model cannot classify a single clean image, the device is lost, or the folder cannot be written. What an attack
+            raises is recorded as its outcome on that chunk, and the run goes on.
     """
     here = processes or Processes()
     chunks = split(len(images), folder.spec.chunk)[here.rank :: here.world_size]
@@ -247,6 +269,7 @@ def evaluate_suites(
 
     for chunk in progress(chunks, CLEAN, show_progress):
         finish(Unit(()), chunk)
+    refuse_unclassified(folder, split(len(images), folder.spec.chunk))
     for unit in progress(units if len(chunks) > 1 else [], "first chunk", show_progress, "column"):
         finish(unit, chunks[0])
     if show_progress:
@@ -254,6 +277,21 @@ def evaluate_suites(
     for unit in units:
         for chunk in progress(chunks, unit.name, show_progress):
             finish(unit, chunk)
+
+
+def refuse_unclassified(folder: RunFolder, chunks: list[Chunk]) -> None:
+    """Refuses to attack a model that said no class of any clean image, once that is known of all of them.
+
+    Raises:
+        RobenchError: so it is, with what the model raised or said.
+    """
+    message = ""
+    for chunk in chunks:
+        clean = folder.read(CLEAN, chunk)
+        if clean is None or (clean.clean_pred >= 0).any():
+            return
+        message = message or clean.message
+    raise RobenchError(f"{message}; so it is with every other, and nothing can be said about it")
 
 
 def _forecast(worklist: Worklist, units: list[Unit], chunks: list[Chunk]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from robench.data.augment import to_unit
 from robench.evaluation.memory import backing_off
 from robench.evaluation.signs import signs
-from robench.evaluation.verify import answers, refuse_if_nothing
+from robench.evaluation.verify import classes_of, refuse_if_nothing
 from robench.models.classifier import Classifier
 from robench.types import Dataset, RobenchError
 
@@ -68,33 +68,54 @@ def first_look(classifier: Classifier, data: Dataset, n: int) -> tuple[str, ...]
     Raises:
         RobenchError: the model cannot classify these images, or has other classes than the data; says both.
     """
-    index = torch.linspace(0, n - 1, min(n, LOOKED_AT)).long()
-    pixels = data.images[index].to(classifier.device)
-    images, labels = to_unit(pixels) if pixels.dtype == torch.uint8 else pixels.float(), data.labels[index].to(classifier.device)
+    index = _spread(n)
+    images, labels = _unit(data.images[index], classifier), data.labels[index].to(classifier.device)
     try:
-        logits = _answered(classifier, images, labels)
+        logits = _answered(classifier, images)
     except RobenchError as error:
         raise RobenchError(f"{error} ({_about(data)})") from None
-    settle_randomness(classifier, images[:ASKED_ABOUT])
+    settle_randomness(classifier, images)
     return tuple(
         said for said in (_guessing(classifier, images, labels, logits), *signs(classifier, images, labels, logits)) if said
     )
 
 
 def settle_randomness(classifier: Classifier, images: Tensor) -> None:
-    """Finds out whether the model is random, in as small passes as its memory needs, on those images that it can classify.
+    """Finds out whether the model is random, in as small passes as its memory needs, on the first of the images; where it can classify none
+    of those, on others that are spread over all.
+
+    Args:
+        images: uint8, or float32 in [0, 1].
 
     Raises:
-        RobenchError: it can classify none.
+        RobenchError: it can classify none of those either.
     """
-    known = _answered(classifier, images, torch.zeros(len(images), dtype=torch.int64)).isfinite().all(1)
-    fine = images[known] if known.any() else images
+    try:
+        _settle(classifier, _unit(images[:ASKED_ABOUT], classifier))
+    except RobenchError:
+        if len(images) <= ASKED_ABOUT:
+            raise
+        _settle(classifier, _unit(images[_spread(len(images))], classifier))
+
+
+def _settle(classifier: Classifier, images: Tensor) -> None:
+    fine = images[classes_of(_answered(classifier, images)) >= 0]
     backing_off(classifier, len(fine), lambda: classifier.settle_draws(fine))
+
+
+def _spread(n: int) -> Tensor:
+    """Places of up to 100 of ``n`` samples."""
+    return torch.linspace(0, n - 1, min(n, LOOKED_AT)).long()
+
+
+def _unit(pixels: Tensor, classifier: Classifier) -> Tensor:
+    pixels = pixels.to(classifier.device)
+    return to_unit(pixels) if pixels.dtype == torch.uint8 else pixels.float()
 
 
 def _guessing(classifier: Classifier, images: Tensor, labels: Tensor, logits: Tensor) -> str:
     """Whether the model is no better than a guess, or far better on images or labels that are read in another way."""
-    predicted, n, n_classes = _classes(logits), len(images), classifier.n_classes
+    predicted, n, n_classes = classes_of(logits), len(images), classifier.n_classes
     hits = int((predicted == labels).sum())
     guesses = _could_be_luck(hits, n, n_classes)
     if n < FEWEST or not (guesses or hits < CLEARLY * n):
@@ -126,9 +147,8 @@ def _better(classifier: Classifier, images: Tensor, labels: Tensor, predicted: T
     ]
     for way in OTHER_WAYS.get(images.shape[1], ()):
         try:
-            found.append(
-                (_classes(_answered(classifier, way.change(images), labels)) == labels, f"when it is fed {way.name}: {way.remedy}")
-            )
+            said = classes_of(_answered(classifier, way.change(images)))
+            found.append((said == labels, f"when it is fed {way.name}: {way.remedy}"))
         except RobenchError:
             continue
     hits, said = max(((each, said) for each, said in found), key=lambda pair: int(pair[0].sum()))
@@ -143,21 +163,16 @@ def _is_better(hits: Tensor, right: Tensor, tried: int) -> bool:
     return gained > lost and bool(binom.sf(gained - 1, gained + lost, 0.5) * tried <= LUCK)
 
 
-def _answered(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
-    """The logits, NaN where there are none.
+def _answered(classifier: Classifier, images: Tensor) -> Tensor:
+    """The logits of one pass, NaN where there are none.
 
     Raises:
-        RobenchError: the model raises on all images.
+        RobenchError: the model can classify none of the images.
     """
     with torch.no_grad(), classifier.counting():
-        logits, raised = backing_off(classifier, len(images), lambda: answers(classifier, images, labels.to(images.device)))
-    refuse_if_nothing(images, raised)
+        logits, raised = backing_off(classifier, len(images), lambda: classifier.heard(images))
+    refuse_if_nothing(images, logits, raised)
     return logits
-
-
-def _classes(logits: Tensor) -> Tensor:
-    """The classes that a model says, -1 where it says none."""
-    return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
 
 
 def _about(data: Dataset) -> str:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from robench.evaluation.crafting import Conditions, Cost, Crafted
+from robench.evaluation.memory import backing_off
 from robench.evaluation.store import ChunkVerdicts
-from robench.evaluation.verify import judge
+from robench.evaluation.verify import Judgement, judge
 from robench.models.classifier import Classifier
 from robench.types import Outcome
 
@@ -25,7 +26,7 @@ class Found:
 
     Attributes:
         images: the returned ones, in their place the best query where only that one is adversarial and it counts or is to be saved,
-            and the clean image where it is invalid; None where there are none.
+            and the clean image where it is invalid or there is none; None where there are none at all.
     """
 
     outcome: np.ndarray
@@ -55,7 +56,7 @@ def judge_crafted(classifier: Classifier, images: Images, labels: Labels, crafte
     outcome, adv_pred = np.full(n, Outcome.ERROR, "U13"), np.full(n, -1)
     distance = margin = np.full(n, np.nan, np.float32)
     if adv_images is not None:
-        judged = judge(classifier, images, labels, adv_images, conditions.threat)
+        judged = judged_of(classifier, images, labels, adv_images, conditions)
         outcome, adv_pred, message = np.array(judged.outcomes, "U13"), judged.adv_pred.numpy(), judged.complaint
         distance, margin = judged.distance.numpy(), judged.margin.numpy()
     rows = np.flatnonzero(crafted.found.cpu().numpy() & (outcome != Outcome.BROKEN))
@@ -64,10 +65,10 @@ def judge_crafted(classifier: Classifier, images: Images, labels: Labels, crafte
         invalid = torch.from_numpy(outcome == Outcome.INVALID).to(images.device)
         adv_images = torch.where(invalid[:, None, None, None], images, adv_images.to(images))
     else:
-        adv_images = None
+        adv_images = images.clone() if len(rows) and conditions.save else None
     if len(rows):
         where = torch.from_numpy(rows).to(images.device)
-        seen = judge(classifier, images[where], labels[where], crafted.best[where], conditions.threat)
+        seen = judged_of(classifier, images[where], labels[where], crafted.best[where], conditions)
         held = np.array(seen.outcomes) == Outcome.BROKEN
         rows, ties = rows[held], ties + (int((~held).sum()) if classifier.draws == 1 else 0)
         best[rows] = Outcome.BROKEN
@@ -77,6 +78,11 @@ def judge_crafted(classifier: Classifier, images: Images, labels: Labels, crafte
         if adv_images is not None and (conditions.counts_best or conditions.save):
             adv_images[rows] = crafted.best[rows]
     return Found(outcome, best, adv_pred, distance, margin, message, ties, adv_images, crafted.found_at.cpu().numpy())
+
+
+def judged_of(classifier: Classifier, images: Images, labels: Labels, adv_images: Images, conditions: Conditions) -> Judgement:
+    """As ``judge``, in smaller passes where memory runs out."""
+    return backing_off(classifier, len(images), lambda: judge(classifier, images, labels, adv_images, conditions.threat))
 
 
 def spread(

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import torch
 
-from robench.models.classifier import Classifier, is_out_of_memory
+from robench.models.classifier import Classifier
+from robench.models.failures import is_out_of_memory
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robench.evaluation.verify import in_box, margins
+from robench.evaluation.verify import classes_of, in_box, margins
 from robench.models.classifier import Passes
 from robench.types import Keeps, ThreatModel
 
@@ -94,7 +94,8 @@ class Referee:
         """Whether some query broke its sample. A device is waited for once a batch, and twice more where one did."""
         places = self._match(queries)
         labels = self.labels[places.clamp(min=0)]
-        rows = ((logits.argmax(1) != labels) & (places >= 0)).nonzero().flatten()
+        said = classes_of(logits)
+        rows = ((said != labels) & (said >= 0) & (places >= 0)).nonzero().flatten()
         if not len(rows):
             return False
         distance = self.threat.distance(self.images[places[rows]], queries[rows])
@@ -146,8 +147,10 @@ class Referee:
         return torch.where(self._near(probed, places), places, -1)
 
     def _confirm(self) -> None:
-        """Takes back what is no longer misclassified when all best images are classified again in one batch: a last-bit tie."""
-        robust = (self._classify(self.best).argmax(1) == self.labels) & self._decided
+        """Takes back what is no longer misclassified when all best images are classified again in one batch: a last-bit tie, or an image
+        of which the model says no class there."""
+        said = classes_of(self._classify(self.best))
+        robust = ((said == self.labels) | (said < 0)) & self._decided
         self.ties += int(robust.sum())
         self.found[robust] = self._decided[robust] = False
         self._margin[robust], self.found_at[robust] = float("inf"), float("nan")

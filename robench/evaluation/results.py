@@ -116,9 +116,18 @@ def is_complete(folder: RunFolder, suites: list[Suite], n: int) -> bool:
 
 
 def failures(results: Results) -> list[str]:
-    """What attacks failed with, one line each; empty where every verdict stands."""
-    said = results.ledger[results.ledger["message"] != ""]
+    """What attacks failed with, and which images the model cannot classify without one, one line each; empty where every verdict stands."""
+    said = failing(results.ledger)
     return [f"{row.attack}, chunk {row.chunk}: {row.message}" for row in said.itertuples()]
+
+
+def failing(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a ledger with a message; what is said of the clean images of a chunk is no attack's failure, and stands there once."""
+    said = ledger[ledger["message"] != ""]
+    if CLEAN not in set(said["attack"]):
+        return said
+    clean = set(said.loc[said["attack"] == CLEAN, "message"])
+    return said[(said["attack"] == CLEAN) | ~said["message"].isin(clean)]
 
 
 def decide(frames: list[pd.DataFrame], name: str) -> pd.DataFrame:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from robench.models.classifier import Classifier, is_out_of_memory
+from robench.models.classifier import Classifier
+from robench.models.failures import is_out_of_memory
 
 if TYPE_CHECKING:
     from robench.types import Images, Labels, Logits
@@ -48,7 +49,7 @@ def signs(classifier: Classifier, images: Images, labels: Labels, logits: Logits
 
 def _depends_on_batch(classifier: Classifier, images: Images, logits: Logits) -> Iterator[str]:
     with torch.no_grad(), classifier.counting():
-        apart = (classifier(images[:ALONE]) - logits[:ALONE]).abs().max()
+        apart = (classifier.heard(images[:ALONE])[0] - logits[:ALONE]).abs().max()
     if apart > APART * logits.abs().max():
         yield (
             "the model says something else of an image when other images are beside it: its verdicts hold for these batches alone (BatchNorm in "

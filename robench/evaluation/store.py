@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 CLEAN = "clean"
+BLIND = "the model passes no gradient"  # is part of the message of an attack that needs one
+REFUSED = "RobenchError: "  # begins the message of an attack that is not for such a model
 LEFT_OUT = "left out"  # begins the mode of a stage that a cascade did not need on a chunk
 PLAIN = frozenset(("forwards", "backwards", "seconds", "machine", "message", "ties", "mode", "peak_bytes", "adv_digest"))
 
@@ -112,9 +114,19 @@ class ChunkVerdicts:
         return np.isin(self.outcome, Outcome.UNDECIDED) & (self.clean_pred >= 0)
 
     @property
+    def unmade(self) -> np.ndarray:
+        """Which samples have no image because the attack raised, bool (N,). The distance of an image that was judged is known, also
+        where the model raised on it."""
+        return (self.outcome == Outcome.ERROR) & (self.clean_pred >= 0) & np.isnan(self.distance)
+
+    @property
     def failed(self) -> bool:
-        """Whether the attack raised, so that the next run tries it again. What the model cannot classify without attack stays an error."""
-        return bool(((self.outcome == Outcome.ERROR) & (self.clean_pred >= 0)).any())
+        """Whether the attack raised, so that the next run tries it again: memory may suffice then, a disk or a device be there.
+
+        What would be the same again stays: an image that the model cannot classify, an attack that refuses the model, and one by gradients
+        of a model that passes none.
+        """
+        return bool(self.unmade.any()) and not self.message.startswith(REFUSED) and BLIND not in self.message
 
 
 def attack_folder(suite: Suite, member: Attack) -> str:
@@ -131,7 +143,8 @@ def keeps_images(verdicts: ChunkVerdicts, cascade: bool) -> bool:
     if verdicts.mode.startswith(LEFT_OUT):
         return False
     nothing = {Outcome.INVALID} | ({Outcome.MISCLASSIFIED, Outcome.SKIPPED} if cascade else set())
-    return not nothing.issuperset(verdicts.outcome)
+    made = (verdicts.clean_pred >= 0) & ~verdicts.unmade
+    return not nothing.issuperset(verdicts.outcome[made])
 
 
 class RunFolder:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robench.models.classifier import Classifier, is_out_of_memory
+from robench.models.classifier import Classifier
+from robench.models.failures import narrowed
 from robench.types import TOLERANCE, Outcome, RobenchError, ThreatModel
 
 if TYPE_CHECKING:
     from robench.types import Images, Labels, Logits
+
+NOT_FINITE = "its logits are not finite"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,8 @@ class Judgement:
 def judge(classifier: Classifier, images: Images, labels: Labels, adv_images: Images, threat: ThreatModel) -> Judgement:
     """Checks shape, finiteness, box and ball, and classifies the images again in float32.
 
-    An image outside the box or the ball, or with a NaN, is INVALID: it says nothing about the model.
+    An image outside the box or the ball, or with a NaN, is INVALID: it says nothing about the model. So is one of which the model says no
+    class, see ``classes_of``; one on which it raises is an ERROR. None of them is ever robust or broken.
     """
     complaint = _shape_complaint(images, adv_images)
     if complaint:
@@ -49,20 +53,20 @@ def judge(classifier: Classifier, images: Images, labels: Labels, adv_images: Im
     finite = adv_images.flatten(1).isfinite().all(1)
     boxed = in_box(adv_images)
     near = threat.contains(images, adv_images)
-    valid = finite & boxed & near
+    inside = finite & boxed & near
     logits, raised = answers(classifier, adv_images, labels)
-    valid &= logits.isfinite().all(1)
-    predicted = logits.argmax(1)
+    raised = {place: said for place, said in raised.items() if inside[place]}  # of the others it does not matter what the model does
+    predicted = torch.where(inside, classes_of(logits), -1)
+    valid = predicted >= 0
     outcomes = [
         Outcome.ERROR if place in raised else Outcome.INVALID if not ok else Outcome.ROBUST if hit else Outcome.BROKEN
         for place, (ok, hit) in enumerate(zip(valid.tolist(), (predicted == labels).tolist(), strict=True))
     ]
-    invalid = valid.clone()
-    invalid[list(raised)] = True  # they are named by what the model raised
-    complaint = _complaint(finite, boxed, near, invalid, float(distance.nan_to_num().max()) if len(distance) else 0.0, threat)
+    valid[list(raised)] = True  # they are named by what the model raised
+    complaint = _complaint(finite, boxed, near, valid, float(distance.nan_to_num().max()) if len(distance) else 0.0, threat)
     return Judgement(
         outcomes,
-        torch.where(valid, predicted, -1).cpu(),
+        predicted.cpu(),
         distance.cpu(),
         margins(logits, labels).cpu(),
         "; ".join(part for part in (complaint, said_of(raised, len(images))) if part),
@@ -72,51 +76,37 @@ def judge(classifier: Classifier, images: Images, labels: Labels, adv_images: Im
 def answers(classifier: Classifier, images: Images, labels: Labels) -> tuple[Logits, dict[int, str]]:
     """``verdict_logits``, whatever the model raises: a row of NaN for every image that it cannot classify.
 
-    Halves are asked only while some image can be classified: a model that fails on the first and the last image alone fails on all.
+    Whatever is left when images fail is asked again, see ``narrowed``: none fails for what is beside it in a batch.
 
     Returns:
         The logits, and what was raised by place of the image.
 
     Raises:
-        MemoryError, torch.OutOfMemoryError, RuntimeError: memory ran out.
+        MemoryError, torch.OutOfMemoryError, RuntimeError: memory ran out, or the device is lost.
     """
-    try:
-        return verdict_logits(classifier, images, labels), {}
-    except Exception as error:  # somebody else's model may raise anything
-        if is_out_of_memory(error) and len(images) > 1 and classifier.largest_pass != 1:
-            raise
-        if len(images) == 1:
-            nothing = torch.full((1, classifier.n_classes), float("nan"), device=images.device)
-            return nothing, {0: f"{type(error).__name__}: {error}"}
-        said = f"{type(error).__name__}: {error}"
-    if _fails_on_all(classifier, images, labels):
-        nothing = torch.full((len(images), classifier.n_classes), float("nan"), device=images.device)
-        return nothing, dict.fromkeys(range(len(images)), said)
-    half = (len(images) + 1) // 2
-    first, raised = answers(classifier, images[:half], labels[:half])
-    second, more = answers(classifier, images[half:], labels[half:])
-    return torch.cat([first, second]), raised | {half + place: said for place, said in more.items()}
+    blank = torch.full((1, classifier.n_classes), float("nan"), device=images.device)
+    return narrowed(
+        lambda part: verdict_logits(classifier, images[part], labels[part]), len(images), blank, largest_pass=classifier.largest_pass
+    )
 
 
-def _fails_on_all(classifier: Classifier, images: Images, labels: Labels) -> bool:
-    """Whether a model that failed on a batch fails on its first, its middle and its last image too, each alone."""
-    for place in {0, len(images) // 2, len(images) - 1} if len(images) > 2 else ():
-        if not answers(classifier, images[place : place + 1], labels[place : place + 1])[1]:
-            return False
-    return len(images) > 2
+def classes_of(logits: Logits) -> Tensor:
+    """The class that each row says, int64 (N,); -1 for none: NaN, +inf, or -inf for every class, which a classifier gives as NaN."""
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
 
-def refuse_if_nothing(images: Images, raised: dict[int, str]) -> None:
+def refuse_if_nothing(images: Images, logits: Logits, raised: dict[int, str]) -> None:
     """Refuses a model that classified none of some images.
 
     Raises:
-        RobenchError: with what it raised.
+        RobenchError: with what it raised, or what its logits are.
     """
-    if len(raised) == len(images):
-        said = next(iter(raised.values())).removeprefix("RobenchError: ")
-        raise RobenchError(
-            said if "the model returned" in said else f"the model cannot classify images of shape {tuple(images.shape)}: {said}"
-        )
+    if (classes_of(logits) >= 0).any():
+        return
+    said = next(iter(raised.values()), NOT_FINITE).removeprefix("RobenchError: ")
+    raise RobenchError(
+        said if "the model returned" in said else f"the model cannot classify images of shape {tuple(images.shape)}: {said}"
+    )
 
 
 def said_of(raised: dict[int, str], n: int) -> str:
@@ -130,13 +120,16 @@ def verdict_logits(classifier: Classifier, images: Images, labels: Labels) -> Lo
     """The logits that a verdict is read from: the model's own, or, of a random model, the shares of its votes.
 
     A random model errs on an image when the majority of its draws does: the true class's share counts as the largest from a half on, and
-    as the smallest below it.
+    as the smallest below it. A draw that says no class is neither right nor wrong: where it is such draws that decide on which side of a
+    half the share lies, nothing is said of the image, and its row is NaN.
     """
     if classifier.draws == 1:
         return classifier(images)
     shares = classifier.votes(images)
     true = shares.gather(1, labels[:, None])
-    return shares.scatter(1, labels[:, None], torch.where(true >= 0.5, true + 1e-6, true - 1))
+    silent = 1 - shares.sum(1, keepdim=True)
+    open_ = (true < 0.5) & (true + silent > 0.5 - 1e-4)
+    return shares.scatter(1, labels[:, None], torch.where(true >= 0.5, true + 1e-6, true - 1)).masked_fill(open_, float("nan"))
 
 
 def in_box(images: Images) -> Tensor:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from robench.digest import digest_tensors
 from robench.models.batches import ANY, BatchRule, find_rule, own_copy
+from robench.models.failures import is_device_failure, is_out_of_memory, narrowed
 from robench.models.output import MAIN, describe, likely
 from robench.models.seeded import seeded
 from robench.types import RobenchError
@@ -45,7 +46,8 @@ class Classifier(nn.Module):
     them, and never fewer than it can take: batches are filled up with copies, and what the module says of those is dropped. Counts its
     passes. ``largest_pass``, where set, bounds the samples that go through the module at once, for machines whose memory is too small
     for a chunk. ``takes`` says which batches the module accepts, None as long as none has failed. ``draws`` is 1, or, of a random
-    model, the number of forward passes that a verdict is voted by. A logit of -inf counts as ``MASKED``.
+    model, the number of forward passes that a verdict is voted by. A logit of -inf counts as ``MASKED``; a row that is -inf for every class
+    says none, and is NaN.
 
     Args:
         module: takes float images (N, C, H, W) in [0, 1], returns logits (N, n_classes).
@@ -65,6 +67,9 @@ class Classifier(nn.Module):
         self._watcher: Callable[[Images, Logits], None] | None = None
         self.largest_pass: int | None = None
         self.takes: BatchRule | None = None
+        self._fine: Tensor | None = None  # an input that the module has taken, which tells its batches from its images
+        self._sizes: set[int] = set()  # numbers of inputs that it has taken
+        self._forgives = False
         self.draws = 1
         self._exact: tuple[Classifier, ...] = ()  # in a tuple, so that torch takes it for no part of this module
         self.twins: dict[Hashable, Classifier] = {}
@@ -76,7 +81,7 @@ class Classifier(nn.Module):
         inputs = images.view_as(images)
         if inputs.requires_grad:  # a channels_last model hands back gradients that torchattacks' PGDL2 cannot view (3.5.1)
             inputs.register_hook(lambda gradient: gradient.contiguous())
-        logits = self._logits(self.normalised(inputs))
+        logits = self._answer(self.normalised(inputs))
         self._passes.forwards += len(images)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)
@@ -87,6 +92,19 @@ class Classifier(nn.Module):
     def normalised(self, images: Images) -> Tensor:
         """What the module sees of images in [0, 1]."""
         return (images - self.mean) / self.std if self._normalises else images
+
+    def _answer(self, inputs: Tensor) -> Tensor:
+        """The module's output; where it is forgiven, NaN for those of the inputs that it raises on, unless these are all."""
+        try:
+            return self._logits(inputs)
+        except Exception as error:  # somebody else's model may raise anything
+            if not self._forgives or len(inputs) < 2 or is_device_failure(error):
+                raise
+            blank = inputs.new_full((1, self.n_classes), float("nan"))
+            logits, raised = narrowed(lambda part: self._logits(inputs[part]), len(inputs), blank, largest_pass=self.largest_pass)
+            if len(raised) == len(inputs):
+                raise
+            return logits
 
     def _logits(self, inputs: Tensor) -> Tensor:
         """The module's output, in passes of at most ``largest_pass`` samples: what a gradient needs is then computed again, part by
@@ -102,14 +120,15 @@ class Classifier(nn.Module):
     def _part(self, inputs: Tensor) -> Tensor:
         """The logits of one pass. A module that fails is asked with other numbers of images, once: it may not take every one."""
         try:
-            return self._pass(inputs, self.takes or ANY)
+            logits = self._pass(inputs, self.takes or ANY)
         except Exception as error:  # somebody else's model may raise anything
-            if self.takes is not None or is_out_of_memory(error):
-                raise
-            self.takes = self._find_rule(inputs) or ANY
-            if self.takes == ANY:
+            if is_out_of_memory(error) or is_device_failure(error) or not self._learns(inputs):
                 raise
             return self._logits(inputs)
+        if self._fine is None:
+            self._fine = inputs[:1].detach().clone()
+        self._sizes.add(len(inputs))
+        return logits
 
     def _pass(self, inputs: Tensor, takes: BatchRule) -> Tensor:
         n, size = len(inputs), takes.size(len(inputs))
@@ -117,8 +136,17 @@ class Classifier(nn.Module):
         logits = _checked(self.module(own_copy(inputs, size)), size, self.n_classes, dtype)
         return logits if size == n else logits[:n]
 
+    def _learns(self, inputs: Tensor) -> bool:
+        """Whether their number was the reason why inputs failed, so that ``takes`` was found. Where one is known that never failed, it is
+        asked in their place: they may have failed for what they show."""
+        fine = None if self._fine is None or self._fine.shape[1:] != inputs.shape[1:] else self._fine.to(inputs)
+        if self.takes not in (None, ANY) or (self.takes == ANY and fine is None) or len(inputs) in self._sizes:
+            return False
+        self.takes = (self._find_rule(inputs) if fine is None else self._find_rule(fine, len(inputs))) or ANY
+        return self.takes != ANY
+
     @torch.no_grad()
-    def _find_rule(self, inputs: Tensor) -> BatchRule | None:
+    def _find_rule(self, inputs: Tensor, failed: int | None = None) -> BatchRule | None:
         def complaint(size: int) -> str:
             try:
                 self._pass(inputs[:size], BatchRule(exactly=size))
@@ -127,6 +155,9 @@ class Classifier(nn.Module):
             return ""
 
         with seeded(VOTE_SEED, inputs.device):
+            if failed is not None and not complaint(failed):
+                self._sizes.add(failed)
+                return None
             return find_rule(complaint)
 
     def _count_backward(self, gradient: Tensor) -> None:
@@ -154,6 +185,20 @@ class Classifier(nn.Module):
         finally:
             self._watcher = outer
 
+    @contextmanager
+    def forgiving(self) -> Iterator[None]:
+        """Inside the block an image that the module raises on costs only itself its logits, which are NaN, and not the whole batch."""
+        outer, self._forgives = self._forgives, True
+        try:
+            yield
+        finally:
+            self._forgives = outer
+
+    def heard(self, images: Images) -> tuple[Logits, dict[int, str]]:
+        """The logits, whatever the module raises: a row of NaN for every image that it raises on, and what that was by place of the image."""
+        blank = images.new_full((1, self.n_classes), float("nan"))
+        return narrowed(lambda part: self(images[part]), len(images), blank, largest_pass=self.largest_pass)
+
     def twin(self, module: nn.Module, *, double: bool = False) -> Classifier:
         """The same classifier around another module, or in float64; its passes are counted and watched here.
 
@@ -164,6 +209,7 @@ class Classifier(nn.Module):
         other = Classifier(copy.deepcopy(module) if double else module, self.n_classes)
         other.mean, other.std = (nn.Parameter(each.detach().clone(), requires_grad=False) for each in (self.mean, self.std))
         other._normalises, other._passes, other._watcher = self._normalises, self._passes, self._watcher
+        other._forgives, other._fine = self._forgives, self._fine
         other.largest_pass, other.takes, other.draws, other._exact = self.largest_pass, self.takes, self.draws, (self.exact,)
         return other.double() if double else other
 
@@ -171,31 +217,33 @@ class Classifier(nn.Module):
     def certain(self, images: Images) -> Logits:
         """What the classifier that has the last word says, counted and watched as this one's own passes."""
         exact = self.exact
-        outer = exact._passes, exact._watcher, exact.largest_pass
-        exact._passes, exact._watcher, exact.largest_pass = self._passes, self._watcher, self.largest_pass
+        outer = exact._passes, exact._watcher, exact.largest_pass, exact._forgives
+        exact._passes, exact._watcher, exact.largest_pass, exact._forgives = self._passes, self._watcher, self.largest_pass, self._forgives
         try:
             return exact(images)
         finally:
-            exact._passes, exact._watcher, exact.largest_pass = outer
+            exact._passes, exact._watcher, exact.largest_pass, exact._forgives = outer
 
     @torch.no_grad()
     def votes(self, images: Images) -> Tensor:
         """The share of ``draws`` fresh forward passes that says each class, float32 (N, n_classes); the same at every call.
 
+        A pass whose logits are not finite says no class: the shares of that image sum up to less than 1.
         The generators are seeded with a constant of its own for it, which no attack knows, and put back.
         """
         shares = torch.zeros(len(images), self.n_classes, device=images.device)
         with seeded(VOTE_SEED, images.device), self.counting(), self.watched_by(None):
             for _ in range(self.draws):
-                said = self(images).argmax(1, keepdim=True)
-                shares.scatter_add_(1, said, torch.ones_like(said, dtype=shares.dtype))
+                logits = self(images)
+                says = logits.isfinite().all(1, keepdim=True).to(shares)
+                shares.scatter_add_(1, logits.argmax(1, keepdim=True), says)
         return shares / self.draws
 
     def settle_draws(self, images: Images) -> None:
         """Asks five times about some images; where answers differ, the model is random and is judged by ``VOTES`` draws from now on."""
         with torch.no_grad(), self.counting(), seeded(VOTE_SEED, images.device):
-            self(images[:1])  # tells at once whether the module takes a single image
-            first, *others = (self(images) for _ in range(ASKED))
+            self.heard(images[:1])  # tells at once whether the module takes a single image
+            first, *others = (self.heard(images)[0] for _ in range(ASKED))
         same = all(torch.allclose(first, again, rtol=1e-4, atol=1e-4, equal_nan=True) for again in others)
         self.draws = 1 if same else VOTES
 
@@ -254,10 +302,6 @@ def _checked(logits: Any, n: int, n_classes: int, dtype: torch.dtype) -> Tensor:
             f"the model returned shape {tuple(logits.shape)} for {n} images, expected {(n, n_classes)}; is it a model of another "
             "dataset, or is the main head not first?"
         )
-    return torch.nan_to_num(logits.to(dtype), nan=float("nan"), posinf=float("inf"), neginf=MASKED)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch said so, on a GPU or on a CPU."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in said or "can't allocate memory" in said
+    logits = logits.to(dtype)
+    nothing = (logits == float("-inf")).all(1, keepdim=True)  # every class is ruled out, so that none is said
+    return torch.nan_to_num(logits, nan=float("nan"), posinf=float("inf"), neginf=MASKED).masked_fill(nothing, float("nan"))

@@ -1,0 +1,57 @@
+"""What somebody's module raises: about some images, about memory, or about the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+LOST = ("device-side assert", "illegal memory access", "launch failure", "busy or unavailable", "uncorrectable ecc", "device not ready")
+
+
+def narrowed(
+    ask: Callable[[slice], Tensor], n: int, blank: Tensor, *, largest_pass: int | None = None
+) -> tuple[Tensor, dict[int, str]]:
+    """What is said of n images where some of them make the module raise: parts that raise are halved, down to the images that fail alone.
+
+    Args:
+        ask: logits of a part of the images.
+        n: images.
+        blank: what stands for an image that fails alone, (1, n_classes).
+        largest_pass: images that go through the module at once; where it is 1, one that memory is too small for fails like any other.
+
+    Returns:
+        The logits, and what was raised by place of the image.
+
+    Raises:
+        Exception: memory ran out with more than one image, or the device failed, which no image is to blame for.
+    """
+    raised: dict[int, str] = {}
+
+    def part(start: int, stop: int) -> list[Tensor]:
+        try:
+            return [ask(slice(start, stop))]
+        except Exception as error:  # somebody else's model may raise anything
+            alone = stop - start <= 1
+            if is_device_failure(error) or (is_out_of_memory(error) and not alone and largest_pass != 1):
+                raise
+            if alone:
+                raised[start] = f"{type(error).__name__}: {error}"
+                return [blank]
+        middle = (start + stop + 1) // 2
+        return part(start, middle) + part(middle, stop)
+
+    return torch.cat(part(0, n)), raised
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch said so, on a GPU or on a CPU."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in said or "can't allocate memory" in said
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether the device itself is lost, so that nothing that is asked of it afterwards says anything about a model or an image."""
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in said for sign in LOST)
