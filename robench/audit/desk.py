@@ -103,7 +103,7 @@ class Desk:
     def follow(self, evidence: Evidence, names: list[str]) -> Evidence:
         """The stronger attacks that findings call for, on what is left."""
         broken = find_decided(evidence.runs[MAIN], evidence.stored)
-        if broken.all():
+        if (broken | evidence.unclassified()).all():
             return evidence
         elsewhere = {}
         if SURROGATE in names:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robench.evaluation.results import Results
+from robench.evaluation.results import Results, failing
+from robench.evaluation.store import CLEAN
 from robench.report.paired import Paired, paired
 from robench.types import Outcome
 
@@ -75,38 +76,49 @@ class Evidence:
         rows = self._frames[at, column]
         return rows if len(rows) else None
 
+    def said(self, column: str, *, best: bool = True, at: str = MAIN) -> np.ndarray | None:
+        """What an attack made of the samples that the model can classify without one, values of ``Outcome``; None where it was not
+        measured or failed on one of them. The others say nothing about the attack, and no comparison holds them."""
+        rows = self.rows(column, at)
+        if rows is None:
+            return None
+        said = rows["best" if best else "outcome"].to_numpy()[~self.unclassified()[: len(rows)]]
+        return None if np.isin(said, Outcome.UNDECIDED).any() else said
+
     def robust(self, column: str, *, best: bool = True, at: str = MAIN) -> np.ndarray | None:
-        """Which samples an attack left standing, bool (n,); None where it was not measured or failed on a sample.
+        """Which samples an attack left standing, bool, of those of ``said``; None where it was not measured or failed on a sample.
 
         Args:
             column: its name.
             best: by every image that it came across, else by those that it returned.
             at: the radius.
         """
-        rows = self.rows(column, at)
-        if rows is None:
-            return None
-        said = rows["best" if best else "outcome"].to_numpy()
-        if np.isin(said, Outcome.UNDECIDED).any():
-            return None
-        return said == Outcome.ROBUST
+        said = self.said(column, best=best, at=at)
+        return None if said is None else said == Outcome.ROBUST
 
     def broken(self, column: str, *, at: str = MAIN) -> np.ndarray | None:
-        """Which samples an attack broke by any image that it came across, clean mistakes left out; None where it is missing or failed."""
-        rows = self.rows(column, at)
-        return None if rows is None or rows["best"].isin(Outcome.UNDECIDED).any() else rows["best"].to_numpy() == Outcome.BROKEN
+        """Which samples an attack broke by any image that it came across, clean mistakes left out, bool, of those of ``said``; None where it
+        is missing or failed."""
+        said = self.said(column, at=at)
+        return None if said is None else said == Outcome.BROKEN
 
     def failed(self) -> dict[str, str]:
         """Attacks at the audited radius that failed, with the reason."""
-        ledger = self.runs[MAIN].ledger
-        said = ledger[ledger["message"] != ""]
+        said = failing(self.runs[MAIN].ledger)
+        said = said[said["attack"] != CLEAN]
         return {str(name): str(message) for name, message in said.groupby("attack", sort=False)["message"].first().items()}
 
+    def unclassified(self) -> np.ndarray:
+        """Which samples the model cannot classify even without attack, so that nothing can be said of them, bool (n,)."""
+        clean = self.rows(CLEAN)
+        assert clean is not None  # every run has it
+        return clean["outcome"].isin(Outcome.UNDECIDED).to_numpy(copy=True)
+
     def correct(self) -> np.ndarray:
-        """Which samples are right without attack."""
-        robust = self.robust("clean")
-        assert robust is not None  # every run has it
-        return robust
+        """Which samples are right without attack, bool (n,)."""
+        clean = self.rows(CLEAN)
+        assert clean is not None  # every run has it
+        return (clean["outcome"] == Outcome.ROBUST).to_numpy()
 
     def compare(self, first: str, second: str, *, best: bool = True) -> Paired | None:
         """Accuracy under the first attack against that under the second, on the same samples; None where either is missing."""
@@ -128,13 +140,13 @@ class Evidence:
         return min(counts, key=lambda pair: pair[1]) if counts else None
 
     def union(self, columns: list[str]) -> tuple[int, int]:
-        """How many samples are robust, and how many at most, where attacks that failed say nothing.
+        """How many samples are robust, and how many at most, where attacks that failed say nothing, nor the model of a clean image.
 
         Args:
             columns: whose every image counts.
         """
-        left = self.correct()
-        open_ = np.zeros_like(left)
+        open_ = self.unclassified()
+        left = self.correct() | open_
         for name in columns:
             rows = self.rows(name)
             if rows is not None:

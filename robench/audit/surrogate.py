@@ -14,9 +14,11 @@ from robench.attacks import parse_suites
 from robench.attacks.elsewhere import Transfer, crafted_on
 from robench.data.augment import to_unit
 from robench.digest import digest_tensors
+from robench.evaluation.verify import classes_of
 from robench.files import write_atomically
 from robench.models.backbones import BACKBONES
 from robench.models.classifier import Classifier
+from robench.models.failures import narrowed
 from robench.models.loading import Subject
 from robench.models.seeded import seeded
 from robench.types import Attack, Dataset, ThreatModel
@@ -73,6 +75,8 @@ def _distil(module: nn.Module, teacher: Classifier, learn_from: Dataset, seed: i
     images = learn_from.images[:MOST]
     with torch.no_grad():
         named = torch.cat([_named(teacher, _unit(part).to(device)) for part in images.split(250)])
+    known = named >= 0
+    images, named = images[known.cpu()], named[known]
     module.to(device).train()
     optimiser = torch.optim.Adam(module.parameters(), lr=1e-3)
     with seeded(seed, device):
@@ -87,7 +91,12 @@ def _distil(module: nn.Module, teacher: Classifier, learn_from: Dataset, seed: i
 
 
 def _named(teacher: Classifier, images: Tensor) -> Tensor:
-    return teacher(images).argmax(1) if teacher.draws == 1 else teacher.votes(images).argmax(1)
+    """The class that the teacher says, of a random one the class of most of its votes; -1 where it says none."""
+    if teacher.draws == 1:
+        return classes_of(teacher.heard(images)[0])
+    blank = images.new_zeros((1, teacher.n_classes))
+    votes, _ = narrowed(lambda part: teacher.votes(images[part]), len(images), blank, largest_pass=teacher.largest_pass)
+    return torch.where(votes.amax(1) > 0, votes.argmax(1), -1)
 
 
 def _unit(images: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from robench.report.tables import interval, percent, title
 from robench.types import Finding, Level, Outcome
 
 REFUTED, WEAKENED, SUPPORTED, OPEN = "refuted", "weakened", "supported", "not established"
+NAMED = 5  # samples that a reason names
 MARGIN = 0.05  # a number is refuted where the upper bound lies further below it than this
 # Checks without whose experiment no number is supported.
 REQUIRED = (
@@ -67,9 +68,9 @@ def judge_number(evidence: Evidence, findings: list[Finding], claim: float | Non
     n, stored = len(evidence.correct()), evidence.stored_bounds()
     number, claimed = (claim, f"the claim ({evidence.protocol})") if claim is not None else _plain(evidence, stored)
     left, against = (robust, most), "all attacks on the model itself, per sample"
-    why = _reasons(evidence, findings, not_run)
+    why = _reasons(evidence, findings, not_run) + _unclassified(evidence)
     if evidence.protocol == "transfer":
-        why = _reasons_of_transfer(evidence, findings, claim)
+        why = _reasons_of_transfer(evidence, findings, claim) + _unclassified(evidence)
         left, against = (stored, "the stored images, as transfer") if stored is not None else (left, against)
     low, high = interval(left[0], n)[0], interval(left[1], n)[1]
     if number is None:
@@ -121,20 +122,34 @@ def _reasons_of_transfer(evidence: Evidence, findings: list[Finding], claim: flo
     return reasons + ([f"checks fail: {', '.join(failed)}"] if failed else [])
 
 
+def _unclassified(evidence: Evidence) -> list[str]:
+    """The samples that stay open whatever attacks do, as a reason, or nothing."""
+    places = np.flatnonzero(evidence.unclassified()).tolist()
+    if not places:
+        return []
+    named = ", ".join(map(str, places[:NAMED])) + (", ..." if len(places) > NAMED else "")
+    return [
+        f"{len(places)} of {len(evidence.correct())} samples cannot be classified even without attack and count as undecided ({named})"
+    ]
+
+
 def _plain(evidence: Evidence, stored: tuple[int, int] | None) -> tuple[float | None, str]:
-    """What would have been reported: by the stored images, else by FGSM and PGD-20, whichever is lower."""
+    """What would have been reported: by the stored images, else by FGSM and PGD-20, whichever is lower; at most, where samples are open."""
+    n, open_ = len(evidence.correct()), int(evidence.unclassified().sum())
     if stored is not None:
-        return stored[1] / len(evidence.correct()), "accuracy on the stored images"
+        return stored[1] / n, "accuracy on the stored images"
     shares = [
-        float(robust.mean()) for name in ("fgsm", "pgd1", "pgd20") if (robust := evidence.robust(name, best=False)) is not None
+        (int(robust.sum()) + open_) / n
+        for name in ("fgsm", "pgd1", "pgd20")
+        if (robust := evidence.robust(name, best=False)) is not None
     ]
     return (min(shares), "what FGSM and PGD-20 report") if shares else (None, "what FGSM and PGD-20 report")
 
 
 def _steps(evidence: Evidence) -> list[tuple[str, float]]:
-    """What is left after each step of the audit, all attacks before it counted."""
-    correct = evidence.correct()
-    n, steps, left = len(correct), [("right without attack", float(correct.mean()))], correct.copy()
+    """What is left after each step of the audit, all attacks before it counted; at most, where samples are open."""
+    left = evidence.correct() | evidence.unclassified()
+    n, steps = len(left), [("right without attack", float(left.mean()))]
     given = [each.column for each in evidence.stored]
     if (stored := evidence.stored_bounds()) is not None:
         steps.append(("on the stored images", stored[1] / n))

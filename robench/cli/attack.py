@@ -149,6 +149,9 @@ def verify(run, **where) -> None:
         click.echo(f"robench: this is not the model that was attacked: {changed}", err=True)
     if failed:
         click.echo(f"robench: not confirmed: {', '.join(failed)}; see the columns tampered, missing and float32", err=True)
+    for each in replays:
+        if each.unclassified:
+            hint(f"{each.attack}: {_unclassified(each.unclassified)}: {each.said}")
     if unkept:
         hint(
             f"cannot be confirmed, since no images were kept: {', '.join(unkept)}; the `robench attack` of the run with --save-adv crafts them"
@@ -156,3 +159,10 @@ def verify(run, **where) -> None:
     if changed or failed or unkept:
         click.get_current_context().exit(1)
     click.echo(f"{run}: every broken sample is broken again, by the stored images and the weights that the run names")
+
+
+def _unclassified(places: tuple[int, ...]) -> str:
+    """The samples whose stored images the model cannot classify, in words."""
+    named = ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else "")
+    many = f"{len(places)} sample{'s' * (len(places) > 1)}"
+    return f"the model cannot classify the stored images of {many} ({named}), which counts neither as broken nor as robust"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from robench.data.augment import to_unit
 from robench.evaluation.adv_images import PackedImages, read_packed
+from robench.evaluation.memory import backing_off
 from robench.evaluation.store import LEFT_OUT, ChunkVerdicts, read_chunk, read_run, split
-from robench.evaluation.verify import in_box, verdict_logits
+from robench.evaluation.verify import NOT_FINITE, answers, classes_of, in_box
 from robench.models.classifier import Classifier
 from robench.types import Dataset, Outcome, RobenchError, ThreatModel
 
@@ -36,6 +37,9 @@ class Replay:
         rounded: as images of 8 bits a pixel inside the ball, see ``in_8_bits``, in float32.
         tampered: chunks whose images are not the ones that were stored.
         missing: broken samples without a stored image.
+        unclassified: places in the data of those whose stored image the model cannot classify in float32, by raising or by saying no class:
+            such an image is neither broken nor robust.
+        said: what it raised or said on the first of these, or "".
     """
 
     attack: str
@@ -46,6 +50,8 @@ class Replay:
     rounded: int = 0
     tampered: int = 0
     missing: int = 0
+    unclassified: tuple[int, ...] = ()
+    said: str = ""
 
     @property
     def unkept(self) -> bool:
@@ -58,10 +64,10 @@ class Replay:
         return self.float32 == self.claimed and not self.tampered and not self.missing
 
     def __add__(self, other: Replay) -> Replay:
-        counted = [f.name for f in fields(self) if f.name not in ("attack", "float64")]
+        counted = [f.name for f in fields(self) if f.name not in ("attack", "float64", "said")]
         sums = {name: getattr(self, name) + getattr(other, name) for name in counted}
         doubles = None if self.float64 is None or other.float64 is None else self.float64 + other.float64
-        return Replay(self.attack, **sums, float64=doubles)
+        return Replay(self.attack, **sums, float64=doubles, said=self.said or other.said)
 
 
 def replay_run(run: Path, classifier: Classifier, dataset: Dataset) -> list[Replay]:
@@ -126,20 +132,21 @@ def _replay_chunk(
     near = threat.contains(images, adv_images) & in_box(adv_images)
     rounded = in_8_bits(images, adv_images, threat)
 
-    def seen(model: Classifier, tried: Images, classify: Callable[[Classifier, Images], Tensor] | None = None) -> int:
-        predicted = (classify or _batched)(model, tried) if model.draws == 1 else _voted(model, tried, labels)
-        return int(((predicted != labels) & near & threat.contains(images, tried.float())).sum())
+    def counted(classes: Tensor, tried: Images) -> int:
+        return int(((classes >= 0) & (classes != labels) & near & threat.contains(images, tried.float())).sum())
 
-    try:
-        in_float64 = seen(doubled, adv_images.double())
-    except (RuntimeError, AssertionError, TypeError):
-        in_float64 = None
+    own, raised = _classes(classifier, adv_images, labels)
+    twice, failed = _classes(doubled, adv_images.double(), labels)
+    in_float64 = None if len(failed) == len(rows) > len(raised) else counted(twice, adv_images)  # a program names float32 inside
+    silent = np.flatnonzero((own < 0).numpy())
     return counts + Replay(
         name,
-        float32=seen(classifier, adv_images),
+        float32=counted(own, adv_images),
         float64=in_float64,
-        single=seen(classifier, adv_images, _one_by_one),
-        rounded=seen(classifier, rounded),
+        single=counted(_classes(classifier, adv_images, labels, size=1)[0], adv_images),
+        rounded=counted(_classes(classifier, rounded, labels)[0], rounded),
+        unclassified=tuple(packed.index[rows][silent].tolist()),
+        said=raised.get(int(silent[0]), NOT_FINITE) if len(silent) else "",
     )
 
 
@@ -156,16 +163,18 @@ def in_8_bits(images: Images, adv_images: Images, threat: ThreatModel) -> Images
 
 
 @torch.no_grad()
-def _batched(classifier: Classifier, images: Images) -> Tensor:
-    return classifier(images.to(classifier.device)).argmax(1).cpu()
+def _classes(classifier: Classifier, images: Images, labels: Tensor, size: int | None = None) -> tuple[Tensor, dict[int, str]]:
+    """The class of every image, int64 (N,), by vote of a random model, -1 where the model says none; and what it raised by place.
 
-
-@torch.no_grad()
-def _voted(classifier: Classifier, images: Images, labels: Tensor) -> Tensor:
-    images = images.to(classifier.device)
-    return verdict_logits(classifier, images, labels.to(images.device)).argmax(1).cpu()
-
-
-@torch.no_grad()
-def _one_by_one(classifier: Classifier, images: Images) -> Tensor:
-    return torch.cat([classifier(image[None].to(classifier.device)).argmax(1).cpu() for image in images])
+    Args:
+        size: of the batches, a random model's excepted; all at once by default.
+    """
+    images, labels = images.to(classifier.device), labels.to(classifier.device)
+    size = len(images) if size is None or classifier.draws > 1 else size
+    classes, raised = [], {}
+    for start in range(0, len(images), size):
+        part = slice(start, start + size)
+        logits, found = backing_off(classifier, size, lambda part=part: answers(classifier, images[part], labels[part]))
+        classes.append(classes_of(logits).cpu())
+        raised |= {start + place: said for place, said in found.items()}
+    return torch.cat(classes), raised

@@ -55,7 +55,9 @@ def judge(classifier: Classifier, images: Images, labels: Labels, adv_images: Im
     near = threat.contains(images, adv_images)
     inside = finite & boxed & near
     logits, raised = answers(classifier, adv_images, labels)
-    raised = {place: said for place, said in raised.items() if inside[place]}  # of the others it does not matter what the model does
+    raised = {
+        place: said for place, said in raised.items() if inside[place]
+    }  # of the others it does not matter what the model does
     predicted = torch.where(inside, classes_of(logits), -1)
     valid = predicted >= 0
     outcomes = [
@@ -86,7 +88,10 @@ def answers(classifier: Classifier, images: Images, labels: Labels) -> tuple[Log
     """
     blank = torch.full((1, classifier.n_classes), float("nan"), device=images.device)
     return narrowed(
-        lambda part: verdict_logits(classifier, images[part], labels[part]), len(images), blank, largest_pass=classifier.largest_pass
+        lambda part: verdict_logits(classifier, images[part], labels[part]),
+        len(images),
+        blank,
+        largest_pass=classifier.largest_pass,
     )
 
 

@@ -218,7 +218,12 @@ class Classifier(nn.Module):
         """What the classifier that has the last word says, counted and watched as this one's own passes."""
         exact = self.exact
         outer = exact._passes, exact._watcher, exact.largest_pass, exact._forgives
-        exact._passes, exact._watcher, exact.largest_pass, exact._forgives = self._passes, self._watcher, self.largest_pass, self._forgives
+        exact._passes, exact._watcher, exact.largest_pass, exact._forgives = (
+            self._passes,
+            self._watcher,
+            self.largest_pass,
+            self._forgives,
+        )
         try:
             return exact(images)
         finally:

@@ -7,13 +7,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-LOST = ("device-side assert", "illegal memory access", "launch failure", "busy or unavailable", "uncorrectable ecc", "device not ready")
+LOST = (
+    "device-side assert",
+    "illegal memory access",
+    "launch failure",
+    "busy or unavailable",
+    "uncorrectable ecc",
+    "device not ready",
+)
 
 
 def narrowed(
     ask: Callable[[slice], Tensor], n: int, blank: Tensor, *, largest_pass: int | None = None
 ) -> tuple[Tensor, dict[int, str]]:
     """What is said of n images where some of them make the module raise: parts that raise are halved, down to the images that fail alone.
+
+    Images that failed alone before any other was answered are asked once more: a classifier that has been answered knows better which
+    numbers of images its module takes.
 
     Args:
         ask: logits of a part of the images.
@@ -25,24 +35,33 @@ def narrowed(
         The logits, and what was raised by place of the image.
 
     Raises:
-        Exception: memory ran out with more than one image, or the device failed, which no image is to blame for.
+        Exception: memory ran out with more than one image, or the device is lost, which no image is to blame for.
     """
+    answered: dict[int, Tensor] = {}
     raised: dict[int, str] = {}
+    early: list[int] = []
 
-    def part(start: int, stop: int) -> list[Tensor]:
+    def part(start: int, stop: int) -> None:
         try:
-            return [ask(slice(start, stop))]
+            answered[start] = ask(slice(start, stop))
+            raised.pop(start, None)
         except Exception as error:  # somebody else's model may raise anything
             alone = stop - start <= 1
             if is_device_failure(error) or (is_out_of_memory(error) and not alone and largest_pass != 1):
                 raise
-            if alone:
-                raised[start] = f"{type(error).__name__}: {error}"
-                return [blank]
-        middle = (start + stop + 1) // 2
-        return part(start, middle) + part(middle, stop)
+            if not alone:
+                middle = (start + stop + 1) // 2
+                part(start, middle)
+                part(middle, stop)
+                return
+            if len(raised) == len(answered):
+                early.append(start)
+            answered[start], raised[start] = blank, f"{type(error).__name__}: {error}"
 
-    return torch.cat(part(0, n)), raised
+    part(0, n)
+    for place in early if len(raised) < n else ():
+        part(place, place + 1)
+    return torch.cat([logits for _, logits in sorted(answered.items(), key=lambda each: each[0])]), raised
 
 
 def is_out_of_memory(error: BaseException) -> bool:

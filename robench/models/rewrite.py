@@ -129,7 +129,7 @@ def quicker_precision(classifier: Classifier, images: Images) -> str:
     seconds = {}
     for precision in ("fp32", "bf16"):
         twin = _rewrite(classifier, Search(folded=True, precision=precision), images)
-        with twin.counting():
+        with twin.counting(), twin.forgiving():
             spent = [_step_seconds(twin, images) for _ in range(4)]
         seconds[precision] = min(spent[1:])
     return "bf16" if seconds["fp32"] >= WORTH * seconds["bf16"] else "fp32"

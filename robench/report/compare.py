@@ -30,7 +30,8 @@ class Pair:
     Attributes:
         first, second: names of the models.
         attack: a column that every run has, "clean", or ``ALL_SHARED``: robust against each of these columns, whatever they came across.
-        test: accuracies' difference and the exact McNemar test.
+        test: accuracies' difference and the exact McNemar test, on the samples that both models decide.
+        undecided: samples that are left out, since an attack failed on them or one of the models cannot classify them.
         p_corrected: by Holm; over the pairs under no attack and all shared ones, or over those under single attacks.
     """
 
@@ -38,6 +39,7 @@ class Pair:
     second: str
     attack: str
     test: Paired
+    undecided: int
     p_corrected: float
 
 
@@ -117,19 +119,37 @@ def main_attacks(shared: list[str]) -> list[str]:
 def _family(results: dict[str, Results], shared: list[str], attacks: list[str]) -> list[Pair]:
     """Pairs whose p-values are corrected together."""
     found = [
-        (first, second, attack, paired(_robust(results[first], attack, shared), _robust(results[second], attack, shared)))
+        (first, second, attack, *_decided_pairs(_said(results[first], attack, shared), _said(results[second], attack, shared)))
         for first, second in itertools.combinations(results, 2)
         for attack in attacks
     ]
-    corrected = holm([test.p for *_, test in found])
+    corrected = holm([test.p for *_, test, _ in found])
     return [Pair(*each, p) for each, p in zip(found, corrected, strict=True)]
 
 
-def _robust(results: Results, attack: str, shared: list[str]) -> np.ndarray:
-    """Which samples survive, bool (n,). Where an attack failed on a sample, it does not count as robust."""
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """Which samples survive, and which are decided at all, bool (n,) each."""
+
+    robust: np.ndarray
+    decided: np.ndarray
+
+
+def _decided_pairs(first: _Said, second: _Said) -> tuple[Paired, int]:
+    """The test on the samples that both runs decide, and how many others there are among those that both have."""
+    n = min(len(first.robust), len(second.robust))  # the first n of the test split are the same in both
+    known = first.decided[:n] & second.decided[:n]
+    return paired(first.robust[:n][known], second.robust[:n][known]), int((~known).sum())
+
+
+def _said(results: Results, attack: str, shared: list[str]) -> _Said:
+    """What became of every sample under one attack, or under all shared ones by what they came across: what one of them breaks is
+    broken, also where another failed."""
     which, names = ("best", shared) if attack == ALL_SHARED else ("outcome", [attack])
     rows = results.verdicts[results.verdicts["attack"].isin(names)]
-    return (rows[which] == Outcome.ROBUST).groupby(rows["index"]).all().sort_index().to_numpy()
+    robust = (rows[which] == Outcome.ROBUST).groupby(rows["index"]).all().sort_index().to_numpy()
+    lost = (~rows[which].isin((Outcome.ROBUST, *Outcome.UNDECIDED))).groupby(rows["index"]).any().sort_index().to_numpy()
+    return _Said(robust, robust | lost)
 
 
 def _differences(read: list[Results]) -> list[str]:
@@ -162,6 +182,11 @@ def remarks(found: Comparison) -> list[str]:
     ]
     if found.pairs and not found.shared:
         said.append("No attack is shared by all runs, so that only their natural accuracy is tested in pairs.")
+    if any(pair.undecided for pair in found.pairs):
+        said.append(
+            "Samples that are undecided in one of two runs, since an attack failed on them or the model cannot classify them, are left out of "
+            "their paired test; the tables of pairs count them."
+        )
     if found.unlike:
         said.append(
             f"Not computed alike in all runs, by other versions of the attack or with other parameters: {', '.join(map(title, found.unlike))}; "
@@ -179,12 +204,14 @@ def comparison_text(found: Comparison) -> str:
     parts.append(layout_table(found.summaries))
     best = [pair for pair in found.pairs if pair.attack in main_attacks(found.shared)]
     if best:
+        left_out = any(pair.undecided for pair in found.pairs)
         rows = [
             [f"{pair.first} - {pair.second}", attack_title(pair.attack), f"{100 * pair.test.difference:+.2f}", f"{100 * pair.test.low:+.2f} to {100 * pair.test.high:+.2f}",
-             str(pair.test.only_first), str(pair.test.only_second), p_text(pair.p_corrected)]
+             str(pair.test.only_first), str(pair.test.only_second), p_text(pair.p_corrected), *([str(pair.undecided)] if left_out else [])]
             for pair in best
         ]  # fmt: skip
         header = ["models", "under", "points", "95 % interval", "first alone", "second alone", "exact McNemar, Holm"]
+        header += ["undecided"] if left_out else []
         parts.append("Paired, on the same samples:\n\n" + table(header, rows))
     alone = [[name, title(attack), str(len(places))] for name, by in found.alone.items() for attack, places in by.items() if places]
     if alone:

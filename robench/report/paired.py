@@ -40,10 +40,12 @@ class Paired:
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> Paired:
-    """Compares two columns, bool (N,) each; of different lengths, over the samples that both have."""
+    """Compares two columns, bool (N,) each; of different lengths, over the samples that both have. Without any, nothing is known."""
     from scipy.stats import binomtest
 
     n = min(len(first), len(second))  # the first n of the test split are the same in both
+    if not n:
+        return Paired(0, 0, 0, 0.0, -1.0, 1.0, 1.0)
     first, second = first[:n], second[:n]
     ahead, behind = int((first & ~second).sum()), int((~first & second).sum())
     discordant, difference = ahead + behind, (ahead - behind) / n

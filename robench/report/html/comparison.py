@@ -95,6 +95,9 @@ def _pair_table(name: str, caption: str, pairs: list[Pair]) -> Table:
         Column("second alone", about="samples that only the second model gets right"), Column("p", about="exact McNemar test"),
         Column("p, corrected", about="by Holm, over the pairs of this table"), Column("n"),
     )  # fmt: skip
+    left_out = any(pair.undecided for pair in pairs)
+    if left_out:
+        columns += (Column("undecided", about="samples left out, since an attack failed on them or a model cannot classify them"),)
     rows = []
     for pair in pairs:
         test = pair.test
@@ -102,7 +105,7 @@ def _pair_table(name: str, caption: str, pairs: list[Pair]) -> Table:
         rows.append([
             Cell(pair.first), Cell(pair.second), Cell(attack_title(pair.attack)), Cell(f"{100 * test.difference:+.2f}", test.difference),
             Cell(interval, test.low), count(test.only_first), count(test.only_second), Cell(_bare(test.p), test.p),
-            Cell(_bare(pair.p_corrected), pair.p_corrected), count(test.n),
+            Cell(_bare(pair.p_corrected), pair.p_corrected), count(test.n), *([count(pair.undecided)] if left_out else []),
         ])  # fmt: skip
     return Table(name, caption, columns, rows)
 
