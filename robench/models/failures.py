@@ -32,7 +32,7 @@ def narrowed(
         largest_pass: images that go through the module at once; where it is 1, one that memory is too small for fails like any other.
 
     Returns:
-        The logits, and what was raised by place of the image.
+        The logits, and what was raised by place of the image; where all fail, what they raised together.
 
     Raises:
         Exception: memory ran out with more than one image, or the device is lost, which no image is to blame for.
@@ -40,8 +40,10 @@ def narrowed(
     answered: dict[int, Tensor] = {}
     raised: dict[int, str] = {}
     early: list[int] = []
+    together = ""
 
     def part(start: int, stop: int) -> None:
+        nonlocal together
         try:
             answered[start] = ask(slice(start, stop))
             raised.pop(start, None)
@@ -49,6 +51,8 @@ def narrowed(
             alone = stop - start <= 1
             if is_device_failure(error) or (is_out_of_memory(error) and not alone and largest_pass != 1):
                 raise
+            said = f"{type(error).__name__}: {error}"
+            together = together or said
             if not alone:
                 middle = (start + stop + 1) // 2
                 part(start, middle)
@@ -56,12 +60,14 @@ def narrowed(
                 return
             if len(raised) == len(answered):
                 early.append(start)
-            answered[start], raised[start] = blank, f"{type(error).__name__}: {error}"
+            answered[start], raised[start] = blank, said
 
     part(0, n)
-    for place in early if len(raised) < n else ():
+    if len(raised) == n:
+        return torch.cat([blank] * n), dict.fromkeys(raised, together)
+    for place in early:
         part(place, place + 1)
-    return torch.cat([logits for _, logits in sorted(answered.items(), key=lambda each: each[0])]), raised
+    return torch.cat([answered[start] for start in sorted(answered)]), raised
 
 
 def is_out_of_memory(error: BaseException) -> bool:
