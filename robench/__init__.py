@@ -11,6 +11,8 @@ _PUBLIC = {
     "RobenchError": "robench.types",
     "ThreatModel": "robench.types",
     "Attack": "robench.types",
+    "AttackFn": "robench.types",
+    "attack": "robench.authoring",
     "Suite": "robench.types",
     "Dataset": "robench.types",
     "load_dataset": "robench.data",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from robench.attacks import check_names, parse_suites, source_paths
+from robench.attacks import check_suite, parse_suites, source_paths
 from robench.attacks.elsewhere import make_heads_target, on_heads
 from robench.checkpoint import read_description
 from robench.data import DATASETS, load_dataset
@@ -87,9 +87,7 @@ def attack(
         if data.path and show_progress and here.rank == 0:
             print(f"robench: {data.path}: {data}", file=sys.stderr)
         task = MAIN if ckpt is None else request.head
-        sources = {
-            path: classifier_of_checkpoint(Path(path), data, place.device, task) for path in source_paths(request.names or "")
-        }
+        sources = {path: classifier_of_checkpoint(Path(path), data, place.device, task) for path in source_paths(request.names)}
         folder = out or Path("reports") / request.folder_name(subject.name, threat, data, trained_on)
         request = replace(request, precision=settled_precision(request, subject, data, folder))
         suites = _suites(request, subject, whole, data, threat, n, sources)
@@ -110,7 +108,7 @@ def _refuse(request: AttackRequest, ckpt: Path | None, own: OwnModel | None, ray
             "name what to attack: either --ckpt FILE or --model (`robench list models`), such as --model FILE.py:FACTORY"
         )
     if request.names is not None:
-        check_names(request.names)
+        check_suite(request.names)
     if ray is not None and here.world_size > 1:
         raise RobenchError("--ray under torchrun: both hand out chunks; use one of them")
     if request.precision == "auto" and (ray is not None or here.world_size > 1):

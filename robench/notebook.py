@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from robench.api import settled_precision
-from robench.attacks import parse_suites, source_paths
+from robench.attacks import Asked, called, check_suite, parse_suites, source_paths
 from robench.data.augment import to_unit
 from robench.data.held import Held, gather
 from robench.evaluation.device import use_device
@@ -80,7 +80,7 @@ def evaluate(
     images: Any,
     labels: Any = None,
     *,
-    suite: str | Sequence[str] | None = None,
+    suite: Asked | None = None,
     norm: str = "Linf",
     eps: str | float | None = None,
     seed: int = 0,
@@ -110,7 +110,8 @@ def evaluate(
         images: float in [0, 1] or uint8, (N, C, H, W) or (N, H, W, C): a tensor, a NumPy array, a list of either or of PIL images; or a
             DataLoader, a torch or a Hugging Face data set, which brings its own labels. See ``robench.data.held.gather``.
         labels: integers (N,) or (N, 1), or one-hot (N, n_classes).
-        suite: as ``--suite``, or a list of names; by default pgd20 (not in L1) and autoattack.
+        suite: as ``--suite``, or a list of names, of functions ``fn(model, images, labels, threat, seed) -> adv_images`` and of
+            ``Attack.of(fn, steps=20)``; by default pgd20 (not in L1) and autoattack.
         norm, eps: the threat model; by default 8/255 in Linf, 0.5 in L2 and 12 in L1.
         seed: of the attacks.
         batch_size: samples a chunk, or "auto".
@@ -130,7 +131,7 @@ def evaluate(
     asked = _call(locals())
     if save_adv and out is None:
         raise RobenchError("save_adv keeps images in a run folder: name one with out")
-    suite = default_suite(norm) if suite is None else suite if isinstance(suite, str) else ",".join(suite)
+    suite = default_suite(norm) if suite is None else suite if isinstance(suite, str) else tuple(check_suite(suite))
     request = AttackRequest(
         suite, norm, None if eps is None else format_eps(parse_eps(eps)), seed=seed, chunk=parse_chunk(str(batch_size)), restarts=restarts, budget=budget,
         step_size=None if step_size is None else str(step_size), passes=passes, precision=precision, save_adv=save_adv,
@@ -181,7 +182,7 @@ def _evaluation(results: Results, path: Path | None) -> Evaluation:
 
 def _planned(request: AttackRequest, subject: Subject, data: Dataset, folder: Path, device: str) -> Run:
     """The run that was asked for."""
-    threat, suite = request.threat(data), str(request.suite)
+    threat, suite = request.threat(data), request.suite or default_suite(request.norm)
     sources = {path: classifier_of_checkpoint(Path(path), None, device) for path in source_paths(suite)}
     options = request.options(settled_precision(request, subject, data, folder))
     suites = parse_suites(suite, threat, len(data.classes), options, sources)
@@ -192,7 +193,7 @@ def _call(given: dict[str, Any]) -> str:
     """The call as it is recorded: what differs from the defaults, but for names of classes, which run.json has anyway."""
     defaults = {name: each.default for name, each in inspect.signature(evaluate).parameters.items()}
     settings = [
-        f"{name}={value!r}"
+        f"{name}=[{', '.join(map(called, value))}]" if name == "suite" and not isinstance(value, str) else f"{name}={value!r}"
         for name, value in given.items()
         if name not in ("model", "images", "labels", "classes", "out", "show_progress") and repr(value) != repr(defaults[name])
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from robench.attacks import AttackOptions
+from robench.attacks import Asked, AttackOptions
 from robench.models.multihead import MAIN
 from robench.runs import DEFAULT_CHUNK
 from robench.types import Dataset, RobenchError, Search, ThreatModel, parse_eps
@@ -17,8 +17,8 @@ class AttackRequest:
     """What a user asked for; None means the default. See ``robench attack --help``.
 
     Attributes:
-        suite: names of attacks and suites, separated by commas; by default pgd20 (not in L1) and autoattack, or none where ``adv``
-            is given.
+        suite: names of attacks and suites, separated by commas, or a list of names, attacks and functions; by default pgd20 (not in
+            L1) and autoattack, or none where ``adv`` is given.
         norm, eps: the threat model; eps as text, the data set's own by default.
         n: the first n samples, all by default.
         step_size: of PGD, as text.
@@ -36,7 +36,7 @@ class AttackRequest:
         compiled: let torch.compile have the passes of the search.
     """
 
-    suite: str | None = None
+    suite: Asked | None = None
     norm: str = "Linf"
     eps: str | None = None
     n: int | None = None
@@ -71,7 +71,7 @@ class AttackRequest:
                 raise RobenchError(f"--{option} {given}: expected {' or '.join(known)}")
 
     @property
-    def names(self) -> str | None:
+    def names(self) -> Asked | None:
         """The suite, or its default."""
         return self.suite if self.suite is not None else None if self.adv else default_suite(self.norm)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robench.api import attack, command
+from robench.attacks import Asked
 from robench.checkpoint import checkpoint_name, read_description
 from robench.data import load_dataset
 from robench.evaluation.results import Results, failures, read_results
@@ -37,7 +38,7 @@ class SweepRequest:
     steps: str | None = None
 
     @property
-    def suite(self) -> str:
+    def suite(self) -> Asked:
         """The attacks of the curve against eps."""
         return self.attack.suite or ("apgd-ce" if self.attack.norm == "L1" else "pgd20")
 
@@ -86,7 +87,7 @@ def sweep(request: SweepRequest, *, out: Path | None = None, **where: Any) -> Sw
     foreign = [path.name for path in folder.iterdir() if not _is_ours(path)] if folder.is_dir() else []
     if foreign:
         raise RobenchError(f"{folder} holds {foreign[0]}, which no sweep of robench writes; choose another --out")
-    planned: list[tuple[Path, str, str | None]] = [
+    planned: list[tuple[Path, Asked, str | None]] = [
         (folder / f"eps-{format_eps(eps).replace('/', 'of')}", request.suite, format_eps(eps)) for eps in radii if eps > 0
     ]
     planned += [(folder / "steps", ",".join(f"pgd{number}" for number in steps), None)] if steps else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -212,7 +212,14 @@ def _listed(values: Sequence[float]) -> str:
     return ",".join(f"{value:g}" for value in values)
 
 
-AttackFn = Callable[..., "Images"]
+class AttackFn(Protocol):
+    """What an attack computes: adversarial images, of the shape of the images that it is given.
+
+    Called with five arguments by position: the model (a ``Classifier``: images in [0, 1] to logits), images and labels, which are its to
+    write into, the threat model, and the seed that torch's global generator has been given inside a fork.
+    """
+
+    def __call__(self, model: Any, images: Images, labels: Labels, threat: ThreatModel, seed: int, /) -> Images: ...
 
 
 @dataclass(frozen=True)
@@ -273,6 +280,21 @@ class Attack:
     elsewhere: Elsewhere | None = None
     stored: Tensor | None = None
     search: Search = OWN
+
+    @classmethod
+    def of(cls, fn: AttackFn, **overrides: Any) -> Attack:
+        """The attack that a function is, keyed by its source: see ``robench.authoring.attack_of``.
+
+        Args:
+            fn: with or without the decorator ``robench.attack``.
+            overrides: of its parameters, such as ``steps=20``, or of what the decorator says: name, norms, returns, source.
+
+        Raises:
+            RobenchError: it takes other arguments, or has no such parameter.
+        """
+        from robench.authoring import attack_of
+
+        return attack_of(fn, **overrides)
 
 
 class Keeps:

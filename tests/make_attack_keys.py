@@ -9,10 +9,36 @@ from robench.evaluation.store import attack_folder
 from robench.types import RobenchError, Search, ThreatModel
 
 FILE = Path(__file__).with_name("attack_keys.json")
-NAMES = (
-    "fgsm pgd7 pgd20 pgd50 pgd1 pgd100 pgd50-ce pgd50-margin pgd50-dlr pgd50-rescaled pgd50-log pgd50-float64 pgd50-eot pgd50-bpda pgd50-spsa "
-    "pgd3-ce noise apgd-ce apgd-t fab-t square square20000 square200 nearest suspect autoattack autoattack-screened fast"
-).split()
+NAMES = [
+    "fgsm",
+    "pgd7",
+    "pgd20",
+    "pgd50",
+    "pgd1",
+    "pgd100",
+    "pgd50-ce",
+    "pgd50-margin",
+    "pgd50-dlr",
+    "pgd50-rescaled",
+    "pgd50-log",
+    "pgd50-float64",
+    "pgd50-eot",
+    "pgd50-bpda",
+    "pgd50-spsa",
+    "pgd3-ce",
+    "noise",
+    "apgd-ce",
+    "apgd-t",
+    "fab-t",
+    "square",
+    "square20000",
+    "square200",
+    "nearest",
+    "suspect",
+    "autoattack",
+    "autoattack-screened",
+    "fast",
+]
 THREATS = (ThreatModel("Linf", 8 / 255), ThreatModel("L2", 0.5), ThreatModel("L1", 12.0))
 BY_CLASSES = ("apgd-t", "fab-t", "pgd50-dlr", "fast")
 OPTIONS = {

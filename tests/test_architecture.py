@@ -9,9 +9,9 @@ import robench
 
 ROOT = Path(robench.__file__).parent
 LAYERS = [  # a module may import from its own layer and from those below it
-    {"digest"},
-    {"types"},
-    {"files", "formats", "processes", "progress"},
+    {"digest", "code_digest"},
+    {"types", "authoring"},
+    {"files", "formats", "processes", "progress", "user_code"},
     {"checkpoint"},
     {"data", "adapters"},
     {"models"},

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from robench.types import ThreatModel
+from robench.authoring import attack
+from robench.types import Keeps, ThreatModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,31 +42,73 @@ def library() -> str:
     return f"pyautoattack {version('pyautoattack')}"
 
 
-def stage(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, name: str, n_targets: int) -> Images:
-    """One stage of AutoAttack standard, on all images in one batch.
+SOURCE = "Croce & Hein 2020, https://arxiv.org/abs/2003.01690"
+STANDARD = {"version": "standard"}
+SQUARE = "Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049"
+
+
+@attack(name="apgd-ce", returns=Keeps.ANY, source=SOURCE, library=library, family="autoattack", recorded=STANDARD)
+def apgd_ce(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int) -> Images:
+    """The first stage of AutoAttack standard: APGD on cross-entropy."""
+    standard = _standard(model, images, threat, seed)
+    standard.apgd.loss = "ce"
+    return _perturbed(standard.apgd, images, labels)
+
+
+@attack(name="apgd-t", returns=Keeps.ANY, source=SOURCE, library=library, family="autoattack", recorded=STANDARD)
+def apgd_t(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, n_targets: int = 9) -> Images:
+    """The second: APGD on the targeted DLR loss.
 
     Args:
-        name: one of ``STAGES``.
-        n_targets: target classes of APGD-T and FAB-T: ``most_targets``, or one fewer than there are classes.
+        n_targets: target classes: ``most_targets``, or one fewer than there are classes.
     """
-    import torch
-    from pyautoattack import AutoAttack
-
-    standard = AutoAttack(model, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=images.device)
-    standard.apgd_targeted.n_target_classes = standard.fab.n_target_classes = n_targets
-    standard.fab.targeted = True
-    standard.apgd.loss = "ce"
-    attacks = dict(zip(STAGES, (standard.apgd, standard.apgd_targeted, standard.fab, standard.square), strict=True))
-    with torch.no_grad():
-        return attacks[name].perturb(images.clone(), labels.clone())
+    standard = _standard(model, images, threat, seed)
+    standard.apgd_targeted.n_target_classes = n_targets
+    return _perturbed(standard.apgd_targeted, images, labels)
 
 
+@attack(name="fab-t", returns=Keeps.FORWARD, source=SOURCE, library=library, family="autoattack", recorded=STANDARD)
+def fab_t(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, n_targets: int = 9) -> Images:
+    """The third: targeted FAB, with as many targets as ``apgd_t``."""
+    standard = _standard(model, images, threat, seed)
+    standard.fab.targeted, standard.fab.n_target_classes = True, n_targets
+    return _perturbed(standard.fab, images, labels)
+
+
+@attack(name="square", returns=Keeps.ANY, source=SOURCE, gradients=False, library=library, family="autoattack", recorded=STANDARD)
+def square_stage(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int) -> Images:
+    """The fourth: Square with 5,000 queries."""
+    return _perturbed(_standard(model, images, threat, seed).square, images, labels)
+
+
+@attack(returns=Keeps.ANY, source=SQUARE, gradients=False, library=library, family="square")
 def square(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, queries: int) -> Images:
     """AutoAttack's Square with another number of queries, on all images in one batch."""
-    import torch
+    standard = _standard(model, images, threat, seed)
+    standard.square.n_queries = queries
+    return _perturbed(standard.square, images, labels)
+
+
+@attack(name="suspect", norms=("Linf", "L2"), returns=Keeps.ANY, source=SQUARE, gradients=False, library=library, family="suspect")
+def suspecting_square(
+    model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, queries: int = 200, samples: int = 16
+) -> Images:
+    """A short Square on the first few of the images; the others come back as they are."""
+    adv_images = images.clone()
+    adv_images[:samples] = square(model, images[:samples], labels[:samples], threat, seed, queries=queries)
+    return adv_images
+
+
+def _standard(model: nn.Module, images: Images, threat: ThreatModel, seed: int) -> Any:
+    """AutoAttack standard as its authors set it up."""
     from pyautoattack import AutoAttack
 
-    standard = AutoAttack(model, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=images.device)
-    standard.square.n_queries = queries
+    return AutoAttack(model, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=images.device)
+
+
+def _perturbed(attack: Any, images: Images, labels: Labels) -> Images:
+    """What one stage makes of all images in one batch."""
+    import torch
+
     with torch.no_grad():
-        return standard.square.perturb(images.clone(), labels.clone())
+        return attack.perturb(images.clone(), labels.clone())

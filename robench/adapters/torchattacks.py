@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from robench.authoring import attack
 from robench.types import ThreatModel
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def library() -> str:
     return f"torchattacks {version('torchattacks')}"
 
 
+@attack(norms="Linf", source="Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572", library=library, family="fgsm")
 def fgsm(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int) -> Images:
     """One signed gradient step of eps from the image itself."""
     import torchattacks
@@ -25,6 +27,10 @@ def fgsm(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, 
     return torchattacks.FGSM(model, eps=threat.eps)(images, labels)
 
 
+@attack(
+    norms=("Linf", "L2"), source="Madry et al. 2018, https://arxiv.org/abs/1706.06083", library=library, family="pgd",
+    recorded={"random_start": True, "loss": "cross-entropy"},
+)  # fmt: skip
 def pgd(
     model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, steps: int, step_size: float
 ) -> Images:

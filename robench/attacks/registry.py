@@ -1,4 +1,4 @@
-"""An attack is one function and one line in ATTACKS."""
+"""ATTACKS: a name on the command line -> the function that it stands for, imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robench import __version__
-from robench.adapters import autoattack, torchattacks
+from robench.adapters import autoattack
 from robench.attacks.restarts import with_restarts
-from robench.types import NORMS, OWN, Attack, Keeps, RobenchError, Search, ThreatModel, format_eps
+from robench.authoring import FIELDS, Description, description_of, make_value
+from robench.types import OWN, Attack, Keeps, RobenchError, Search, ThreatModel, format_eps
 
 if TYPE_CHECKING:
     from robench.models.loading import Subject
@@ -51,92 +53,58 @@ class AttackEntry:
     """One registered attack.
 
     Attributes:
-        pattern: names that mean it, as a regular expression; its group is handed to ``make``.
-        make: ``make(name, match, context) -> Attack``.
+        function: "package.module:function".
+        about: one line for ``robench list``.
         shown: names for ``robench list`` and for suggestions.
-        about: one line.
+        number: the parameter that the number in a name is: of pgd20, whose key is "pgdN".
+        described: of a function whose file no decorator may change, since its text is part of a column's key.
+        settings: parameters that the name stands for.
+        settle: what follows from the threat model, the classes and the user's options: parameters, or fields of ``Description``.
     """
 
-    pattern: str
-    make: Callable[[str, re.Match, Context], Attack]
-    shown: tuple[str, ...]
+    function: str
     about: str
+    shown: tuple[str, ...]
+    number: str = ""
+    described: Description | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    settle: Callable[[str, Context], dict[str, Any]] | None = None
 
 
-def _fgsm(name: str, match: re.Match, context: Context) -> Attack:
-    return Attack(
-        name=name, fn=torchattacks.fgsm, norms=("Linf",), gradients=True, params={}, library=torchattacks.library(),
-        source="Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572", family="fgsm",
-    )  # fmt: skip
+def _pgd(name: str, context: Context) -> dict[str, Any]:
+    options, settled = context.options, _steps(name, context)
+    step_size, usual = settled["step_size"], context.threat.eps / 4
+    said = f"(step={format_eps(step_size)})" if step_size != usual else ""
+    said += f"(restarts={options.restarts})" if options.restarts > 1 else ""
+    return settled | {"name": name + said, "prefix_of": f"pgd of {step_size!r}" if options.restarts == 1 else ""}
 
 
-def _pgd(name: str, match: re.Match, context: Context) -> Attack:
-    steps, options = int(match[1]), context.options
-    if steps < 1:
-        raise RobenchError(f"attack {name!r} has no steps; pgd20 is PGD with 20")
+def _steps(name: str, context: Context) -> dict[str, Any]:
+    options = context.options
+    if name.endswith("-dlr") and context.n_classes < 3:
+        raise RobenchError(f"{name}: the difference of logits ratio needs 3 classes or more, the model has {context.n_classes}")
     step_size = context.threat.eps / 4 if options.step_size is None else options.step_size
-    label = f"pgd{steps}" + "".join(
-        f"({key}={value})"
-        for key, value, given in (
-            ("step", format_eps(step_size), options.step_size is not None and step_size != context.threat.eps / 4),
-            ("restarts", options.restarts, options.restarts > 1),
-        )
-        if given
-    )
-    once = partial(torchattacks.pgd, steps=steps, step_size=step_size)
-    return Attack(
-        name=label, fn=with_restarts(once, options.restarts) if options.restarts > 1 else once, norms=("Linf", "L2"), gradients=True,
-        params={"steps": steps, "step_size": step_size, "restarts": options.restarts, "random_start": True, "loss": "cross-entropy"},
-        library=torchattacks.library(), source="Madry et al. 2018, https://arxiv.org/abs/1706.06083", family="pgd",
-        prefix_of=f"pgd of {step_size!r}" if options.restarts == 1 else "",
-    )  # fmt: skip
+    return {"step_size": step_size, "recorded": {"restarts": options.restarts}}
 
 
-def _autoattack_stage(name: str, match: re.Match, context: Context) -> Attack:
-    targeted, n_classes = name in ("apgd-t", "fab-t"), context.n_classes
+def _stage(name: str, context: Context) -> dict[str, Any]:
+    targeted, n_classes, norm = name in ("apgd-t", "fab-t"), context.n_classes, context.threat.norm
     if name == "apgd-t" and n_classes < 4:
         raise RobenchError(
             f"AutoAttack's targeted DLR loss needs 4 classes or more, the model has {n_classes}; use fast, or apgd-ce,fab-t,square"
         )
-    norm = context.threat.norm
-    n_targets = min(autoattack.most_targets(name, norm), n_classes - 1)
-    sparse = norm == "L1" and name.startswith("apgd")  # begins in balls of three and two times eps, and keeps nothing from there
-    restarts = {"restarts": autoattack.L1_RESTARTS} if sparse and not targeted else {}
-    return Attack(
-        name=name, fn=partial(autoattack.stage, name=name, n_targets=n_targets), norms=NORMS, gradients=name != "square",
-        params={"version": "standard"} | ({"n_targets": n_targets} if targeted else {}) | restarts
-        | ({"radii": "3, 2 and 1 times eps"} if sparse else {}), library=autoattack.library(),
-        source=_AA if norm != "L1" else f"{_AA}; in L1 Croce & Hein 2021, https://arxiv.org/abs/2103.01208", family="autoattack",
-        keeps=Keeps.LATE if sparse else Keeps.FORWARD if name == "fab-t" else Keeps.ANY,
-    )  # fmt: skip
+    settled: dict[str, Any] = {"n_targets": min(autoattack.most_targets(name, norm), n_classes - 1)} if targeted else {}
+    if norm != "L1":
+        return settled
+    settled["source"] = f"{autoattack.SOURCE}; in L1 Croce & Hein 2021, https://arxiv.org/abs/2103.01208"
+    if name.startswith("apgd"):  # begins in balls of three and two times eps, and keeps nothing from there
+        restarts = {} if targeted else {"restarts": autoattack.L1_RESTARTS}
+        settled |= {"returns": Keeps.LATE, "recorded": {"radii": "3, 2 and 1 times eps"} | restarts}
+    return settled
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What a variant of our PGD changes; see ``descend``."""
-
-    about: str
-    source: str
-    settings: Mapping[str, Any]
-
-
-_CW, _AA = "Carlini & Wagner 2017, https://arxiv.org/abs/1608.04644", "Croce & Hein 2020, https://arxiv.org/abs/2003.01690"
-_ATHALYE = "Athalye et al. 2018, https://arxiv.org/abs/1802.00420"
-VARIANTS: dict[str, Variant] = {
-    "ce": Variant("cross-entropy, as pgdN", "Madry et al. 2018, https://arxiv.org/abs/1706.06083", {"loss": "ce"}),
-    "margin": Variant("the difference of logits", _CW, {"loss": "margin"}),
-    "dlr": Variant("the difference of logits ratio", _AA, {"loss": "dlr"}),
-    "rescaled": Variant(
-        "logits divided by the clean margin", "Carlini & Wagner 2016, https://arxiv.org/abs/1607.04311", {"loss": "rescaled"}
-    ),
-    "log": Variant("outputs taken for probabilities", _ATHALYE, {"loss": "log"}),
-    "float64": Variant("cross-entropy in float64", _AA, {"loss": "ce", "double": True}),
-    "eot": Variant("gradients over 20 draws of a random model", _ATHALYE, {"loss": "margin", "draws": 20}),
-    "bpda": Variant("rounding and detaching pass gradients", _ATHALYE, {"loss": "margin", "through": True}),
-    "spsa": Variant(
-        "gradients estimated from 64 pairs", "Uesato et al. 2018, https://arxiv.org/abs/1802.05666", {"loss": "margin", "pairs": 64}
-    ),
-}
+def _budget(name: str, context: Context) -> dict[str, Any]:
+    return {"budget": FAST_BUDGET if context.options.budget is None else context.options.budget}
 
 
 @cache
@@ -146,116 +114,88 @@ def _own(*modules: str) -> str:
     return f"robench {__version__}, code {hashlib.sha256(''.join(sources).encode()).hexdigest()[:8]}"
 
 
-def _descend(*given, **settings):
-    from robench.attacks.descent import descend  # imports torch, which `robench list` can do without
-
-    return descend(*given, **settings)
-
-
-def _draw_noise(*given, **settings):
-    from robench.attacks.noise import noise
-
-    return noise(*given, **settings)
-
-
-def _descent(name: str, match: re.Match, context: Context) -> Attack:
-    steps, variant, options = int(match[1]), VARIANTS[match[2]], context.options
-    if steps < 1:
-        raise RobenchError(f"attack {name!r} has no steps; pgd20-{match[2]} takes 20")
-    if match[2] == "dlr" and context.n_classes < 3:
-        raise RobenchError(f"{name}: the difference of logits ratio needs 3 classes or more, the model has {context.n_classes}")
-    step_size = context.threat.eps / 4 if options.step_size is None else options.step_size
-    once = partial(_descend, steps=steps, step_size=step_size, **variant.settings)
-    return Attack(
-        name=name, fn=with_restarts(once, options.restarts) if options.restarts > 1 else once, norms=("Linf", "L2"),
-        gradients="pairs" not in variant.settings, library=_own("descent", "straight_through"), source=variant.source, family="pgd",
-        keeps=Keeps.ANY, params={"steps": steps, "step_size": step_size, "restarts": options.restarts, **variant.settings},
-    )  # fmt: skip
-
-
-def _noise(name: str, match: re.Match, context: Context) -> Attack:
-    return Attack(
-        name=name, fn=partial(_draw_noise, draws=NOISE_DRAWS), norms=("Linf", "L2"), gradients=False, params={"draws": NOISE_DRAWS},
-        library=_own("noise", "descent"), source="Carlini et al. 2019, https://arxiv.org/abs/1902.06705, section 5", family="noise",
-        keeps=Keeps.ANY,
-    )  # fmt: skip
-
-
-def _long_square(name: str, match: re.Match, context: Context) -> Attack:
-    queries = int(match[1])
-    return Attack(
-        name=name, fn=partial(autoattack.square, queries=queries), norms=NORMS, gradients=False, params={"queries": queries},
-        library=autoattack.library(), source="Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049", family="square",
-        keeps=Keeps.ANY,
-    )  # fmt: skip
-
-
-def _search_nearest(*given, **settings):
-    from robench.attacks.nearest import nearest
-
-    return nearest(*given, **settings)
-
-
-def _nearest(name: str, match: re.Match, context: Context) -> Attack:
-    budget = FAST_BUDGET if context.options.budget is None else context.options.budget
-    return Attack(
-        name=name, fn=partial(_search_nearest, budget=budget), norms=("Linf", "L2"), gradients=True, params={"budget": budget},
-        library=_own("nearest", "descent"), source="robench; losses of https://arxiv.org/abs/2003.01690 and PMA (CVPR 2025)",
-        family="nearest", keeps=Keeps.ANY, search=Search(folded=True),  # ours: no other code's verdicts are promised
-    )  # fmt: skip
-
-
-def _suspect(name: str, match: re.Match, context: Context) -> Attack:
-    return Attack(
-        name=name, fn=partial(_suspecting_square, queries=SUSPECT_QUERIES, most=SUSPECTS), norms=("Linf", "L2"), gradients=False,
-        params={"queries": SUSPECT_QUERIES, "samples": SUSPECTS}, library=autoattack.library(),
-        source="Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049", family="suspect", keeps=Keeps.ANY,
-    )  # fmt: skip
-
-
-def _suspecting_square(model, images, labels, threat, seed, *, queries: int, most: int):
-    """A short Square on the first few of the images; the others come back as they are."""
-    adv_images = images.clone()
-    adv_images[:most] = autoattack.square(model, images[:most], labels[:most], threat, seed, queries=queries)
-    return adv_images
-
-
 FAST_BUDGET = 0.03  # the rest of a twentieth is Square's, and what breaking the others costs
-SUSPECT_QUERIES, SUSPECTS = 200, 16
-
 NOISE_DRAWS = 25  # of each kind
 
+# Descriptions of functions whose files are part of their columns' keys. The text holds their parameters' defaults, so that only what a
+# name changes is recorded.
+_DESCENT = Description(norms=("Linf", "L2"), returns=Keeps.ANY, library=lambda: _own("descent", "straight_through"), family="pgd")
+_NOISE = Description(
+    norms=("Linf", "L2"), returns=Keeps.ANY, source="Carlini et al. 2019, https://arxiv.org/abs/1902.06705, section 5", gradients=False,
+    library=lambda: _own("noise", "descent"), family="noise",
+)  # fmt: skip
+_NEAREST = Description(
+    norms=("Linf", "L2"), returns=Keeps.ANY, source="robench; losses of https://arxiv.org/abs/2003.01690 and PMA (CVPR 2025)",
+    library=lambda: _own("nearest", "descent"), family="nearest", search=Search(folded=True),  # no other code's verdicts are promised
+)  # fmt: skip
+
+_CW, _ATHALYE = "Carlini & Wagner 2017, https://arxiv.org/abs/1608.04644", "Athalye et al. 2018, https://arxiv.org/abs/1802.00420"
+_MADRY, _UESATO = "Madry et al. 2018, https://arxiv.org/abs/1706.06083", "Uesato et al. 2018, https://arxiv.org/abs/1802.05666"
+
+
+def _descent(variant: str, about: str, source: str, gradients: bool = True, **settings: Any) -> AttackEntry:
+    """Our PGD with some of the settings of ``descend``."""
+    return AttackEntry(
+        "robench.attacks.descent:descend", f"pgdN of ours, best iterate: {about}", (f"pgd50-{variant}",), "steps",
+        replace(_DESCENT, source=source, gradients=gradients), settings, _steps,
+    )  # fmt: skip
+
+
+_PGD, _STAGES = "robench.adapters.torchattacks:pgd", "robench.adapters.autoattack"
 ATTACKS: dict[str, AttackEntry] = {
-    "fgsm": AttackEntry(r"fgsm", _fgsm, ("fgsm",), "one signed gradient step of eps (Linf)"),
-    "pgd": AttackEntry(
-        r"pgd(\d{1,6})", _pgd, ("pgd7", "pgd20", "pgd50"), "pgdN: N gradient steps of eps/4 from a random start, any N (Linf, L2)"
+    "fgsm": AttackEntry("robench.adapters.torchattacks:fgsm", "one signed gradient step of eps (Linf)", ("fgsm",)),
+    "pgdN": AttackEntry(
+        _PGD, "pgdN: N gradient steps of eps/4 from a random start, any N (Linf, L2)", ("pgd7", "pgd20", "pgd50"), "steps", settle=_pgd
     ),
-    **{
-        f"pgd-{name}": AttackEntry(
-            rf"pgd(\d{{1,6}})-({name})", _descent, (f"pgd50-{name}",), f"pgdN of ours, best iterate: {variant.about}"
-        )
-        for name, variant in VARIANTS.items()
-    },
-    "noise": AttackEntry(r"noise", _noise, ("noise",), f"uniform and sign noise, the worst of {2 * NOISE_DRAWS} draws (Linf, L2)"),
+    "pgdN-ce": _descent("ce", "cross-entropy, as pgdN", _MADRY, loss="ce"),
+    "pgdN-margin": _descent("margin", "the difference of logits", _CW, loss="margin"),
+    "pgdN-dlr": _descent("dlr", "the difference of logits ratio", autoattack.SOURCE, loss="dlr"),
+    "pgdN-rescaled": _descent(
+        "rescaled", "logits divided by the clean margin", "Carlini & Wagner 2016, https://arxiv.org/abs/1607.04311", loss="rescaled"
+    ),
+    "pgdN-log": _descent("log", "outputs taken for probabilities", _ATHALYE, loss="log"),
+    "pgdN-float64": _descent("float64", "cross-entropy in float64", autoattack.SOURCE, loss="ce", double=True),
+    "pgdN-eot": _descent("eot", "gradients over 20 draws of a random model", _ATHALYE, loss="margin", draws=20),
+    "pgdN-bpda": _descent("bpda", "rounding and detaching pass gradients", _ATHALYE, loss="margin", through=True),
+    "pgdN-spsa": _descent("spsa", "gradients estimated from 64 pairs", _UESATO, gradients=False, loss="margin", pairs=64),
+    "noise": AttackEntry(
+        "robench.attacks.noise:noise", f"uniform and sign noise, the worst of {2 * NOISE_DRAWS} draws (Linf, L2)", ("noise",),
+        described=_NOISE, settings={"draws": NOISE_DRAWS},
+    ),
     "apgd-ce": AttackEntry(
-        r"apgd-ce", _autoattack_stage, ("apgd-ce",), "AutoAttack's first stage alone: APGD on cross-entropy, 100 steps (all norms)"
+        f"{_STAGES}:apgd_ce", "AutoAttack's first stage alone: APGD on cross-entropy, 100 steps (all norms)", ("apgd-ce",), settle=_stage
     ),
     "apgd-t": AttackEntry(
-        r"apgd-t", _autoattack_stage, ("apgd-t",), "its second: APGD on targeted DLR, 9 targets of 100 steps, 5 in L1"
+        f"{_STAGES}:apgd_t", "its second: APGD on targeted DLR, 9 targets of 100 steps, 5 in L1", ("apgd-t",), settle=_stage
     ),
-    "fab-t": AttackEntry(r"fab-t", _autoattack_stage, ("fab-t",), "its third: targeted FAB, 9 targets of 100 steps"),
+    "fab-t": AttackEntry(f"{_STAGES}:fab_t", "its third: targeted FAB, 9 targets of 100 steps", ("fab-t",), settle=_stage),
     "nearest": AttackEntry(
-        r"nearest", _nearest, ("nearest",), "ours: one target class at a time, where a query came nearest to success (Linf, L2)"
+        "robench.attacks.nearest:nearest", "ours: one target class at a time, where a query came nearest to success (Linf, L2)", ("nearest",),
+        described=_NEAREST, settle=_budget,
     ),
     "suspect": AttackEntry(
-        r"suspect",
-        _suspect,
-        ("suspect",),
-        f"Square with {SUSPECT_QUERIES} queries on {SUSPECTS} samples a chunk: do gradients lead astray?",
+        f"{_STAGES}:suspecting_square", "Square with 200 queries on 16 samples a chunk: do gradients lead astray?", ("suspect",),
+        settings={"queries": 200, "samples": 16},
     ),
-    "square": AttackEntry(r"square", _autoattack_stage, ("square",), "its fourth: Square, 5000 queries without gradients"),
-    "long-square": AttackEntry(r"square(\d{1,7})", _long_square, ("square20000",), "squareN: Square with any number of queries"),
-}
+    "square": AttackEntry(f"{_STAGES}:square_stage", "its fourth: Square, 5000 queries without gradients", ("square",), settle=_stage),
+    "squareN": AttackEntry(f"{_STAGES}:square", "squareN: Square with any number of queries", ("square20000",), "queries"),
+}  # fmt: skip
+
+NUMBERED = re.compile(r"([a-z]+)(\d{1,7})(-[a-z0-9]+)?")
+
+
+def known_names() -> list[str]:
+    """The names of attacks, one of each that takes any number."""
+    return [shown for entry in ATTACKS.values() for shown in entry.shown]
+
+
+def entry_of(name: str) -> tuple[AttackEntry, str, int] | None:
+    """What a name means: its entry, the name as it is written in tables, and the number in it; None for a name that is not ours."""
+    if name in ATTACKS and not ATTACKS[name].number:
+        return ATTACKS[name], name, 0
+    match = NUMBERED.fullmatch(name)
+    entry = ATTACKS.get(f"{match[1]}N{match[3] or ''}") if match else None
+    return (entry, f"{match[1]}{int(match[2])}{match[3] or ''}", int(match[2])) if match and entry else None
 
 
 def make_attack(name: str, context: Context) -> Attack:
@@ -264,7 +204,15 @@ def make_attack(name: str, context: Context) -> Attack:
     Raises:
         RobenchError: it is not defined for the norm, or for so few classes.
     """
-    attack = make_in_any_norm(name, context)
+    return in_norm(make_in_any_norm(name, context), name, context)
+
+
+def in_norm(attack: Attack, name: str, context: Context) -> Attack:
+    """The attack, where it is defined for the norm.
+
+    Raises:
+        RobenchError: it is not.
+    """
     if context.threat.norm not in attack.norms:
         raise RobenchError(
             f"attack {name!r} is defined for {', '.join(attack.norms)} only, not for {context.threat.norm}; "
@@ -275,8 +223,26 @@ def make_attack(name: str, context: Context) -> Attack:
 
 def make_in_any_norm(name: str, context: Context) -> Attack:
     """The same, whether or not it is defined for the norm."""
-    entry, match = next((entry, match) for entry in ATTACKS.values() if (match := re.fullmatch(entry.pattern, name)))
-    attack, asked = entry.make(name, match, context), context.options.search
+    found = entry_of(name)
+    assert found is not None, name  # see ``check_suite``
+    entry, name, number = found
+    if entry.number and number < 1:
+        raise RobenchError(f"attack {name!r} has no {entry.number}; {entry.shown[-1]} has some")
+    module, _, function = entry.function.partition(":")
+    fn = getattr(import_module(module), function)
+    settled = {"name": name} | (entry.settle(name, context) if entry.settle else {})
+    described = entry.described or description_of(fn)
+    settled["recorded"] = {**described.recorded, **settled.get("recorded", {})}
+    given = ({entry.number: number} if entry.number else {}) | dict(entry.settings)
+    given |= {key: value for key, value in settled.items() if key not in FIELDS}
+    attack = make_value(fn, replace(described, **{key: value for key, value in settled.items() if key in FIELDS}), given, given)
+    if attack.family == "pgd" and context.options.restarts > 1:
+        attack = replace(attack, fn=with_restarts(attack.fn, context.options.restarts))
+    return searching(attack, context.options.search)
+
+
+def searching(attack: Attack, asked: Search) -> Attack:
+    """The attack with its passes computed as the user asked."""
     search = replace(asked, folded=asked.folded or attack.search.folded)
     return replace(attack, search=search, params=dict(attack.params) | ({"passes": str(search)} if search != OWN else {}))
 

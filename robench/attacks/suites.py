@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robench.adapters import autoattack
-from robench.attacks.registry import ATTACKS, FAST_BUDGET, AttackOptions, Context, check_options, make_attack, make_in_any_norm
+from robench.attacks.external import as_attack, attack_of_file, installed_attacks, load_installed
+from robench.attacks.registry import (
+    FAST_BUDGET,
+    AttackOptions,
+    Context,
+    check_options,
+    entry_of,
+    in_norm,
+    known_names,
+    make_attack,
+    make_in_any_norm,
+    searching,
+)
+from robench.code_digest import digest_function
 from robench.data import did_you_mean
-from robench.types import AUTOATTACK_UNITS, RobenchError, Search, Suite, ThreatModel
+from robench.types import AUTOATTACK_UNITS, Attack, AttackFn, RobenchError, Search, Suite, ThreatModel
 
 if TYPE_CHECKING:
     from robench.models.loading import Subject
 
+RESERVED = ("clean", "union")  # rows of every table
 LEAST_SEARCH = 0.24  # of AutoAttack's cost is what ``fast`` has to have for its own search before it pays for stages of AutoAttack
 
 
@@ -53,17 +66,20 @@ SUITES: dict[str, SuiteEntry] = {
 }
 
 
+Asked = str | Sequence[str | Attack | AttackFn]  # names separated by commas, or a list of names, values and functions
+
+
 def parse_suites(
-    text: str,
+    suite: Asked,
     threat: ThreatModel,
     n_classes: int,
     options: AttackOptions | None = None,
     sources: Mapping[str, Subject] | None = None,
 ) -> list[Suite]:
-    """The columns that ``"fgsm,pgd20,autoattack"`` stands for, in order, each once.
+    """The columns that ``"fgsm,pgd20,autoattack"`` or ``["pgd20", my_attack]`` stands for, in order, each once.
 
     Args:
-        text: names, separated by commas; ``pgd20@FILE`` crafts on the checkpoint FILE.
+        suite: names, separated by commas, where ``pgd20@FILE`` crafts on the checkpoint FILE; or a list of names, attacks and functions.
         threat: the threat model.
         n_classes: of the classifier that is attacked.
         options: what the user changed about attacks.
@@ -73,50 +89,125 @@ def parse_suites(
         RobenchError: a name is unknown, an attack is not defined for the norm, or an option applies to none of the attacks.
     """
     options = options or AttackOptions()
-    names = check_names(text)
+    asked = check_suite(suite)
     check_options(options, threat)
     context = Context(threat, n_classes, options, sources or {})
     columns: dict[str, Suite] = {}
-    for name in names:
-        for suite in _columns(name, context):
-            if columns.setdefault(suite.name, suite).members[0].params != suite.members[0].params:
-                raise RobenchError(f"two columns would be called {suite.name!r}; rename one of the checkpoints, or leave one out")
-    families = {member.family for suite in columns.values() for member in suite.members}
+    for each in asked:
+        for column in _columns(each, context) if isinstance(each, str) else [_column(each, context)]:
+            _refuse_another(columns.setdefault(column.name, column), column)
+    families = {member.family for column in columns.values() for member in column.members}
+    shown = ",".join(each if isinstance(each, str) else each.name for each in asked)
     if (options.step_size is not None or options.restarts != 1) and "pgd" not in families:
-        raise RobenchError(f"--step-size and --restarts change PGD alone, and there is none in {text!r}; leave them out")
+        raise RobenchError(f"--step-size and --restarts change PGD alone, and there is none in {shown!r}; leave them out")
     if options.budget is not None and "nearest" not in families:
-        raise RobenchError(f"--budget is what the fast suite may spend, and {text!r} is without it; leave it out, or add fast")
+        raise RobenchError(f"--budget is what the fast suite may spend, and {shown!r} is without it; leave it out, or add fast")
     return list(columns.values())
 
 
-def check_names(text: str) -> list[str]:
-    """The names in a list separated by commas, all of them known; needs no data and no model.
+def _refuse_another(first: Suite, second: Suite) -> None:
+    """Refuses two columns of one name that are not one attack."""
+    one, other = first.members[0], second.members[0]
+    if "transfer from" in one.params and one.params != other.params:
+        raise RobenchError(f"two columns would be called {first.name!r}; rename one of the checkpoints, or leave one out")
+    alike = (one.params, one.library) == (other.params, other.library)
+    if not alike or (one.fn is not other.fn and one.elsewhere is None and digest_function(one.fn) != digest_function(other.fn)):
+        raise RobenchError(
+            f"two attacks would be called {first.name!r}; give one another name: Attack.of(fn, name=...), or @attack(name=...)"
+        )
+
+
+def check_suite(suite: Asked) -> list[str | Attack]:
+    """The names in a suite, all of them known, and the attacks of the functions in it; needs no data and no model.
 
     Raises:
-        RobenchError: the list is empty, or a name is unknown.
+        RobenchError: it is empty, a name is unknown, a function is no attack, or an attack of an installed package cannot be loaded.
     """
-    names = [_lower(name.strip()) for name in text.split(",") if name.strip()]
-    if not names:
+    given = [suite] if isinstance(suite, str) else list(suite)
+    asked: list[str | Attack] = []
+    for each in given:
+        if isinstance(each, str):
+            asked += [_checked_name(name.strip()) for name in each.split(",") if name.strip()]
+        else:
+            asked.append(_checked_value(as_attack(each)))
+    if not asked:
         raise RobenchError("the suite is empty; for example --suite pgd20,autoattack")
-    known = [shown for entry in ATTACKS.values() for shown in entry.shown] + list(SUITES)
-    for given in names:
-        name, at, source = given.partition("@")
-        if at and not Path(source).is_file():
-            raise RobenchError(f"{given!r} crafts on the checkpoint {source!r}, which is no file; write ATTACK@FILE")
-        if at and name in SUITES and SUITES[name].cascade:
-            raise RobenchError(
-                f"{given!r}: a cascade has no images to transfer, each stage stops where one model is fooled; use pgd50@FILE"
-            )
-        if name not in SUITES and not any(re.fullmatch(entry.pattern, name) for entry in ATTACKS.values()):
-            raise RobenchError(
-                f"unknown attack {name!r}{did_you_mean(name, known)}; `robench list attacks` shows all {len(known) - len(SUITES)}"
-            )
-    return names
+    return asked
 
 
-def source_paths(text: str) -> list[str]:
+def _checked_name(given: str) -> str:
+    given = _lower(given)
+    name, at, source = given.partition("@")
+    if at and not Path(source).is_file():
+        raise RobenchError(f"{given!r} crafts on the checkpoint {source!r}, which is no file; write ATTACK@FILE")
+    if at and name in SUITES and SUITES[name].cascade:
+        raise RobenchError(
+            f"{given!r}: a cascade has no images to transfer, each stage stops where one model is fooled; use pgd50@FILE"
+        )
+    if name in SUITES or entry_of(name) is not None:
+        return given
+    installed = installed_attacks()
+    if name not in installed:
+        known = [*known_names(), *installed]
+        instead = f"; --attack {name} takes a function of a file" if ".py:" in name else ""
+        raise RobenchError(
+            f"unknown attack {name!r}{did_you_mean(name, [*known, *SUITES])}; `robench list attacks` shows all {len(known)}{instead}"
+        )
+    load_installed(name, installed[name])
+    return given
+
+
+def _checked_value(attack: Attack) -> Attack:
+    """Refuses an attack of somebody's own that every table would take for another."""
+    if attack.name in (*SUITES, *RESERVED) or entry_of(attack.name.lower()) is not None:
+        raise RobenchError(
+            f"an attack of yours is called {attack.name!r}, which is a name of robench's; give it another: @attack(name=...), or "
+            "Attack.of(fn, name=...)"
+        )
+    return attack
+
+
+def find_attack(given: str, norms: Sequence[str] = ()) -> tuple[str, Callable[[ThreatModel], Attack], tuple[str, ...]]:
+    """An attack by ``FILE.py:FUNCTION`` or by name, to be tried on models of 10 classes.
+
+    Args:
+        given: the file and the function, or the name.
+        norms: that it is to be tried in; all that it is for, by default.
+
+    Returns:
+        Its name, the attack for a threat model, and the norms.
+
+    Raises:
+        RobenchError: there is none, or it is not for one of the norms.
+    """
+    value = _checked_value(attack_of_file(given)) if ":" in given else check_suite(given)[0]
+    if (isinstance(value, str) and value in SUITES) or "@" in given:
+        raise RobenchError(f"{given!r} is no single attack; expected FILE.py:FUNCTION, or one of `robench list attacks`")
+
+    def make(threat: ThreatModel) -> Attack:
+        column = _columns(value, context(threat)) if isinstance(value, str) else [_column(value, context(threat))]
+        return column[0].members[0]
+
+    def context(threat: ThreatModel) -> Context:
+        return Context(threat, 10, AttackOptions())
+
+    probe = (
+        value
+        if isinstance(value, Attack)
+        else make_in_any_norm(value, context(ThreatModel("Linf", 0.1)))
+        if entry_of(value)
+        else None
+    )
+    defined = (probe or load_installed(str(value), installed_attacks()[str(value)])).norms
+    for norm in norms:
+        make(ThreatModel(norm, 0.1))
+    return value if isinstance(value, str) else value.name, make, tuple(norms) or defined
+
+
+def source_paths(suite: Asked | None) -> list[str]:
     """The checkpoints that attacks of a suite are crafted on, each once."""
-    return list(dict.fromkeys(name.partition("@")[2] for name in check_names(text) if "@" in name)) if text else []
+    named = [each for each in check_suite(suite) if isinstance(each, str)] if suite else []
+    return list(dict.fromkeys(name.partition("@")[2] for name in named if "@" in name))
 
 
 def _lower(name: str) -> str:
@@ -129,6 +220,16 @@ def _marked(name: str, usual: Search, search: Search, *more: str) -> str:
     unusual = [word for word in str(search).split(", ") if word not in str(usual).split(", ") and search != usual]
     said = ", ".join((*more, *unusual))
     return f"{name}({said})" if said else name
+
+
+def _named(attack: Attack, usual: Search) -> Suite:
+    attack = replace(attack, name=_marked(attack.name, usual, attack.search))
+    return Suite(attack.name, (attack,), cascade=False)
+
+
+def _column(attack: Attack, context: Context) -> Suite:
+    """The column of an attack that robench does not bring."""
+    return _named(searching(in_norm(attack, attack.name, context), context.options.search), attack.search)
 
 
 def _columns(name: str, context: Context) -> list[Suite]:
@@ -144,11 +245,10 @@ def _columns(name: str, context: Context) -> list[Suite]:
             )
         crafted = [crafted_on(suite.members[0], source) for suite in _columns(name, context)]
         return [Suite(attack.name, (attack,), cascade=False) for attack in crafted]
+    if name not in SUITES and entry_of(name) is None:
+        return [_column(load_installed(name, installed_attacks()[name]), context)]
     if name not in SUITES:
-        attack = make_attack(name, context)
-        usual = Search(folded=attack.family == "nearest")
-        attack = replace(attack, name=_marked(attack.name, usual, attack.search))
-        return [Suite(attack.name, (attack,), cascade=False)]
+        return [_named(make_attack(name, context), Search(folded=name == "nearest"))]
     entry = SUITES[name]
     if entry.cascade:
         members, doubt, inner = fast_members(context) if name == "fast" else (entry.members, entry.doubt, context)

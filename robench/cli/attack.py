@@ -20,6 +20,12 @@ from robench.types import OwnModel
     help="Names of `robench list attacks` and `suites`, comma-separated; NAME@FILE crafts on another checkpoint (transfer) "
     "[default: pgd20,autoattack; in L1 autoattack].",
 )
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    help="A function of your own, FILE.py:FUNCTION: a column behind those of --suite, or alone; see `robench check-attack`.",
+)
 @norm_option("Linf, L2 or L1 (AutoAttack and its stages alone).")
 @click.option("--eps", help="Radius in pixel units, such as 8/255 [default: the data set's own].")
 @click.option("-n", "--n", type=int, help="The first N test samples [default: all]; under torchrun write -n.")
@@ -76,21 +82,25 @@ from robench.types import OwnModel
     help="For a CI pipeline: exit with 3 where the upper 95 % bound of what survives every attack lies below this fraction.",
 )
 @shared
-def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, fail_under, **asked) -> None:
+def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, fail_under, suite, attacks, **asked) -> None:
     """Attack a checkpoint, or anybody's model; the same command continues after a kill.
 
     \b
     robench attack --ckpt checkpoints/cifar10-single-0.safetensors
     robench attack --model my_model.py:make --dataset cifar10
+    robench attack --model my_model.py:make --dataset cifar10 --attack my_attack.py:shift
     robench attack --model torchvision:resnet18 --weights w.safetensors --mean .49,.48,.45 --std .25,.24,.26 --dataset images.npz
 
     Exits with 1 where an attack failed on samples: the rest of the table stands.
     """
     from robench.api import attack as run_attack
+    from robench.attacks import attack_of_file
     from robench.request import AttackRequest, parse_chunk
 
+    if attacks:
+        suite = (*([suite] if suite else []), *map(attack_of_file, attacks))
     _warn_of_clash()
-    request = AttackRequest(**asked, chunk=parse_chunk(chunk))
+    request = AttackRequest(suite, **asked, chunk=parse_chunk(chunk))
     run = run_attack(
         request, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, out=out, ray=ray
     )

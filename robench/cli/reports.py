@@ -107,8 +107,12 @@ def _known(kind: str) -> dict[str, str]:
         from robench.training.objectives import OBJECTIVES
 
         return {name: entry.about for name, entry in OBJECTIVES.items()}
-    from robench.attacks import ATTACKS, SUITES
+    from robench.attacks import ATTACKS, SUITES, installed_attacks, package_of
 
     if kind == "suites":
         return {name: f"{entry.about} ({', '.join(entry.members)})" for name, entry in SUITES.items()}
-    return {shown: entry.about for entry in ATTACKS.values() for shown in entry.shown}
+    ours = {shown: entry.about for entry in ATTACKS.values() for shown in entry.shown}
+    theirs = {
+        name: f"of {' and of '.join(map(package_of, entries))}: {entries[0].value}" for name, entries in installed_attacks().items()
+    }
+    return theirs | ours

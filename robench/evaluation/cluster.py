@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from robench.code_digest import modules_of
 from robench.evaluation.device import usable_cores, use_device
 from robench.evaluation.engine import Job, Made, Unit, Worklist, compute, plan, refuse_unclassified
 from robench.evaluation.store import Chunk, ChunkVerdicts, RunFolder, split
@@ -112,7 +113,7 @@ def evaluate_on_ray(
     """
     import ray
 
-    _carry_code(classifier)
+    _carry_code(classifier, suites)
     job, worklist = Job(classifier, threat, folder.spec.seed, save), Worklist(folder, save)
     units = [Unit(()), *sorted(plan(suites, share=share), key=_dearest_first)]
     chunks = split(len(images), folder.spec.chunk)
@@ -146,8 +147,8 @@ def evaluate_on_ray(
         refuse_unclassified(folder, chunks)
 
 
-def _carry_code(classifier: Classifier) -> None:
-    """Sends the classes of somebody's own Python file with the model: no worker can import them by name."""
+def _carry_code(classifier: Classifier, suites: list[Suite]) -> None:
+    """Sends the classes of somebody's own Python file with the model, and attacks with theirs: no worker can import them by name."""
     import ray
 
     installed = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -156,6 +157,8 @@ def _carry_code(classifier: Classifier) -> None:
         file = getattr(module, "__file__", None) or ""
         if module is not None and not file.startswith(installed) and name.partition(".")[0] != "robench":
             ray.cloudpickle.register_pickle_by_value(module)
+    for module in [module for suite in suites for member in suite.members for module in modules_of(member.fn)]:
+        ray.cloudpickle.register_pickle_by_value(module)
 
 
 def _dearest_first(unit: Unit) -> int:

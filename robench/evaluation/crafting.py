@@ -149,14 +149,14 @@ def craft(
 def _call(attack: Attack, victim: Classifier, images: Images, labels: Labels, conditions: Conditions) -> tuple[Any, str]:
     """The attack's images, ``CUT`` where the referee ended it, or None and what it raised."""
     try:
-        with seeded(conditions.seed, images.device):
+        with seeded(conditions.seed, images.device), torch.enable_grad():  # left as it was, whatever the attack switches
             adv_images = attack.fn(victim, images.clone(), labels.clone(), conditions.threat, conditions.seed)
             if images.is_cuda:
                 torch.cuda.synchronize(images.device)
-            return adv_images, ""
+            return adv_images, "" if adv_images is not None else "the attack returned None, expected adversarial images"
     except AllDecided:
         return CUT, ""
-    except Exception as error:  # an attack is somebody else's code: whatever it raises is a result about the attack
+    except (Exception, SystemExit) as error:  # an attack is somebody else's code: whatever it raises is a result about the attack
         if is_device_failure(error) or (is_out_of_memory(error) and (victim.largest_pass or len(images)) > 1):
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]

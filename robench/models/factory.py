@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +11,7 @@ from torch import nn
 from robench.models.adapting import Function
 from robench.models.loaded import Loaded
 from robench.types import Dataset, OwnModel, RobenchError
+from robench.user_code import load_module, somebody_elses_code
 
 
 def load_file(own: OwnModel, dataset: Dataset) -> Loaded:
@@ -30,13 +27,9 @@ def load_file(own: OwnModel, dataset: Dataset) -> Loaded:
         raise RobenchError(f"--model {where!r} lacks the function to call: write {where}:FACTORY, such as {where}:make")
     if not file or not path.is_file():
         raise RobenchError(f"--model {where!r}: no file {file or where!r}; expected FILE.py:FACTORY, such as my_model.py:make")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise RobenchError(f"--model {where!r}: {path} is not a Python file")
-    namespace = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = namespace  # dataclasses look their module up there
-    with _somebody_elses_code(where, path.resolve().parent):
-        spec.loader.exec_module(namespace)
+    said = f"--model {where!r}"
+    namespace = load_module(path, said)
+    with somebody_elses_code(said, path.resolve().parent):
         module = _made(namespace, function, where, str(path))
     return Loaded(_checked(module), f"{path.stem}-{function}", code=path.read_bytes())
 
@@ -48,7 +41,7 @@ def load_package(own: OwnModel, dataset: Dataset) -> Loaded:
         RobenchError: no such module or function; it raised; its result is no module.
     """
     name, _, function = own.where.rpartition(":")
-    with _somebody_elses_code(own.where, Path.cwd()):
+    with somebody_elses_code(f"--model {own.where!r}", Path.cwd()):
         try:
             namespace = importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -80,17 +73,3 @@ def _checked(model: object) -> nn.Module:
     raise RobenchError(
         f"the model is a {type(model).__name__}, expected a torch.nn.Module, or a function, that takes [0, 1] images"
     )
-
-
-@contextmanager
-def _somebody_elses_code(where: str, neighbours: Path) -> Iterator[None]:
-    """Lets code import what lies beside it, as a script can, and says in one line what it raised."""
-    sys.path.insert(0, str(neighbours))
-    try:
-        yield
-    except RobenchError:
-        raise
-    except (Exception, SystemExit) as error:  # somebody else's code may raise anything, and a script may end itself
-        raise RobenchError(f"--model {where!r} raised {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(neighbours))

@@ -1,0 +1,246 @@
+"""What a function computes, as a digest: the text of its file, and whatever it refers to. Two that may differ in a number differ here."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import hashlib
+import importlib.util
+import logging
+import os
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from robench.digest import digest_tensors
+
+INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+HERE = str(Path(__file__).parent)
+PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
+AMBIENT = (logging.Logger, type(os.environ))  # they differ from process to process, and change no number
+NOT_KEYED = ("torch", "torchvision", "numpy")  # chunks record torch's version, and their last bits alone depend on it
+
+
+def digest_function(fn: Callable[..., Any]) -> str:
+    """sha256 over the text of a function's file and everything that the function refers to.
+
+    That is: closures, the globals that it names, and the same of every function and class that they are; modules that are not installed,
+    by their text; installed packages, by their name and version. A function that has no file (of a notebook, of ``exec``) counts by its
+    bytecode and constants. A file that was changed after it was imported does not count as what it says now.
+    """
+    return hashlib.sha256(_Walk(fn).of(fn).encode()).hexdigest()
+
+
+def modules_of(fn: Callable[..., Any]) -> list[ModuleType]:
+    """The modules that a function needs and that no other machine has: those that are not installed."""
+    walk = _Walk(fn)
+    walk.of(fn)
+    return [walk.modules[name] for name in sorted(walk.modules)]
+
+
+def innermost(fn: Any) -> Any:
+    """The function that a partial or a method was made of, and the type of an object that can be called."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    if isinstance(fn, MethodType):
+        return fn.__func__
+    return fn if isinstance(fn, FunctionType | BuiltinFunctionType) else type(fn)
+
+
+def file_of(fn: Any) -> Path | None:
+    """Where a function is written, None for one that was typed or made by ``exec``."""
+    inner = innermost(fn)
+    module = sys.modules.get(getattr(inner, "__module__", None) or "")
+    name = inner.__code__.co_filename if isinstance(inner, FunctionType) else getattr(module, "__file__", None)
+    return Path(name) if name and Path(name).is_file() else None
+
+
+class _Walk:
+    """A text for every value that is met; modules of somebody's own are noted on the way."""
+
+    def __init__(self, root: Any) -> None:
+        top = (getattr(innermost(root), "__module__", None) or "").partition(".")[0]
+        self.package = top if top != "robench" else None  # counts by its text wherever it lies; robench, by its version
+        self.modules: dict[str, ModuleType] = {}
+        self._said: dict[int, str] = {}
+        self._kept: list[Any] = []  # so that no id is used twice
+
+    def of(self, value: Any) -> str:
+        if isinstance(value, PLAIN):
+            return f"{type(value).__name__} {value!r}"
+        if id(value) not in self._said:
+            self._said[id(value)] = f"{type(value).__name__} again"  # where it refers to itself
+            self._kept.append(value)
+            self._said[id(value)] = hashlib.sha256(self._described(value).encode()).hexdigest()
+        return self._said[id(value)]
+
+    def _described(self, value: Any) -> str:
+        if isinstance(value, FunctionType):
+            return self._function(value)
+        if isinstance(value, functools.partial):
+            return f"partial {self.of(value.func)} {self.of(value.args)} {self.of(value.keywords)}"
+        if isinstance(value, MethodType | staticmethod | classmethod):
+            return f"method {self.of(value.__func__)} {self.of(getattr(value, '__self__', None))}"
+        if isinstance(value, property):
+            return f"property {self.of(value.fget)}"
+        if isinstance(value, ModuleType):
+            return self._module(value)
+        if isinstance(value, type):
+            return self._class(value)
+        if isinstance(value, CodeType):
+            return self._code(value)
+        return self._data(value)
+
+    def _data(self, value: Any) -> str:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        if isinstance(value, list | tuple):
+            return f"{kind} {[self.of(each) for each in value]}"
+        if isinstance(value, set | frozenset):
+            return f"{kind} {sorted(self.of(each) for each in value)}"
+        if isinstance(value, (*AMBIENT, BuiltinFunctionType)):
+            return f"{kind} {getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+        if isinstance(value, Mapping):
+            return f"{kind} {sorted(self.of(key) + self.of(each) for key, each in value.items())}"
+        if kind.startswith("torch.") and hasattr(value, "detach"):
+            return f"{kind} {digest_tensors({'': value})}"
+        if kind == "numpy.ndarray":
+            return f"{kind} {value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+        if hasattr(value, "named_modules") and hasattr(value, "state_dict"):
+            return self._network(value)
+        said = repr(value)
+        inside = self.of(vars(value)) if hasattr(value, "__dict__") else "" if " at 0x" in said else said
+        return f"{self.of(type(value))} {inside}"
+
+    def _network(self, network: Any) -> str:
+        """Weights, and what the layers are: not what they counted or remembered."""
+        layers = [
+            (
+                name,
+                self.of(type(layer)),
+                {key: each for key, each in vars(layer).items() if key[0] != "_" and isinstance(each, PLAIN)},
+            )
+            for name, layer in network.named_modules()
+        ]
+        return f"network {self.of(dict(network.state_dict()))} {self.of(layers)}"
+
+    def _function(self, fn: FunctionType) -> str:
+        cells = [_content(cell) for cell in fn.__closure__ or ()]
+        file = Path(fn.__code__.co_filename)
+        if self._is_installed(fn.__module__, str(file) if file.is_file() else _module_file(fn.__module__)):
+            return f"{fn.__module__}.{fn.__qualname__} {_version(fn.__module__)} {self.of(cells)}"
+        self._note(fn.__module__)
+        text = file.read_bytes() if file.is_file() else None
+        said = f"{fn.__qualname__} {hashlib.sha256(text).hexdigest()}" if text is not None else fn.__qualname__
+        if text is None or not _says(text, fn.__code__):
+            said += self.of(fn.__code__)
+        names = sorted({name for code in _codes(fn.__code__) for name in code.co_names} & fn.__globals__.keys())
+        named = {name: fn.__globals__[name] for name in names if not name.startswith("__")}
+        imported = [module for code in _codes(fn.__code__) for module in _imports(code)]
+        return f"{said} {self.of([cells, fn.__defaults__, fn.__kwdefaults__, named, imported])}"
+
+    def _class(self, cls: type) -> str:
+        if self._is_installed(cls.__module__, _module_file(cls.__module__)):
+            return f"{cls.__module__}.{cls.__qualname__} {_version(cls.__module__)}"
+        self._note(cls.__module__)
+        members = {
+            name: each for name, each in vars(cls).items() if name not in ("__dict__", "__weakref__", "__module__", "__doc__")
+        }
+        methods = {
+            name: each
+            for name, each in members.items()
+            if isinstance(each, (*PLAIN, FunctionType, staticmethod, classmethod, property))
+        }
+        return f"{cls.__qualname__} {self.of(methods)} {self.of(cls.__bases__)}"
+
+    def _module(self, module: ModuleType) -> str:
+        """An installed one by name and version, another by its text and that of the others which it uses."""
+        file = getattr(module, "__file__", None) or ""
+        if self._is_installed(module.__name__, file):
+            return f"{module.__name__} {_version(module.__name__)}"
+        self._note(module.__name__)
+        used = {getattr(each, "__module__", None) for each in vars(module).values() if isinstance(each, type | FunctionType)}
+        others = [each for each in vars(module).values() if isinstance(each, ModuleType)]
+        others += [sys.modules[name] for name in used if name in sys.modules]
+        text = hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else ""
+        return f"{text} {sorted(self.of(each) for each in others if each is not module)}"
+
+    def _code(self, code: CodeType) -> str:
+        plain = (
+            code.co_code,
+            code.co_exceptiontable,
+            code.co_names,
+            code.co_varnames,
+            code.co_freevars,
+            code.co_cellvars,
+            code.co_flags,
+        )
+        return f"code {plain!r} {code.co_argcount} {code.co_kwonlyargcount} {self.of(code.co_consts)}"
+
+    def _is_installed(self, module: str | None, file: str) -> bool:
+        top = (module or "").partition(".")[0]
+        if top in (self.package, "__main__"):
+            return False
+        return top in sys.stdlib_module_names or file.startswith((*INSTALLED, HERE))
+
+    def _note(self, module: str | None) -> None:
+        if module in sys.modules and module != "__main__" and not _module_file(module).startswith((*INSTALLED, HERE)):
+            self.modules[str(module)] = sys.modules[str(module)]
+
+
+def _module_file(module: str | None) -> str:
+    return getattr(sys.modules.get(module or ""), "__file__", None) or ""
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A function's code, and that of every function inside it."""
+    yield code
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _codes(each)
+
+
+def _says(text: bytes, code: CodeType) -> bool:
+    """Whether a file's text is what a loaded code was made from: it may have been changed since."""
+    try:
+        whole = compile(text, code.co_filename, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return False
+    return any(each == code for each in _codes(whole) if each.co_firstlineno == code.co_firstlineno)
+
+
+def _imports(code: CodeType) -> Iterator[ModuleType | str]:
+    """The modules that a function imports when it runs: itself where it is there already, else the text of its file."""
+    for step in dis.get_instructions(code):
+        if step.opname != "IMPORT_NAME" or not step.argval:
+            continue
+        if step.argval in sys.modules:
+            yield sys.modules[step.argval]
+            continue
+        try:
+            spec = importlib.util.find_spec(step.argval.partition(".")[0])
+        except (ImportError, ValueError):
+            continue
+        file = (spec.origin if spec else None) or ""
+        yield step.argval if file.startswith(INSTALLED) or not Path(file).is_file() else Path(file).read_text(errors="replace")
+
+
+def _version(module: str) -> str:
+    """Of the installed package that a module belongs to, where it says so."""
+    top = module.partition(".")[0]
+    return (
+        ""
+        if top in NOT_KEYED
+        else str(getattr(sys.modules.get(top), "__version__", ""))
+        if top not in sys.stdlib_module_names
+        else ""
+    )
