@@ -3,53 +3,12 @@
 import torch
 from torch import nn
 
+from robench.evaluation.linear import Linear, linear_case
 from robench.types import Attack, Suite, ThreatModel
 
+__all__ = ["Linear", "linear_case"]  # whose robustness is known in closed form
+
 LINF = ThreatModel("Linf", 8 / 255)
-
-
-class Linear(nn.Module):
-    """Logits W x + b of the flattened image."""
-
-    def __init__(self, weight, bias):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-
-    def forward(self, images):
-        return images.flatten(1) @ self.weight.T + self.bias
-
-
-def linear_case(eps, norm, n=60, n_classes=10, shape=(3, 6, 6), seed=0):
-    """A linear model and images whose exact robustness is known, half of them robust, with a gap around eps.
-
-    Sample i is robust iff eps < min_j (margin_ij / ||w_y - w_j||_q), q = 1 for Linf, 2 for L2 and inf for L1: the images keep eps away
-    from the faces of the box. Logits are linear in the distance from mid-gray, so an image scaled by t has t times the radius, and
-    each is scaled to a radius of 0.4 or 2.5 times eps.
-
-    Returns:
-        (model, images, labels, robust), robust as bool (n,).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    dim = shape[0] * shape[1] * shape[2]
-    weight = torch.randn(n_classes, dim, generator=generator)
-    labels = torch.arange(n) % n_classes
-    directions = weight[labels] + 0.5 * torch.randn(n, dim, generator=generator)
-    wanted = torch.where(torch.arange(n) // n_classes % 2 == 0, 0.4 * eps, 2.5 * eps)
-    images = 0.5 + directions * (wanted / radii_of(weight, directions, labels, norm))[:, None]
-    assert images.min() > 1.01 * eps and images.max() < 1 - 1.01 * eps
-    model = Linear(weight, -0.5 * weight.sum(1)).requires_grad_(False)
-    return model, images.view(n, *shape), labels, wanted > eps
-
-
-def radii_of(weight, points, labels, norm):
-    """Distance of each point to the nearest decision boundary of ``weight @ point``, for correctly classified points."""
-    logits = points @ weight.T
-    differences = weight[labels][:, None] - weight[None]
-    size = {"Linf": differences.abs().sum(2), "L2": differences.norm(dim=2), "L1": differences.abs().amax(2)}[norm]
-    radii = (logits.gather(1, labels[:, None]) - logits) / size
-    radii = radii.scatter(1, labels[:, None], float("inf")).amin(1)
-    assert (radii > 0).all()
-    return radii
 
 
 class BrightnessClassifier(nn.Module):

@@ -3,6 +3,7 @@
 from robench.cli import (  # each adds its commands to the group
     attack,
     audit,
+    check_attack,
     doctor,
     interchange,
     reports,
@@ -12,4 +13,16 @@ from robench.cli import (  # each adds its commands to the group
 )
 from robench.cli.group import INTERRUPTED, main
 
-__all__ = ["INTERRUPTED", "attack", "audit", "doctor", "interchange", "main", "reports", "reproduce", "sweep", "train"]
+__all__ = [
+    "INTERRUPTED",
+    "attack",
+    "audit",
+    "check_attack",
+    "doctor",
+    "interchange",
+    "main",
+    "reports",
+    "reproduce",
+    "sweep",
+    "train",
+]
