@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 import pytest
+from cases import linear_case
 from click.testing import CliRunner
 
 from robench.audit.checks import CHECKS
@@ -66,6 +67,22 @@ def test_the_commands_of_the_first_pages_run_as_a_newcomer_would_run_them(tmp_pa
             ran += 1
     assert ran == 7
     assert (tmp_path / "reports/digits-single-0-Linf-0.2/report.md").exists()
+
+
+def test_the_page_on_adding_an_attack_runs_as_it_stands(tmp_path, monkeypatch):
+    section = (ROOT / "docs" / "adding.md").read_text().partition("## An attack")[2].partition("\n## ")[0]
+    code, notebook = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    check, attack = re.findall(r"^    (robench .+)$", section, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_attack.py").write_text(code)
+    model, images, labels, _ = linear_case(0.1, "Linf", n=10)
+    checked = CliRunner().invoke(main, shlex.split(check)[1:])
+    assert checked.exit_code == 0 and "48 of 48 claims hold" in checked.output, checked.output
+    understood(shlex.split(attack)[1:])
+    found = {"model": model, "images": images, "labels": labels}
+    exec(notebook.replace("robench.evaluate(", "told = robench.evaluate(").replace("suite=", "eps=0.1, suite="), found)
+    assert list(found["told"].summary["attack"]) == ["clean", "signs", "pgd20", "signs(draws=50)", "union"]
 
 
 def test_links_of_the_documentation_lead_somewhere():
