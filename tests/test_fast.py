@@ -623,7 +623,7 @@ class LosesItsGraph(nn.Module):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:attack failed")
 def test_a_search_that_failed_is_not_trusted_and_autoattack_follows(tmp_path):
-    model, images, labels, robust = linear_case(0.02, "Linf", n=20)
+    model, images, labels, _ = linear_case(0.02, "Linf", n=20)
     results = evaluated(tmp_path, LosesItsGraph(model), images, labels, "fast", eps=0.02)
     messages = results.ledger.set_index("attack")["message"]
     assert "lost" in messages["fast/nearest"]
