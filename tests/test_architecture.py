@@ -109,17 +109,25 @@ def calls(text):
             above.append((depth, *call))
 
 
+def named_in(node):
+    """Every name that a function or class uses: variables, attributes and imports."""
+    parts = list(ast.walk(node))
+    return (
+        {part.id for part in parts if isinstance(part, ast.Name)}
+        | {part.attr for part in parts if isinstance(part, ast.Attribute)}
+        | {part.name for part in parts if isinstance(part, ast.alias)}
+    )
+
+
 @cache
 def functions(path):
-    """Functions, classes and methods that a file defines: name, or Class.name, to their source."""
-    source = (ROOT.parent / path).read_text()
+    """Functions, classes and methods that a file defines: name, or Class.name, to the names that each uses."""
     found = {}
-    for node in ast.parse(source).body:
+    for node in ast.parse((ROOT.parent / path).read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found[node.name] = ast.get_source_segment(source, node)
+            found[node.name] = named_in(node)
         if isinstance(node, ast.ClassDef):
-            methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
-            found |= {f"{node.name}.{method.name}": ast.get_source_segment(source, method) for method in methods}
+            found |= {f"{node.name}.{part.name}": named_in(part) for part in node.body if isinstance(part, ast.FunctionDef)}
     return found
 
 
@@ -137,9 +145,14 @@ def test_the_call_trees_are_found():
 @pytest.mark.parametrize(("name", "path", "what", "caller", "its_path"), CALLS, ids=[f"{call[0]} in {call[1]}" for call in CALLS])
 def test_every_line_of_a_call_tree_is_a_function_that_the_line_above_it_calls(name, path, what, caller, its_path):
     assert (ROOT.parent / path).is_file(), f"{path} is not there"
-    assert name in functions(path), f"{path} defines no {name}"
-    if caller is not None and not re.search(r"\bthrough\b", what):
-        assert re.search(rf"\b{name.rpartition('.')[2]}\b", functions(its_path)[caller]), f"{caller} does not name {name}"
+    is_defined = name in functions(path)
+    assert is_defined, f"{path} defines no {name}"
+    if caller is None or re.search(r"\bthrough\b", what):
+        return
+    if caller not in functions(its_path):
+        pytest.skip(f"{its_path} defines no {caller}, as the line above it says")
+    is_named = name.rpartition(".")[2] in functions(its_path)[caller]
+    assert is_named, f"{caller} of {its_path} does not name {name}"
 
 
 def test_only_adapters_import_attack_libraries():
