@@ -105,17 +105,17 @@ def _refuse(request: AttackRequest, ckpt: Path | None, own: OwnModel | None, ray
     """What cannot be done, said before anything is downloaded."""
     if (ckpt is None) == (own is None):
         raise RobenchError(
-            "name what to attack: either --ckpt FILE or --model (`robench list models`), such as --model FILE.py:FACTORY"
+            "name what to attack: either `ckpt=FILE` or `model` (`robench list models`), such as `model=FILE.py:FACTORY`"
         )
     if request.names is not None:
         check_suite(request.names)
     if ray is not None and here.world_size > 1:
-        raise RobenchError("--ray under torchrun: both hand out chunks; use one of them")
+        raise RobenchError("`ray` under torchrun: both hand out chunks; use one of them")
     if request.precision == "auto" and (ray is not None or here.world_size > 1):
-        raise RobenchError("--precision auto: several processes may not agree; name fp32 or bf16")
+        raise RobenchError("`precision=auto`: several processes may not agree; name fp32 or bf16")
     if ray is not None and own is not None and source_of(own.where) is SOURCES["FILE.pt"]:
         raise RobenchError(
-            f"--ray cannot send the program {own.where} to its workers; use torchrun, whose processes load it themselves"
+            f"`ray` cannot send the program {own.where} to its workers; use torchrun, whose processes load it themselves"
         )
 
 
@@ -126,9 +126,9 @@ def _data_of(
     trained_on = read_description(ckpt)["dataset"] if ckpt is not None else None
     tested_on = dataset or trained_on
     if tested_on is None:
-        raise RobenchError("--model needs --dataset: one of `robench list datasets`, or your own folder or .npz file")
+        raise RobenchError("`model` needs `dataset`: one of `robench list datasets`, or your own folder or .npz file")
     if dataset is None and tested_on not in DATASETS:
-        raise RobenchError(f"{ckpt} was trained on the folder {tested_on!r}; say where it lies: --dataset PATH")
+        raise RobenchError(f"{ckpt} was trained on the folder {tested_on!r}; say where it lies: `dataset=PATH`")
     whole = load_dataset(tested_on, "test", data_dir)
     # The heads of other people's models have no labels of their own.
     return whole, of_head(whole, MAIN if ckpt is None else request.head), trained_on
@@ -212,7 +212,7 @@ def _first(n: int | None, total: int) -> int:
     if n is None:
         return total
     if not 1 <= n <= total:
-        raise RobenchError(f"--n {n}: expected 1 to {total}, the samples of the test split")
+        raise RobenchError(f"`n={n}`: expected 1 to {total}, the samples of the test split")
     return n
 
 

@@ -59,7 +59,7 @@ def read_description(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise RobenchError(f"no checkpoint at {path}; train one with `robench train`, or check the path")
     if not path.is_file():
-        raise RobenchError(f"{path} is not a file; --ckpt takes one .safetensors file")
+        raise RobenchError(f"{path} is not a file; `ckpt` takes one .safetensors file")
     return _check_description(path, _read_header(path)[0])
 
 
@@ -109,11 +109,11 @@ def _not_ours(path: Path) -> str:
     """What a zip or pickled file is, and the option that takes it."""
     kind = recognise(path)
     if kind in Format.PROGRAMS:
-        return f"is {kind}, not a checkpoint of robench; where you trust its source: --model {path} --trust"
+        return f"is {kind}, not a checkpoint of robench; where you trust its source: `model={path}` and `trust`"
     return (
-        "is a pickled file (torch.save); loading one can execute code, so --ckpt does not. Where it is a state dict, name its "
-        f"architecture: --model torchvision:NAME --weights {path} (or timm:NAME; robench reads plain tensors only); else build the model "
-        "in a Python file: --model FILE.py:FACTORY"
+        "is a pickled file (torch.save); loading one can execute code, so `ckpt` does not. Where it is a state dict, name its "
+        f"architecture: `model=torchvision:NAME` `weights={path}` (or timm:NAME; robench reads plain tensors only); else build the model "
+        "in a Python file: `model=FILE.py:FACTORY`"
     )
 
 
@@ -121,7 +121,7 @@ def _check_description(path: Path, text: str | None) -> dict[str, Any]:
     if text is None:
         raise RobenchError(
             f"{path} is a safetensors file, but not a robench checkpoint (no description in its header); to attack a model that "
-            f"robench did not train, name its architecture: --model torchvision:NAME --weights {path} (or timm:NAME, FILE.py:FACTORY)"
+            f"robench did not train, name its architecture: `model=torchvision:NAME` `weights={path}` (or timm:NAME, FILE.py:FACTORY)"
         )
     try:
         described = json.loads(text)

@@ -30,5 +30,5 @@ def write_atomically(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True) if partial.parent.is_dir() and os.access(partial.parent, os.W_OK) else None
         raise RobenchError(
             f"cannot write {path}: {error.strerror or error}; what was finished before is kept: make room or choose another "
-            "--out, then run the same command again"
+            "`out`, then run the same command again"
         ) from error

@@ -72,12 +72,12 @@ def _named_by(run: Path, origin: dict[str, Any], given: OwnModel | None) -> tupl
     if "checkpoint" in origin:
         return Path(origin["checkpoint"]), None
     if "model" not in origin:
-        raise RobenchError(f"{run} does not say where its model lies; name it with --ckpt or --model")
+        raise RobenchError(f"{run} does not say where its model lies; name it with `ckpt` or `model`")
     where, trust = str(origin["model"]), given is not None and given.trust
     if source_of(where).runs_code and not trust:
         raise RobenchError(
-            f"{run} says that its model is {where}, which is code that would be run: add --trust where you trust it, or name the model "
-            "yourself with --model"
+            f"{run} says that its model is {where}, which is code that would be run: add `trust` where you trust it, or name the model "
+            "yourself with `model`"
         )
     own = given or OwnModel("")
     weights = Path(origin["weights file"]) if source_of(where).takes_weights and "weights file" in origin else None

@@ -55,20 +55,20 @@ class AttackRequest:
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        for option, number in (("restarts", self.restarts), ("seed", self.seed), ("batch-size", self.chunk)):
+        for option, number in (("restarts", self.restarts), ("seed", self.seed), ("batch_size", self.chunk)):
             if isinstance(number, bool) or not isinstance(number, int):
-                raise RobenchError(f"--{option} {number!r}: expected a whole number")
+                raise RobenchError(f"`{option}={number!r}`: expected a whole number")
         if not 0 <= self.seed < 2**63:
-            raise RobenchError(f"--seed {self.seed}: expected 0 to 2^63 - 1")
+            raise RobenchError(f"`seed={self.seed}`: expected 0 to 2^63 - 1")
         if self.budget is not None and (isinstance(self.budget, bool) or not isinstance(self.budget, int | float)):
             raise RobenchError(
-                f"--budget {self.budget!r}: expected a number, in multiples of what AutoAttack costs a sample that survives it"
+                f"`budget={self.budget!r}`: expected a number, in multiples of what AutoAttack costs a sample that survives it"
             )
         for option, given, known in (
             ("passes", self.passes, ("own", "folded")), ("precision", self.precision, ("fp32", "bf16", "auto")),
         ):  # fmt: skip
             if given not in known:
-                raise RobenchError(f"--{option} {given}: expected {' or '.join(known)}")
+                raise RobenchError(f"`{option}={given}`: expected {' or '.join(known)}")
 
     @property
     def names(self) -> Asked | None:
@@ -81,7 +81,7 @@ class AttackRequest:
 
     def options(self, precision: str = "fp32") -> AttackOptions:
         """The attacks' options, where ``precision`` is settled."""
-        step_size = None if self.step_size is None else parse_eps(self.step_size, "--step-size")
+        step_size = None if self.step_size is None else parse_eps(self.step_size, "step_size")
         return AttackOptions(step_size, self.restarts, self.budget, Search(self.passes == "folded", precision, self.compiled))
 
     def folder_name(self, name: str, threat: ThreatModel, dataset: Dataset, trained_on: str | None) -> str:
@@ -114,5 +114,5 @@ def parse_chunk(text: str) -> int:
     if text == "auto":
         return DEFAULT_CHUNK
     if not text.isdecimal() or int(text) < 1:
-        raise RobenchError(f"--batch-size {text!r}: expected auto, or a number of samples of at least 1")
+        raise RobenchError(f"`batch_size={text!r}`: expected auto, or a number of samples of at least 1")
     return int(text)

@@ -89,7 +89,7 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
     folder = RunFolder(path, spec)
     finished = read_run(path)["n"] if (path / "run.json").exists() else n
     if n < finished:
-        raise RobenchError(f"{path} is a run on {finished} samples; fewer ({n}) would take its tables away: choose another --out")
+        raise RobenchError(f"{path} is a run on {finished} samples; fewer ({n}) would take its tables away: choose another `out`")
     settle_randomness(subject.classifier, images)
     votes = {"votes": subject.classifier.draws} if subject.classifier.draws > 1 else {}
     where = {"path": data.path} if data.path else {}
@@ -201,7 +201,7 @@ def _refuse_other_images(column: dict[str, Any], earlier: dict[str, Any]) -> Non
         there, here = ({member["name"]: member["params"].get(what) for member in each["members"]} for each in (earlier, column))
         if any(there[name] != here[name] for name in there.keys() & here.keys()):
             raise RobenchError(
-                f"the run has a column {column['name']!r} already, of other {named}; choose another --out, or rename the file"
+                f"the run has a column {column['name']!r} already, of other {named}; choose another `out`, or rename the file"
             )
 
 

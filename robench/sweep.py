@@ -86,7 +86,7 @@ def sweep(request: SweepRequest, *, out: Path | None = None, **where: Any) -> Sw
     folder = out or Path("reports") / request.folder_name(_name(where))
     foreign = [path.name for path in folder.iterdir() if not _is_ours(path)] if folder.is_dir() else []
     if foreign:
-        raise RobenchError(f"{folder} holds {foreign[0]}, which no sweep of robench writes; choose another --out")
+        raise RobenchError(f"{folder} holds {foreign[0]}, which no sweep of robench writes; choose another `out`")
     planned: list[tuple[Path, Asked, str | None]] = [
         (folder / f"eps-{format_eps(eps).replace('/', 'of')}", request.suite, format_eps(eps)) for eps in radii if eps > 0
     ]
@@ -127,9 +127,9 @@ def _radii(request: SweepRequest, where: dict[str, Any]) -> list[float]:
     if request.eps is None and request.steps is not None:
         return []
     if request.eps is not None:
-        radii = sorted({parse_eps(text.strip(), "--eps") for text in request.eps.split(",") if text.strip()})
+        radii = sorted({parse_eps(text.strip()) for text in request.eps.split(",") if text.strip()})
         if not radii or radii[-1] == 0:
-            raise RobenchError(f"--eps {request.eps!r}: expected radii above 0, separated by commas, such as 0,2/255,8/255")
+            raise RobenchError(f"`eps={request.eps!r}`: expected radii above 0, separated by commas, such as 0,2/255,8/255")
     else:
         name = where.get("dataset") or (read_description(where["ckpt"])["dataset"] if where.get("ckpt") else "digits")
         own = request.attack.threat(load_dataset(name, "test", where.get("data_dir"))).eps
@@ -147,7 +147,7 @@ def _steps(request: SweepRequest) -> list[int]:
         return [] if request.eps is not None or request.attack.norm == "L1" else list(DEFAULT_STEPS)
     texts = [text.strip() for text in request.steps.split(",") if text.strip()]
     if not texts or not all(text.isdecimal() and int(text) > 0 for text in texts):
-        raise RobenchError(f"--steps {request.steps!r}: expected numbers of steps above 0, separated by commas, such as 1,10,100")
+        raise RobenchError(f"`steps={request.steps!r}`: expected numbers of steps above 0, separated by commas, such as 1,10,100")
     return sorted({int(text) for text in texts})
 
 

@@ -31,10 +31,14 @@ AUTOATTACK_UNITS = 11_672
 
 
 class RobenchError(Exception):
-    """A mistake of the user's, or a failure that they can act on: one clear message, exit code 1, no traceback."""
+    """A mistake of the user's, or a failure that they can act on: one clear message, exit code 1, no traceback.
+
+    A message names a parameter as Python does, in backticks: `` `step_size=0.5` ``, or `` `out` `` alone. The command line shows it as
+    its own option, ``--step-size 0.5``; see ``robench.cli.group.in_options``.
+    """
 
 
-def parse_eps(text: str | float, option: str = "eps") -> float:
+def parse_eps(text: str | float, name: str = "eps") -> float:
     """The number that ``"8/255"``, ``"0.2"`` or ``0.2`` stands for, in pixel units.
 
     Raises:
@@ -47,7 +51,7 @@ def parse_eps(text: str | float, option: str = "eps") -> float:
             raise ValueError
     except (ValueError, ZeroDivisionError):
         raise RobenchError(
-            f"{option} {text!r} is not a number of pixel units, finite and not negative; write it as 8/255 or 0.031; 1 in Linf allows every image"
+            f"`{name}={text!r}` is not a number of pixel units, finite and not negative; write it as 8/255 or 0.031; 1 in Linf allows every image"
         ) from None
     return value
 
@@ -183,11 +187,11 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: i
     """
     if len(mean) != len(std):
         raise RobenchError(
-            f"--mean has {len(mean)} values and --std {len(std)}; give both, one value a channel; a std of 1 leaves the scale as it is"
+            f"`mean` has {len(mean)} values and `std` {len(std)}; give both, one value a channel; a std of 1 leaves the scale as it is"
         )
     if any(not 0 <= value <= 1 for value in mean) or any(not 0 < value <= 1 for value in std):
         raise RobenchError(
-            f"--mean {_listed(mean)} --std {_listed(std)}: expected values in pixel units of [0, 1], and no std of 0; divide values of "
+            f"`mean={_listed(mean)}` `std={_listed(std)}`: expected values in pixel units of [0, 1], and no std of 0; divide values of "
             "0 to 255 by 255"
         )
     if channels is not None and len(mean) not in (0, 1, channels):
@@ -196,7 +200,7 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: i
         )
 
 
-def parse_channels(text: str | None, option: str) -> tuple[float, ...]:
+def parse_channels(text: str | None, name: str) -> tuple[float, ...]:
     """What ``--mean 0.49,0.48,0.45`` means, () for None.
 
     Raises:
@@ -205,7 +209,7 @@ def parse_channels(text: str | None, option: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise RobenchError(f"{option} {text!r}: expected numbers separated by commas, such as 0.4914,0.4822,0.4465") from None
+        raise RobenchError(f"`{name}={text!r}`: expected numbers separated by commas, such as 0.4914,0.4822,0.4465") from None
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -195,7 +195,7 @@ def test_a_suite_that_cannot_run_is_refused(text, norm, n_classes, message):
 def test_options_of_pgd_without_pgd_are_refused():
     with pytest.raises(RobenchError, match="change PGD alone, and there is none"):
         parse_suites("autoattack", LINF, 10, AttackOptions(restarts=2))
-    with pytest.raises(RobenchError, match="--step-size 2 with eps 8/255"):
+    with pytest.raises(RobenchError, match="`step_size=2` with eps 8/255"):
         parse_suites("pgd7", LINF, 10, AttackOptions(step_size=2.0))
 
 

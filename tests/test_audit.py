@@ -201,7 +201,7 @@ def test_a_claim_of_transfer_is_held_against_the_stored_images():
         (Stored("x"), 0.6, None, "nobody says what x was crafted on"),
         (Stored("x", "mine"), 0.6, None, "crafted on the judged weights"),
         (Stored("x", "other"), 0.6, "budget", "checks fail: budget"),
-        (Stored("x", "other"), None, None, "without --claim"),
+        (Stored("x", "other"), None, None, "without a claim"),
     ],
 )
 def test_a_claim_of_transfer_needs_images_of_a_known_other_model_that_spend_their_radius(stored, claim, failing, why):
@@ -393,9 +393,9 @@ def test_the_command_exits_with_3_where_a_number_is_refuted(bench, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"claim": 60.6}, "--claim 60.6: expected a robust accuracy as a fraction of all samples"),
-        ({"protocol": "gray-box"}, "--claim-protocol 'gray-box': expected one of white-box, transfer, unknown"),
-        ({"budget": -1}, "--budget -1: expected a multiple"),
+        ({"claim": 60.6}, "`claim=60.6`: expected a robust accuracy as a fraction of all samples"),
+        ({"protocol": "gray-box"}, "`protocol='gray-box'`: expected one of white-box, transfer, unknown"),
+        ({"budget": -1}, "`budget=-1`: expected a multiple"),
     ],
 )
 def test_a_request_that_cannot_be_judged_is_refused(asked, message):

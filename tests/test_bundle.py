@@ -86,7 +86,7 @@ def test_the_same_run_makes_the_same_bytes_and_says_how_it_is_verified(run, bund
 def test_a_file_that_is_no_bundle_is_not_overwritten(run, bundle, tmp_path):
     thesis = zipped(tmp_path / "thesis.zip", {"thesis.tex": b"mine"})
     before = thesis.read_bytes()
-    with pytest.raises(RobenchError, match="thesis.zip is there already and is no bundle of robench; choose another --out"):
+    with pytest.raises(RobenchError, match="thesis.zip is there already and is no bundle of robench; choose another `out`"):
         write_bundle(run, thesis)
     assert thesis.read_bytes() == before
     older = zipped(tmp_path / "older.zip", parts_of(bundle) | {"report.md": b"old"})

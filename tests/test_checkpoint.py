@@ -87,7 +87,7 @@ class Bomb:
 def test_a_pickle_is_refused_and_not_executed(writer, tmp_path):
     path, crater = tmp_path / "model.safetensors", tmp_path / "crater"
     writer({"weight": Bomb(crater)}, path)
-    with pytest.raises(RobenchError, match="pickled file.*can execute code.*--model FILE.py:FACTORY"):
+    with pytest.raises(RobenchError, match="pickled file.*can execute code.*`model=FILE.py:FACTORY`"):
         load_checkpoint(path)
     assert not crater.exists()
 
@@ -95,7 +95,7 @@ def test_a_pickle_is_refused_and_not_executed(writer, tmp_path):
 def test_a_foreign_safetensors_file_is_refused_with_the_way_out(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.zeros(3)}, path)
-    with pytest.raises(RobenchError, match="not a robench checkpoint.*--model"):
+    with pytest.raises(RobenchError, match="not a robench checkpoint.*`model=torchvision:NAME`"):
         load_checkpoint(path)
 
 

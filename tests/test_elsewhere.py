@@ -138,7 +138,7 @@ def test_another_head_is_judged_when_asked(checkpoints, digits_test, tmp_path):
 @pytest.mark.parametrize("suite", ["autoattack", "apgd-ce", "square"])
 def test_attacks_that_stop_where_their_own_classifier_errs_are_refused_on_other_heads(checkpoints, tmp_path, suite):
     with pytest.raises(
-        RobenchError, match=f"--attack-heads joint: {suite} leaves a sample alone as soon as the heads that it asks"
+        RobenchError, match=f"`attack_heads=joint`: {suite} leaves a sample alone as soon as the heads that it asks"
     ):
         attacked(checkpoints["supervised"], tmp_path / "run", f"pgd2,{suite}", attack_heads="joint")
 
@@ -163,7 +163,7 @@ def test_a_retrained_head_that_images_are_crafted_on_makes_other_columns(checkpo
 @pytest.mark.parametrize(
     ("arch", "asked", "message"),
     [
-        ("single", {"attack_heads": "coarse"}, "--attack-heads 'coarse': the model has the heads main; name one, or joint for all"),
+        ("single", {"attack_heads": "coarse"}, "`attack_heads='coarse'`: the model has the heads main; name one, or joint for all"),
         (
             "contrastive",
             {"head": "projection", "attack_heads": "projection"},
@@ -394,7 +394,7 @@ def test_columns_of_one_name_are_refused(checkpoints, tmp_path):
         attacked(checkpoints["single"], tmp_path / "run", f"{first},{second}")
     run_folder = attacked(checkpoints["single"], tmp_path / "run", first)
     before = (run_folder / "verdicts.csv").read_bytes()
-    with pytest.raises(RobenchError, match="has a column 'pgd2@m' already, of other weights; choose another --out"):
+    with pytest.raises(RobenchError, match="has a column 'pgd2@m' already, of other weights; choose another `out`"):
         attacked(checkpoints["single"], run_folder, second)
     assert (run_folder / "verdicts.csv").read_bytes() == before
     files = []

@@ -486,11 +486,11 @@ def test_evaluate_keeps_images_where_there_is_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"restarts": "2"}, "--restarts '2': expected a whole number"), ({"restarts": 1.5}, "--restarts 1.5: expected a whole number"),
-        ({"restarts": 0}, "--restarts 0: expected at least 1"), ({"budget": "1"}, "--budget '1': expected a number"),
-        ({"budget": 5000}, "above 0 and at most 1000"), ({"batch_size": 0}, "--batch-size '0': expected auto"),
-        ({"batch_size": 2.5}, "--batch-size '2.5': expected auto"), ({"seed": -1}, "--seed -1: expected 0 to"),
-        ({"seed": 1.5}, "--seed 1.5: expected a whole number"), ({"passes": "new"}, "--passes new: expected own or folded"),
+        ({"restarts": "2"}, "`restarts='2'`: expected a whole number"), ({"restarts": 1.5}, "`restarts=1.5`: expected a whole number"),
+        ({"restarts": 0}, "`restarts=0`: expected at least 1"), ({"budget": "1"}, "`budget='1'`: expected a number"),
+        ({"budget": 5000}, "above 0 and at most 1000"), ({"batch_size": 0}, "`batch_size='0'`: expected auto"),
+        ({"batch_size": 2.5}, "`batch_size='2.5'`: expected auto"), ({"seed": -1}, "`seed=-1`: expected 0 to"),
+        ({"seed": 1.5}, "`seed=1.5`: expected a whole number"), ({"passes": "new"}, "`passes=new`: expected own or folded"),
     ],
 )  # fmt: skip
 def test_evaluate_refuses_options_that_mean_nothing(settings, message):

@@ -438,7 +438,7 @@ def test_a_folded_column_has_a_name_and_a_key_of_its_own():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"budget": 1.0}, "--budget is what the fast suite may spend"), ({"budget": 0.0}, "expected a number above 0")],
+    [({"budget": 1.0}, "`budget` is what the fast suite may spend"), ({"budget": 0.0}, "expected a number above 0")],
 )
 def test_a_budget_that_means_nothing_is_refused(options, message):
     with pytest.raises(RobenchError, match=message):
@@ -553,7 +553,7 @@ def test_processes_that_may_not_agree_on_a_precision_are_told_to_name_it(tmp_pat
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     request = AttackRequest("fgsm", n=8, precision="auto")
-    with pytest.raises(RobenchError, match="--precision auto: several processes may not agree; name fp32 or bf16"):
+    with pytest.raises(RobenchError, match="`precision=auto`: several processes may not agree; name fp32 or bf16"):
         attack(request, ckpt=path, dataset="digits", out=tmp_path / "run", device="cpu", show_progress=False)
 
 

@@ -344,7 +344,7 @@ def test_two_models_are_tested_on_the_same_samples(three):
 
 
 def test_other_data_is_refused_unless_told_and_then_said(three, tmp_path):
-    with pytest.raises(RobenchError, match="different things .* --anyway"):
+    with pytest.raises(RobenchError, match="different things .* `anyway`"):
         compare_runs(three)
     text = compare_runs(three, tmp_path / "c.html", anyway=True)
     page = Page((tmp_path / "c.html").read_text())

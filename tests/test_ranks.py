@@ -115,7 +115,7 @@ def test_a_killed_training_in_two_processes_continues_to_the_same_weights(tmp_pa
 
 
 def test_a_batch_that_does_not_divide_is_refused(few, tmp_path):
-    with pytest.raises(RobenchError, match="batch size 32 does not divide over 3 processes; give --batch-size a multiple"):
+    with pytest.raises(RobenchError, match="batch size 32 does not divide over 3 processes; give `batch_size` a multiple"):
         train(quick("single", few), few, few, out=tmp_path / "model.safetensors", ranks=Ranks(0, 3))
 
 

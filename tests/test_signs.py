@@ -121,7 +121,7 @@ def test_modules_in_a_plain_list_are_in_eval_mode_and_in_the_digest(images):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"mean": (0.5, 0.5, 0.5)}, "--mean has 3 values and --std 0"),
+        ({"mean": (0.5, 0.5, 0.5)}, "`mean` has 3 values and `std` 0"),
         ({"mean": (0.5, 0.5), "std": (0.5, 0.5)}, "the images have 3 channels"),
         ({"mean": (123.0, 116.0, 103.0), "std": (58.0, 57.0, 57.0)}, "divide values of 0 to 255 by 255"),
         ({"eps": "-1/255"}, "finite and not negative"),

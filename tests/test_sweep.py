@@ -170,11 +170,11 @@ def test_the_default_folder_names_the_model_and_what_differs_from_the_defaults()
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"eps": "0"}, "--eps '0': expected radii above 0"),
-        ({"eps": "a/b"}, "--eps 'a/b' is not a number"),
+        ({"eps": "0"}, "`eps='0'`: expected radii above 0"),
+        ({"eps": "a/b"}, "`eps='a/b'` is not a number"),
         ({"eps": "8"}, "did you mean 8/255"),
-        ({"steps": "0"}, "--steps '0': expected numbers of steps above 0"),
-        ({"steps": "1,x"}, "--steps '1,x': expected numbers of steps"),
+        ({"steps": "0"}, "`steps='0'`: expected numbers of steps above 0"),
+        ({"steps": "1,x"}, "`steps='1,x'`: expected numbers of steps"),
         ({"steps": "2", "norm": "L1"}, "'pgd2' is defined for Linf, L2 only, not for L1"),
         ({"norm": "L7"}, "unknown norm 'L7'"),
     ],

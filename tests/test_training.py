@@ -151,13 +151,13 @@ def test_an_unreadable_state_is_named_and_not_overwritten(few, tmp_path):
         ("single", {"adversarial": "fgsm"}, "unknown adversarial training 'fgsm'"),
         ("single", {"backbone": "vgg"}, "unknown backbone 'vgg'"),
         ("single", {"views": "mixup"}, "unknown views 'mixup'"),
-        ("single", {"temperature": 0.1}, "--temperature has no meaning for arch 'single'"),
-        ("single", {"train_eps": "8/255"}, "--train-eps has no meaning without --adversarial"),
+        ("single", {"temperature": 0.1}, "`temperature` has no meaning for arch 'single'"),
+        ("single", {"train_eps": "8/255"}, "`train_eps` has no meaning without `adversarial`"),
         ("single", {"adversarial": "pgd", "train_eps": "8"}, "did you mean 8/255"),
         ("single", {"epochs": 0}, "epochs 0"),
         ("single", {"batch_size": 999}, "batch size 999 exceeds the 128 training images"),
-        ("single", {"lr": -1.0}, "--lr -1.0: expected a number above 0"),
-        ("single", {"seed": 2**64}, "--seed 18446744073709551616: expected 0 to"),
+        ("single", {"lr": -1.0}, "`lr=-1.0`: expected a number above 0"),
+        ("single", {"seed": 2**64}, "`seed=18446744073709551616`: expected 0 to"),
         ("single", {"precision": "fp8"}, "unknown precision 'fp8'"),
     ],
 )
@@ -206,7 +206,7 @@ def test_auto_takes_the_precision_that_steps_faster_and_says_so(few, tmp_path, m
             quick("single", few, precision="auto"), few, tmp_path / "m", tmp_path / "s", device="cpu", ranks=Ranks()
         )
         assert found == quick("single", few, precision=expected)
-        assert f"--precision auto: {expected}" in capsys.readouterr().err
+        assert f"precision auto: {expected}" in capsys.readouterr().err
 
 
 def test_auto_goes_on_with_what_a_training_began_with(few, tmp_path, monkeypatch):

@@ -131,7 +131,7 @@ def _refuse_detectors(suites: list[Suite], heads: str) -> None:
     for suite in suites:
         if any(member.keeps != Keeps.LAST for member in suite.members if member.elsewhere is None):
             raise RobenchError(
-                f"--attack-heads {heads}: {suite.name} leaves a sample alone as soon as the heads that it asks are wrong, which says nothing "
+                f"`attack_heads={heads}`: {suite.name} leaves a sample alone as soon as the heads that it asks are wrong, which says nothing "
                 "about the judged one; use fgsm or pgdN"
             )
 
@@ -175,16 +175,16 @@ def make_heads_target(heads: str, subject: Subject, dataset: Dataset) -> Heads:
         RobenchError: the model has no such head, or a head's labels are unknown.
     """
     if subject.model is None:
-        raise RobenchError(f"--attack-heads {heads}: only checkpoints of robench have named heads; leave it out for --model")
+        raise RobenchError(f"`attack_heads={heads}`: only checkpoints of robench have named heads; leave it out for `model`")
     known = list(subject.heads)
     if heads != JOINT and heads not in known:
-        raise RobenchError(f"--attack-heads {heads!r}: the model has the heads {', '.join(known)}; name one, or joint for all")
+        raise RobenchError(f"`attack_heads={heads!r}`: the model has the heads {', '.join(known)}; name one, or joint for all")
     chosen = tuple(known) if heads == JOINT else (heads,)
     widths = {name: subject.heads[name]["classes"] for name in chosen}
     targets = {name: labels for name, (labels, _) in dataset.tasks.items()}
     for name in chosen:
         if widths[name] is not None and name not in targets:
-            raise RobenchError(f"--attack-heads {heads}: {dataset.name} has no {name} labels to turn that head away from")
+            raise RobenchError(f"`attack_heads={heads}`: {dataset.name} has no {name} labels to turn that head away from")
     return Heads(subject.model, chosen, widths, targets, subject.normalise)
 
 

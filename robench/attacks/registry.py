@@ -254,14 +254,14 @@ def check_options(options: AttackOptions, threat: ThreatModel) -> None:
         RobenchError: an option is out of its range.
     """
     if options.restarts < 1:
-        raise RobenchError(f"--restarts {options.restarts}: expected at least 1")
+        raise RobenchError(f"`restarts={options.restarts}`: expected at least 1")
     if options.step_size is not None and not 0 < options.step_size <= max(2 * threat.eps, 1e-12):
         raise RobenchError(
-            f"--step-size {format_eps(options.step_size)} with eps {threat.eps_text}: expected a step above 0 and at most twice eps, "
+            f"`step_size={format_eps(options.step_size)}` with eps {threat.eps_text}: expected a step above 0 and at most twice eps, "
             "in pixel units of [0, 1]"
         )
     if options.budget is not None and not 0 < options.budget <= 1000:
         raise RobenchError(
-            f"--budget {options.budget:g}: expected a number above 0 and at most 1000, in multiples of what AutoAttack costs a sample that "
+            f"`budget={options.budget:g}`: expected a number above 0 and at most 1000, in multiples of what AutoAttack costs a sample that "
             "survives it"
         )

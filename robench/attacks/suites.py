@@ -99,9 +99,9 @@ def parse_suites(
     families = {member.family for column in columns.values() for member in column.members}
     shown = ",".join(each if isinstance(each, str) else each.name for each in asked)
     if (options.step_size is not None or options.restarts != 1) and "pgd" not in families:
-        raise RobenchError(f"--step-size and --restarts change PGD alone, and there is none in {shown!r}; leave them out")
+        raise RobenchError(f"`step_size` and `restarts` change PGD alone, and there is none in {shown!r}; leave them out")
     if options.budget is not None and "nearest" not in families:
-        raise RobenchError(f"--budget is what the fast suite may spend, and {shown!r} is without it; leave it out, or add fast")
+        raise RobenchError(f"`budget` is what the fast suite may spend, and {shown!r} is without it; leave it out, or add fast")
     return list(columns.values())
 
 
@@ -131,7 +131,7 @@ def check_suite(suite: Asked) -> list[str | Attack]:
         else:
             asked.append(_checked_value(as_attack(each)))
     if not asked:
-        raise RobenchError("the suite is empty; for example --suite pgd20,autoattack")
+        raise RobenchError("the suite is empty; for example `suite=pgd20,autoattack`")
     return asked
 
 

@@ -62,12 +62,12 @@ def audit(
     """
     if (ckpt is None) == (model is None):
         raise RobenchError(
-            "name what to audit: either --ckpt FILE or --model (`robench list models`), such as --model FILE.py:FACTORY"
+            "name what to audit: either `ckpt=FILE` or `model` (`robench list models`), such as `model=FILE.py:FACTORY`"
         )
     description = read_description(ckpt) if ckpt is not None else {}
     name = dataset or description.get("dataset")
     if name is None:
-        raise RobenchError("--model needs --dataset: one of `robench list datasets`, or your own folder or .npz file")
+        raise RobenchError("`model` needs `dataset`: one of `robench list datasets`, or your own folder or .npz file")
     data = load_dataset(name, "test", data_dir)
     data = of_head(data, request.head) if model is None else data
     learn_from = load_dataset(name, "train", data_dir) if name in DATASETS else data

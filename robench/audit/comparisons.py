@@ -90,7 +90,7 @@ def transfer_breaks(evidence: Evidence) -> Finding:
     columns = [name for name in evidence.columns() if name.startswith(TRANSFER) and name not in stored]
     hits = [hit for name in columns if (hit := evidence.broken(name)) is not None]
     if not hits:
-        return unknown("no attack was crafted on a sibling (--sibling)")
+        return unknown("no attack was crafted on a sibling (`robench audit --sibling`)")
     names = " and ".join(title(name) for name in columns)
     return stronger_than(
         evidence, survivors(evidence, WHITE_BOX), np.logical_or.reduce(hits), names, "attacks on the model itself", 0.005

@@ -239,7 +239,7 @@ def trajectory(subjects: Subjects, steps: int = 50, last: int = 10) -> Measured:
 def sign_agreement(subjects: Subjects) -> Measured:
     """The share of moved pixels whose sign is that of the model's own gradient, for stored images and for one step of its own."""
     if not subjects.stored:
-        return {"failed": "no stored images were given (--adv)"}
+        return {"failed": "no stored images were given (`robench audit --adv`)"}
     free = subjects.images.clone().requires_grad_()
     loss = F.cross_entropy(subjects.classifier(free), subjects.labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, free)

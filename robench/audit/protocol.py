@@ -16,13 +16,16 @@ def provenance(evidence: Evidence) -> Finding:
     if not evidence.stored:
         if evidence.claimed:
             return unknown(
-                "nobody gave the images that the claim came from (--adv); those of this audit were crafted on the judged weights"
+                "nobody gave the images that the claim came from (`robench audit --adv`); those of this audit were crafted on the judged weights"
             )
         return Finding("", Level.PASS, "every image was crafted on the judged weights", f"weights {evidence.model[:12]}", "")
     said, worst = [], Level.PASS
     for stored in evidence.stored:
         if not stored.weights:
-            level, text = Level.UNKNOWN, f"{stored.column}: nobody says what it was crafted on; --source names the model"
+            level, text = (
+                Level.UNKNOWN,
+                f"{stored.column}: nobody says what it was crafted on; `robench audit --source` names the model",
+            )
         elif stored.heads:
             level, text = Level.FAIL, f"{stored.column}: crafted on the heads {', '.join(stored.heads)}, not on the judged one"
         elif stored.weights != evidence.model:
@@ -46,7 +49,7 @@ def provenance(evidence: Evidence) -> Finding:
 def transfer_gap(evidence: Evidence) -> Finding:
     """Stored images against a fresh PGD-20 on the model itself."""
     if not evidence.stored:
-        return unknown("no stored images were given (--adv)")
+        return unknown("no stored images were given (`robench audit --adv`)")
     gaps = {each.column: evidence.compare(each.column, "pgd20") for each in evidence.stored}
     known = {name: gap for name, gap in gaps.items() if gap is not None}
     if not known:

@@ -46,24 +46,24 @@ class AuditRequest:
     def __post_init__(self) -> None:
         if self.claim is not None and not 0 <= self.claim <= 1:
             raise RobenchError(
-                f"--claim {self.claim:g}: expected a robust accuracy as a fraction of all samples, 0 to 1, such as 0.606"
+                f"`claim={self.claim:g}`: expected a robust accuracy as a fraction of all samples, 0 to 1, such as 0.606"
             )
         if self.protocol not in PROTOCOLS:
-            raise RobenchError(f"--claim-protocol {self.protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+            raise RobenchError(f"`protocol={self.protocol!r}`: expected one of {', '.join(PROTOCOLS)}")
         if self.norm == "L1":
             raise RobenchError(
-                "--norm L1: an audit compares attacks of many kinds, of which only AutoAttack's are defined in L1; "
+                "`norm=L1`: an audit compares attacks of many kinds, of which only AutoAttack's are defined in L1; "
                 "`robench attack --norm L1` measures what survives them"
             )
         if self.budget < 0:
-            raise RobenchError(f"--budget {self.budget:g}: expected a multiple of AutoAttack's cost, 0 or more")
+            raise RobenchError(f"`budget={self.budget:g}`: expected a multiple of AutoAttack's cost, 0 or more")
 
     def samples(self, data: Dataset) -> int:
         """How many samples are looked at."""
         if self.n is None:
             return min(len(data), QUICK_SAMPLES if self.quick else SAMPLES)
         if not 1 <= self.n <= len(data):
-            raise RobenchError(f"--n {self.n}: expected 1 to {len(data)}, the samples of the test split")
+            raise RobenchError(f"`n={self.n}`: expected 1 to {len(data)}, the samples of the test split")
         return self.n
 
     def folder_name(self, name: str, data: Dataset) -> str:

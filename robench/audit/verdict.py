@@ -108,10 +108,12 @@ def _reasons(evidence: Evidence, findings: list[Finding], not_run: list[str]) ->
 def _reasons_of_transfer(evidence: Evidence, findings: list[Finding], claim: float | None) -> list[str]:
     """Why a claim of transfer that lies inside the interval is not supported yet."""
     if not evidence.stored:
-        return ["a claim of transfer is judged by the stored images: give them with --adv"]
-    reasons = [] if claim is not None else ["without --claim there is nothing to hold the stored images against"]
+        return ["a claim of transfer is judged by the stored images: give them with `robench audit --adv`"]
+    reasons = [] if claim is not None else ["without a claim there is nothing to hold the stored images against"]
     reasons += [
-        f"nobody says what {each.column} was crafted on: name it with --source" for each in evidence.stored if not each.weights
+        f"nobody says what {each.column} was crafted on: name it with `robench audit --source`"
+        for each in evidence.stored
+        if not each.weights
     ]
     reasons += [
         f"{each.column} was crafted on the judged weights, which is no transfer"

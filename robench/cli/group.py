@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from pathlib import Path
 
 import click
@@ -12,6 +13,28 @@ import robench
 from robench.types import NORMS, RobenchError
 
 INTERRUPTED = 130
+_NAMED = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
+
+
+def in_options(text: str, command: click.Command | None) -> str:
+    """A message about parameters in the words of a command: `` `step_size=0.5` `` is ``--step-size 0.5`` there.
+
+    What the command has no option for stays as it is.
+    """
+    options: dict[str, str] = {}
+    for parameter in command.params if command else ():
+        spelled = [option for option in parameter.opts if option.startswith("--")]
+        options |= {str(parameter.name): option for option in spelled} | {_as_name(option): option for option in spelled}
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        return found[0] if name not in options else options[name] if value is None else f"{options[name]} {value}"
+
+    return _NAMED.sub(option, text)
+
+
+def _as_name(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
 
 
 class _Commands(click.Group):
@@ -23,7 +46,8 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except RobenchError as error:
-            click.echo(f"robench: {error}", err=True)
+            said = in_options(str(error), self.commands.get(ctx.invoked_subcommand or ""))
+            click.echo(f"robench: {said}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("\nrobench: interrupted; everything finished is kept, the same command goes on from there", err=True)
@@ -67,7 +91,8 @@ def norm_option(about: str):
 
 def hint(text: str) -> None:
     """One line on stderr, so that stdout holds results alone."""
-    click.echo(f"robench: {text}", err=True)
+    context = click.get_current_context(silent=True)
+    click.echo(f"robench: {in_options(text, context.command if context else None)}", err=True)
 
 
 def print_run(run: Path, least: float | None = None, next_step: str = "") -> None:

@@ -15,7 +15,7 @@ def own_model(command):
 
     @functools.wraps(command)
     def wrapped(*, model, weights, mean, std, trust, weights_dtype, **rest):
-        mean, std = parse_channels(mean, "--mean"), parse_channels(std, "--std")
+        mean, std = parse_channels(mean, "mean"), parse_channels(std, "std")
         given = OwnModel(model or "", weights, mean, std, trust, rest.get("data_dir"), weights_dtype)
         used = bool(weights or mean or std or trust or weights_dtype != "float32")
         if used and model is None and (rest.get("ckpt") is not None or command.__name__ != "verify"):

@@ -51,7 +51,7 @@ def write_bundle(run: Path, out: Path | None = None, audit: Path | None = None) 
         parts |= _findings(audit, description)
     path = out or run.with_name(f"{run.name}.zip")
     if path.exists() and not _is_bundle(path):
-        raise RobenchError(f"{path} is there already and is no bundle of robench; choose another --out")
+        raise RobenchError(f"{path} is there already and is no bundle of robench; choose another `out`")
     command = _command(f"{run.name}.zip", description)
     parts[README] = _readme(run.name, command).encode()
     files = {name: {"sha256": _digest(content), "bytes": len(content)} for name, content in sorted(parts.items())}
@@ -93,8 +93,8 @@ def _refuse_without_images(run: Path, description: dict[str, Any]) -> None:
     ]
     if lacking:
         raise RobenchError(
-            f"{run} has no adversarial images of {', '.join(lacking)}, without which nobody can verify it; run the same `robench attack` "
-            "with --save-adv first"
+            f"{run} has no adversarial images of {', '.join(lacking)}, without which nobody can verify it; run the same `robench "
+            "attack --save-adv` first"
         )
 
 
@@ -103,9 +103,9 @@ def _findings(audit: Path, description: dict[str, Any]) -> dict[str, bytes]:
         about = json.loads((audit / "findings.json").read_bytes())["about"]
         pages = {name: (audit / name).read_bytes() for name in ("findings.json", "audit.md")}
     except (OSError, ValueError, KeyError, TypeError):
-        raise RobenchError(f"--audit {audit} is no folder of `robench audit` (findings.json, audit.md)") from None
+        raise RobenchError(f"`audit={audit}` is no folder of `robench audit` (findings.json, audit.md)") from None
     if about.get("weights and code") != description["spec"]["model"]:
-        raise RobenchError(f"--audit {audit} is about another model; the digests of weights and code differ")
+        raise RobenchError(f"`audit={audit}` is about another model; the digests of weights and code differ")
     return pages
 
 

@@ -85,7 +85,7 @@ def compare(runs: list[Path], *, anyway: bool = False, robustbench: Path | None 
     if len(kinds) > 1 and not anyway:
         listed = "; ".join(f"{path}: {what}" for what, path in kinds.items())
         raise RobenchError(
-            f"these runs are about different things and cannot stand in one table: {listed}. Told with --anyway, robench puts them there, and says so"
+            f"these runs are about different things and cannot stand in one table: {listed}. Told with `anyway`, robench puts them there, and says so"
         )
     names = [each.description["model"]["name"] for each in read]
     results = dict(zip(names if len(set(names)) == len(names) else [str(each.path) for each in read], read, strict=True))

@@ -39,7 +39,7 @@ def read_robustbench(folder: Path, dataset: str, norm: str, eps: float) -> list[
     entries = [(file, entry) for file in files if (entry := _read(file)) is not None]
     if not entries:
         raise RobenchError(
-            f"--robustbench-info {folder}: no entries of RobustBench there; expected its model_info folder, as a clone of its repository has it"
+            f"`robustbench={folder}`: no entries of RobustBench there; expected its model_info folder, as a clone of its repository has it"
         )
     found = [_published(file, entry) for file, entry in entries if _is_about(file, entry, dataset, norm, eps)]
     return sorted((each for each in found if each is not None), key=lambda each: -each.robust)

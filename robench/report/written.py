@@ -25,7 +25,7 @@ def compare_runs(runs: list[Path], out: Path | None = None, *, anyway: bool = Fa
         RobenchError: the runs differ in data, number of samples or threat model, so that a table of them would mislead.
     """
     if out is not None and out.suffix not in (".html", ".md"):
-        raise RobenchError(f"--out {out}: expected a name that ends in .html, for a page, or in .md, for a table in markdown")
+        raise RobenchError(f"`out={out}`: expected a name that ends in .html, for a page, or in .md, for a table in markdown")
     found = compare(runs, anyway=anyway, robustbench=robustbench)
     text = comparison_text(found)
     if out is not None and out.suffix == ".html":
@@ -45,7 +45,7 @@ def write_leaderboard(folder: Path, out: Path | None = None) -> str:
         RobenchError: there is no run, or the page's name does not end in .html.
     """
     if out is not None and out.suffix != ".html":
-        raise RobenchError(f"--out {out}: expected a name that ends in .html")
+        raise RobenchError(f"`out={out}`: expected a name that ends in .html")
     found = collect(folder)
     if out is not None:
         write_atomically(out, render_leaderboard(found, folder, lambda path: relative(path, out)).encode())

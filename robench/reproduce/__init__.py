@@ -56,7 +56,7 @@ def reproduce(
     unknown = set(only) - {model.name for model in plan}
     if unknown:
         raise RobenchError(
-            f"--only {', '.join(sorted(unknown))}: no such model; there are {', '.join(model.name for model in plan)}"
+            f"`only={','.join(sorted(unknown))}`: no such model; there are {', '.join(model.name for model in plan)}"
         )
     missing = [model for model in plan if (not only or model.name in only) and bench.is_missing(model)]
     if missing:
@@ -165,7 +165,7 @@ class _Bench:
         if different:
             said = ", ".join(f"{name} {found.get(name)!r} there and {wanted[name]!r} here" for name in different)
             raise RobenchError(
-                f"{where}: {model.name} was trained with other settings: {said}; give the same settings, or another --out and --weights"
+                f"{where}: {model.name} was trained with other settings: {said}; give the same settings, or another `out` and `weights`"
             )
 
     def samples(self, model: Trained) -> int:

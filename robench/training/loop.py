@@ -65,7 +65,7 @@ class Loop:
             print(f"epoch {epoch + 1} of {self.spec.epochs}: {said}", file=sys.stderr, flush=True)
         means = {name: float(total) / self.steps for name, total in totals.items()}
         if not all(map(_finite, means.values())):
-            raise RobenchError(f"the loss of epoch {epoch + 1} is not finite ({means}); lower --lr, or use --precision fp32")
+            raise RobenchError(f"the loss of epoch {epoch + 1} is not finite ({means}); lower `lr`, or use `precision=fp32`")
         self.ranks.average_statistics(self.model)
         seconds = time.perf_counter() - started
         speed = self.steps * self.spec.batch_size / seconds

@@ -98,7 +98,7 @@ def _fine_and_coarse(dataset: Dataset, recipe: Recipe) -> Heads:
     if dataset.coarse_labels is None:
         raise RobenchError(
             f"arch 'supervised' needs a second, coarser label per image and {dataset.name} has none; use cifar100 (20 superclasses) or "
-            "digits (3 shapes), or another --arch"
+            "digits (3 shapes), or another `arch`"
         )
     n_classes, n_coarse = len(dataset.classes), len(dataset.coarse_classes)
     return {"main": mlp(n_classes, n_classes), "coarse": mlp(n_coarse, n_coarse)}

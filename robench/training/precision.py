@@ -1,4 +1,4 @@
-"""What ``--precision auto`` means for a training: what it began with, else what this processor does faster."""
+"""What precision "auto" means for a training: what it began with, else what this processor does faster."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _begun_with(path: Path, state: Path) -> str:
 
 def _quicker(spec: TrainSpec, train_set: Dataset, device: str) -> str:
     chosen, gain = quicker(spec, train_set, device)
-    print(f"robench: --precision auto: {chosen}, since bf16 takes steps {gain:.2f} times as fast as fp32 here", file=sys.stderr)
+    print(f"robench: precision auto: {chosen}, since bf16 takes steps {gain:.2f} times as fast as fp32 here", file=sys.stderr)
     return chosen
 
 

@@ -91,19 +91,19 @@ class TrainSpec:
         if dataset.images.shape[1] != 3:
             raise RobenchError(f"{dataset.name} has {dataset.images.shape[1]} channels, the backbones take 3")
         if not 0 <= self.seed < 2**63:
-            raise RobenchError(f"--seed {self.seed}: expected 0 to 2^63 - 1")
+            raise RobenchError(f"`seed={self.seed}`: expected 0 to 2^63 - 1")
         if self.epochs < 1 or self.batch_size < 2:
             raise RobenchError(f"epochs {self.epochs} and batch size {self.batch_size}: at least 1 and 2 are needed")
         if self.batch_size > len(dataset):
-            raise RobenchError(f"batch size {self.batch_size} exceeds the {len(dataset)} training images; lower --batch-size")
+            raise RobenchError(f"batch size {self.batch_size} exceeds the {len(dataset)} training images; lower `batch_size`")
         for name in ("lr", "temperature"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise RobenchError(f"--{name} {getattr(self, name)}: expected a number above 0")
+                raise RobenchError(f"`{name}={getattr(self, name)}`: expected a number above 0")
         for name in ("lambda_main", "lambda_aux"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise RobenchError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number of at least 0")
+                raise RobenchError(f"`{name}={getattr(self, name)}`: expected a number of at least 0")
         if self.train_eps is not None and not 0 < parse_eps(self.train_eps) <= 1:
-            raise RobenchError(f"--train-eps {self.train_eps} is not in pixel units of [0, 1]; did you mean {self.train_eps}/255?")
+            raise RobenchError(f"`train_eps={self.train_eps}` is not in pixel units of [0, 1]; did you mean {self.train_eps}/255?")
         if self.precision not in ("fp32", "bf16", "auto"):
             raise RobenchError(f"unknown precision {self.precision!r}; expected fp32, bf16 or auto")
 
@@ -138,6 +138,5 @@ def _refuse_options_without_meaning(arch: str, adversarial: str, chosen: dict[st
     if adversarial == "none":
         meaningless = meaningless | {"train_eps"}
     for name in sorted(meaningless & set(chosen)):
-        option = "--" + name.replace("_", "-")
-        where = "without --adversarial" if name == "train_eps" else f"for arch {arch!r}"
-        raise RobenchError(f"{option} has no meaning {where}; leave it out")
+        where = "without `adversarial`" if name == "train_eps" else f"for arch {arch!r}"
+        raise RobenchError(f"`{name}` has no meaning {where}; leave it out")

@@ -89,10 +89,10 @@ def train(
 
 def _refuse(spec: TrainSpec, path: Path, ranks: Ranks) -> None:
     if path.is_dir():
-        raise RobenchError(f"--out {path} is a folder; it takes the checkpoint's file, such as {path / spec.default_name}")
+        raise RobenchError(f"`out={path}` is a folder; it takes the checkpoint's file, such as {path / spec.default_name}")
     if spec.batch_size % ranks.world_size:
         raise RobenchError(
-            f"batch size {spec.batch_size} does not divide over {ranks.world_size} processes; give --batch-size a multiple of them, "
+            f"batch size {spec.batch_size} does not divide over {ranks.world_size} processes; give `batch_size` a multiple of them, "
             "or start another number"
         )
 
@@ -132,7 +132,7 @@ def _refuse_difference(path: Path, found: dict, wanted: dict) -> None:
     different = [name for name in wanted if found.get(name) != wanted[name]]
     if different:
         named = "; ".join(f"{name} is {found.get(name)!r} there and {wanted[name]!r} here" for name in different)
-        raise RobenchError(f"{path} is from a training with other settings: {named}. Choose another --out, or delete it")
+        raise RobenchError(f"{path} is from a training with other settings: {named}. Choose another `out`, or delete it")
 
 
 @torch.inference_mode()
