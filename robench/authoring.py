@@ -57,7 +57,7 @@ class Description:
             raise RobenchError(
                 f"an attack that returns {self.returns!r}; expected one of {', '.join(RETURNS)}, see robench.types.Keeps"
             )
-        if not re.fullmatch(r"([\w.+-]+(\([^@/]*\))*)?", self.name):
+        if not re.fullmatch(r"([\w.+-]+(\([^@]*\))*)?", self.name):
             raise RobenchError(
                 f"an attack called {self.name!r}; expected letters, digits and . + - _, since columns and folders are called so"
             )
@@ -119,7 +119,7 @@ def attack_of(fn: AttackFn, **overrides: Any) -> Attack:
         raise RobenchError(f"attack {plain!r} needs a {key}: give its parameter a default, or write Attack.of({plain}, {key}=...)")
     recorded = {key: _recorded(plain, key, value) for key, value in values.items()}
     changed = [f"{key}={recorded[key]}" for key in given if defaults[key] is inspect.Parameter.empty or given[key] != defaults[key]]
-    name = plain if "name" in said or not changed else f"{plain}({', '.join(changed)})".replace("/", "_").replace("@", "_")
+    name = plain if "name" in said or not changed else f"{plain}({', '.join(changed)})".replace("@", "_")
     return make_value(fn, replace(described, name=name, family=described.family or f"own {plain}"), given, recorded)
 
 

@@ -44,6 +44,7 @@ BY_CLASSES = ("apgd-t", "fab-t", "pgd50-dlr", "fast")
 OPTIONS = {
     "": {},
     "step 0.01": {"step_size": 0.01},
+    "step 1/255, restarts 3": {"step_size": 1 / 255, "restarts": 3},
     "restarts 3": {"restarts": 3},
     "budget 1": {"budget": 1.0},
     "folded bf16": {"search": Search(folded=True, precision="bf16")},

@@ -1,5 +1,6 @@
 """The two commands as a new user types them, good and bad."""
 
+import functools
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from robench.adapters import torchattacks
 from robench.checkpoint import load_checkpoint, save_checkpoint
 from robench.cli import main
 from robench.data import load_dataset
@@ -262,6 +264,7 @@ def test_a_disk_that_fills_up_in_mid_run_damages_nothing(checkpoint, tmp_path, m
 def test_ctrl_c_keeps_what_is_finished_and_exits_with_130(checkpoint, tmp_path, monkeypatch):
     calls = []
 
+    @functools.wraps(torchattacks.fgsm)
     def interrupted(model, images, labels, threat, seed):
         calls.append(len(images))
         if len(calls) == 2:

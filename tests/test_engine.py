@@ -520,7 +520,7 @@ def test_stored_images_are_no_choice_of_precision(tmp_path, monkeypatch, params,
 def test_a_column_that_a_newer_library_computes_again_is_named(tmp_path, monkeypatch, capsys):
     images, labels = brightness_data(OFFSETS)
     for version in ("1", "1", "2"):
-        monkeypatch.setattr("robench.adapters.torchattacks.library", lambda version=version: f"torchattacks {version}")
+        monkeypatch.setattr("robench.adapters.torchattacks.version", lambda package, version=version: version)
         evaluate(BrightnessClassifier(), images, labels, suite="fgsm", eps=0.1, out=tmp_path / "run", show_progress=True)
         assert ("computed again, since other code" in capsys.readouterr().err) == (version == "2")
 

@@ -1,5 +1,6 @@
 """Curves against numbers known by hand; a sweep is ordinary runs, goes on after a kill, and grows."""
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,6 +134,7 @@ def test_an_interrupted_sweep_goes_on_to_the_undisturbed_curve(checkpoint, tmp_p
     assert call("undisturbed").exit_code == 0
     calls, original = [], torchattacks.pgd
 
+    @functools.wraps(original)
     def interrupted(*given, **settings):
         calls.append(1)
         if len(calls) == 4:  # in the second chunk of the second radius
