@@ -20,7 +20,7 @@ def attack_of_file(where: str) -> Attack:
     Raises:
         RobenchError: no such file or function; the file raised; the function takes other arguments.
     """
-    said = f"--attack {where!r}"
+    said = f"`attack={where!r}`"
     file, _, name = where.rpartition(":")
     if not file and Path(where).is_file():
         raise RobenchError(f"{said} lacks the function: write {where}:FUNCTION")
@@ -66,7 +66,7 @@ def load_installed(name: str, entries: list[EntryPoint]) -> Attack:
     """
     if len({entry.value for entry in entries}) > 1:
         raise RobenchError(
-            f"attack {name!r} is of {' and of '.join(map(package_of, entries))}; uninstall one, or write FILE.py:FUNCTION with --attack"
+            f"attack {name!r} is of {' and of '.join(map(package_of, entries))}; uninstall one, or name the function itself: `attack=FILE.py:FUNCTION`"
         )
     entry = entries[0]
     try:

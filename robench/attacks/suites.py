@@ -149,7 +149,7 @@ def _checked_name(given: str) -> str:
     installed = installed_attacks()
     if name not in installed:
         known = [*known_names(), *installed]
-        instead = f"; --attack {name} takes a function of a file" if ".py:" in name else ""
+        instead = f"; `attack={name}` takes a function of a file" if ".py:" in name else ""
         raise RobenchError(
             f"unknown attack {name!r}{did_you_mean(name, [*known, *SUITES])}; `robench list attacks` shows all {len(known)}{instead}"
         )
