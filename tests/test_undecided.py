@@ -22,6 +22,7 @@ from robench.evaluation.store import Chunk
 from robench.evaluation.verify import answers, judge, verdict_logits
 from robench.models.classifier import Classifier
 from robench.models.loading import classifier_of_module
+from robench.report import write_report
 from robench.report.compare import compare, comparison_text, remarks
 from robench.runs import Place, Run, run_suites
 from robench.types import Dataset, Keeps, Outcome, RobenchError, Suite, ThreatModel
@@ -420,3 +421,11 @@ def test_verify_names_the_samples_that_it_could_not_classify(monkeypatch):
     result = CliRunner().invoke(main, ["verify", "run"])
     assert result.exit_code == 1
     assert "pgd7: the model cannot classify the stored images of 1 sample (7)" in result.output and "not this one" in result.output
+
+
+def test_a_report_counts_what_cannot_be_classified_neither_as_right_nor_as_a_failed_attack(images, labels, tmp_path):
+    quiet(Raises(), brightened(images, 4, 17), labels, suite="pgd7", out=tmp_path, batch_size=250)
+    write_report(tmp_path)
+    page, text = ((tmp_path / name).read_text() for name in ("report.html", "report.md"))
+    assert "the model gets 22 right" in page and "On 2 more it says no class even without attack" in page
+    assert "Not classified:" in text and "(4, 17)" in text and "An attack failed" not in text

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from robench.evaluation.results import Results
+from robench.evaluation.results import Results, failing
+from robench.evaluation.store import CLEAN
 from robench.report.trained import trained_and_evaluated, training_facts
 
 READING = (
@@ -39,10 +40,15 @@ def notes(results: Results, summary: pd.DataFrame) -> list[Note]:
     run, found = results.description, []
     if run["n"] < run["data"]["n"]:
         found.append(Note("Partial", f"the first {run['n']:,} of {run['data']['n']:,} {run['data']['split']} samples."))
-    if (summary["undecided"] > 0).any():
-        said = results.ledger[results.ledger["message"] != ""].groupby("attack")["message"].first()
+    said = failing(results.ledger).groupby("attack", sort=False)["message"]
+    clean = list(said.get_group(CLEAN)) if CLEAN in said.groups else []
+    if clean:
+        text = "samples that the model cannot classify even without attack count neither as robust nor as broken."
+        found.append(Note("Not classified", text, tuple(clean)))
+    failed = tuple(f"{name}: {message}" for name, message in said.first().items() if name != CLEAN)
+    if failed and (summary["undecided"] > 0).any():
         text = "samples it failed on count neither as robust nor as broken, so that accuracies are given as bounds."
-        found.append(Note("An attack failed", text, tuple(f"{name}: {message}" for name, message in said.items())))
+        found.append(Note("An attack failed", text, failed))
     if results.unfinished:
         found.append(Note("Unfinished, not shown", f"{', '.join(results.unfinished)}. The same command goes on."))
     machines = sorted(set(results.ledger["machine"]))

@@ -74,20 +74,26 @@ def verdict_context(results: Results, summary: pd.DataFrame) -> dict[str, Any]:
 
 
 def _meaning(results: Results, clean: pd.Series, union: pd.Series) -> list[str]:
-    n, right = int(union["n"]), int(clean["n"] - clean["misclassified"])
-    kept, open_ = round(union["robust_low"] * n), int(union["undecided"])
+    n, right = int(union["n"]), int(clean["n"] - clean["misclassified"] - clean["undecided"])
+    kept, silent = round(union["robust_low"] * n), int(clean["undecided"])
+    open_ = int(union["undecided"]) - silent
     attacks = len(results.columns)
     said = [
         f"Of {n:,} test images the model gets {right:,} right. After {'the one attack' if attacks == 1 else f'all {attacks} attacks'}, in "
-        f"which {threat_text(results.description['threat'])}, it still gets {'at least ' if open_ else ''}{kept:,} of them right."
+        f"which {threat_text(results.description['threat'])}, it still gets {'at least ' if open_ or silent else ''}{kept:,} of them right."
     ]
+    if silent:
+        said.append(
+            f"On {silent:,} more it says no class even without attack: they count neither as robust nor as broken, and the number lies between "
+            "two bounds."
+        )
     if open_:
         said.append(
             f"On {open_:,} more an attack failed, which says nothing about the model: the number lies between two bounds until the attack is "
             "mended and the same command is run again."
         )
     said.append("A stronger attack can only lower this number; the interval covers the choice of test images alone.")
-    return said + (_doubt(results) if kept or open_ else [])
+    return said + (_doubt(results) if kept or open_ or silent else [])
 
 
 def _doubt(results: Results) -> list[str]:
