@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ from robench.evaluation.device import use_device
 from robench.evaluation.first_look import first_look
 from robench.evaluation.results import Results, failures
 from robench.evaluation.verify import check_images
-from robench.models.loading import FEW, Subject, classifier_of_checkpoint, classifier_of_module
+from robench.models.failures import is_out_of_memory
+from robench.models.loading import FEW, Subject, classifier_of_checkpoint, classifier_of_module, raised
 from robench.models.multihead import MAIN
 from robench.report import write_report
 from robench.report.markdown import terminal_table
@@ -106,13 +108,13 @@ def evaluate(
 
     Args:
         model: takes float images (N, C, H, W) in [0, 1], or normalised by ``mean`` and ``std``, and returns logits (N, n_classes); a
-            module or a function. One output is read as that of a binary classifier.
+            module or a function. One output is read as that of a binary classifier, where it is clear whether it is a logit or a probability.
         images: float in [0, 1] or uint8, (N, C, H, W) or (N, H, W, C): a tensor, a NumPy array, a list of either or of PIL images; or a
             DataLoader, a torch or a Hugging Face data set, which brings its own labels. See ``robench.data.held.gather``.
         labels: integers (N,) or (N, 1), or one-hot (N, n_classes).
         suite: as ``--suite``, or a list of names, of functions ``fn(model, images, labels, threat, seed) -> adv_images`` and of
             ``Attack.of(fn, steps=20)``; by default pgd20 (not in L1) and autoattack.
-        norm, eps: the threat model; by default 8/255 in Linf, 0.5 in L2 and 12 in L1.
+        norm, eps: the threat model, a norm in any case; by default 8/255 in Linf, 0.5 in L2 and 12 in L1.
         seed: of the attacks.
         batch_size: samples a chunk, or "auto".
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -136,7 +138,7 @@ def evaluate(
         suite, norm, None if eps is None else format_eps(parse_eps(eps)), seed=seed, chunk=parse_chunk(str(batch_size)), restarts=restarts, budget=budget,
         step_size=None if step_size is None else str(step_size), passes=passes, precision=precision, save_adv=save_adv,
     )  # fmt: skip
-    with use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
+    with _in_one_message(), use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
         held = gather(images, labels)
         check_normalisation(mean, std, held.images.shape[1] if held.images.ndim == 4 else None)
         subject = classifier_of_module(
@@ -151,6 +153,21 @@ def evaluate(
         if out:
             write_report(run.path)
         return _evaluation(results, Path(out) if out else None)
+
+
+@contextmanager
+def _in_one_message() -> Iterator[None]:
+    """Whatever somebody's model raises becomes one sentence; the traceback stays behind it."""
+    try:
+        yield
+    except RobenchError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise RobenchError(f"memory ran out ({raised(error)}): give a smaller batch_size") from error
+        raise RobenchError(
+            f"the evaluation was stopped by {raised(error)}: where it is the model or the data that raise it, mend them"
+        ) from error
 
 
 def _few(images: Tensor) -> Images:

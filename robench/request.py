@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from robench.attacks import Asked, AttackOptions
 from robench.models.multihead import MAIN
 from robench.runs import DEFAULT_CHUNK
-from robench.types import Dataset, RobenchError, Search, ThreatModel, parse_eps
+from robench.types import Dataset, RobenchError, Search, ThreatModel, norm_named, parse_eps
 
 DEFAULT_SUITE = {"Linf": "pgd20,autoattack", "L2": "pgd20,autoattack", "L1": "autoattack"}
 
@@ -55,6 +55,7 @@ class AttackRequest:
     compiled: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "norm", norm_named(self.norm))
         for option, number in (("restarts", self.restarts), ("seed", self.seed), ("batch_size", self.chunk)):
             if isinstance(number, bool) or not isinstance(number, int):
                 raise RobenchError(f"`{option}={number!r}`: expected a whole number")

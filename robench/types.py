@@ -69,6 +69,11 @@ def format_eps(eps: float) -> str:
     return fraction if parse_eps(fraction) == eps else repr(eps)
 
 
+def norm_named(text: Any) -> Any:
+    """The norm that is meant, however it is written: ``linf``, ``l2``, ``inf``, ``2``; what names none is handed back."""
+    return {name.lower().removeprefix("l"): name for name in NORMS}.get(str(text).lower().removeprefix("l"), text)
+
+
 @dataclass(frozen=True)
 class ThreatModel:
     """What the adversary may do: move each image by at most ``eps`` in ``norm``, inside the box [0, 1].
@@ -82,6 +87,7 @@ class ThreatModel:
     eps: float
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "norm", norm_named(self.norm))
         if self.norm not in NORMS:
             raise RobenchError(f"unknown norm {self.norm!r}; expected one of {', '.join(NORMS)}")
         if not math.isfinite(self.eps) or self.eps < 0:

@@ -36,6 +36,22 @@ class Eight(Linear):
         return super().forward(images)
 
 
+class Four(Linear):
+    def forward(self, images):
+        assert images.shape[0] <= 4
+        return super().forward(images)
+
+
+class Flaky(Linear):
+    calls = 0
+
+    def forward(self, images):
+        Flaky.calls += 1
+        if Flaky.calls % 3 == 0:
+            raise ConnectionError("server gone")
+        return super().forward(images)
+
+
 def seeded(kind, *arguments):
     torch.manual_seed(0)
     return kind(*arguments)
@@ -44,6 +60,10 @@ def seeded(kind, *arguments):
 plain = lambda: seeded(Linear)
 in_place = lambda: seeded(InPlace)
 eight = lambda: seeded(Eight)
+four = lambda: seeded(Four)
+exported = lambda: torch.export.export(seeded(Linear), (torch.rand(1, 3, 4, 4),))
+meta = lambda: seeded(Linear).to("meta")
+numbers = lambda: (lambda model: lambda images: model(images).argmax(1))(seeded(Linear))
 half = lambda: seeded(Linear).half()
 lazy = lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(5))
 ready = seeded(Linear)
@@ -99,7 +119,7 @@ def verdicts(model):
     return pd.read_csv(f"run-{model}/verdicts.csv")[["attack", "index", "outcome", "adv_pred"]]
 
 
-@pytest.mark.parametrize("model", ["eight", "ready", "function"])
+@pytest.mark.parametrize("model", ["eight", "four", "ready", "function", "exported"])
 def test_a_model_in_another_shape_has_the_verdicts_of_the_plain_one(model, here):
     assert attack("plain").exit_code == 0
     result = attack(model)
@@ -139,6 +159,9 @@ def test_a_lazy_module_is_initialised_and_said_to_be_random(here):
         ("leaves", "raised SystemExit: 3"),
         ("BadConstructor", "raised KeyError: 'config'"),
         ("BadForward", "cannot classify images of shape .*AttributeError: .*missing"),
+        ("Flaky", "ConnectionError: server gone.*it fails at random"),
+        ("meta", "tensors are on the device meta"),
+        ("numbers", "whole numbers .*numbers of classes"),
         ("nothing", "has no function 'nothing'"),
     ],
 )

@@ -500,7 +500,7 @@ TORCHVISION = ["--model", "torchvision:shufflenet_v2_x0_5", "--weights", "w.pt"]
         (save_state, ["--model", "robustbench:Good2020Model", "--weights", "w.pt"], "brings its own weights; leave it out"),
         (None, ["--model", "nowhere.module:make"], "there is no Python module 'nowhere' here"),
         (None, ["--model", "json:absent"], "json has no function 'absent'"),
-        (None, ["--model", "json:JSONDecoder"], "the model is a JSONDecoder, expected a torch.nn.Module"),
+        (None, ["--model", "json:JSONDecoder"], "the model is a JSONDecoder; expected a torch.nn.Module"),
         (None, ["--model", "what is this"], "expected one of FILE.py:FACTORY, torchvision:NAME, timm:NAME"),
         (None, ["--model", "nowhere.pt"], "nowhere.pt is not there; expected a file"),
         (save_state, [*TORCHVISION, "--mean", "0.5,0.5"], "--mean has 2 values and --std 0; give both"),

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHANNELS = (1, 3)
+ROUNDING = 1e-5  # outside [0, 1]: no pixel value, but what interpolation leaves
+DEEP = ("I", "F")  # modes of PIL with more than 8 bits, beside those that begin with I;
 
 
 def to_images(pixels: np.ndarray, where: str) -> Tensor:
@@ -66,7 +68,9 @@ def _floats(pixels: np.ndarray, where: str) -> np.ndarray:
             "images out, or mend them"
         )
     low, high = float(pixels.min()), float(pixels.max())
-    if low < 0 or high > 1:
+    if -ROUNDING <= low <= high <= 1 + ROUNDING:
+        pixels = pixels.clip(0, 1)
+    elif low < 0 or high > 1:
         remedy = (
             "they look normalised already: store them as they were before, and give the normalisation with --mean and --std"
             if low < 0
@@ -80,32 +84,46 @@ def _floats(pixels: np.ndarray, where: str) -> np.ndarray:
     return np.ascontiguousarray(levels.astype(np.uint8) if exact else pixels)
 
 
-def to_labels(labels: np.ndarray, n: int, classes: tuple[str, ...], where: str) -> Tensor:
+def refuse_deep_images(mode: str, where: str) -> None:
+    """Refuses images of more than 8 bits, which PIL cuts off where it makes RGB of them.
+
+    Args:
+        mode: as PIL names it.
+        where: what they are called in messages.
+
+    Raises:
+        RobenchError: it is such a mode.
+    """
+    if mode in DEEP or mode.startswith("I;"):
+        raise RobenchError(
+            f"{where}: PIL images of mode {mode} have more than 8 bits, of which the largest value is not known; give arrays instead, floats in [0, 1], "
+            "such as numpy.asarray(image) / 65535 for 16 bits"
+        )
+
+
+def to_labels(labels: np.ndarray, n: int, classes: tuple[str, ...], where: str, remedy: str = "store") -> Tensor:
     """Labels int64 (N,).
 
     Args:
-        labels: integers (N,) or (N, 1).
+        labels: integers, or whole numbers in another type, (N,) or (N, 1).
         n: images.
         classes: names of the classes, empty where they are unknown.
         where: what they are called in messages.
+        remedy: what to do with other ones: "store" in a file, "give" in a call.
 
     Raises:
         RobenchError: not one integer an image, or one that is no class.
     """
     import torch
 
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        remedy = "one-hot? store their argmax(1), one integer an image"
-        if bool((np.asarray(labels != 0).sum(1) > 1).any()):
-            remedy = "several classes an image? robench judges classifiers that say one; pick the one label that is to be judged"
-        raise RobenchError(f"{where} have shape {labels.shape}: {remedy}")
+    if labels.ndim > 1 and labels.shape[1] > 1:
+        raise RobenchError(f"{where} have shape {labels.shape}: {_several(labels, remedy)}")
     flat = labels.reshape(len(labels)) if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if flat.shape != (n,):
         raise RobenchError(
             f"{where} have shape {labels.shape} for {n} images, expected ({n},): one label an image, in the same order"
         )
-    if not np.issubdtype(flat.dtype, np.integer):
-        raise RobenchError(f"{where} are {flat.dtype}, expected integers: store labels.astype('int64'), and names under `classes`")
+    flat = _whole(flat, where, remedy)
     low, high = int(flat.min()), int(flat.max())
     if low < 0 or (classes and high >= len(classes)):
         from_one = "; they start at 1: subtract 1" if low == 1 and high == len(classes) else ""
@@ -115,3 +133,36 @@ def to_labels(labels: np.ndarray, n: int, classes: tuple[str, ...], where: str) 
             + from_one
         )
     return torch.from_numpy(flat.astype(np.int64))
+
+
+def _several(labels: np.ndarray, remedy: str) -> str:
+    """What labels with more than one number an image may be."""
+    if labels.ndim > 2:
+        return "a mask for every image? robench judges classifiers, which say one class an image: pick the one label that is to be judged"
+    if labels.dtype.kind == "f" and not (labels == np.rint(labels)).all():
+        return f"shares of classes? {remedy} the class that is to be judged, such as their argmax(1), one integer an image"
+    counts = np.asarray(labels != 0).sum(1)
+    if not (counts == 1).all():
+        none = ", or none of them?" if (counts == 0).any() else "?"
+        return f"several classes an image{none} robench judges classifiers that say one; pick the one label that is to be judged"
+    return f"one-hot? {remedy} their argmax(1), one integer an image"
+
+
+def _whole(labels: np.ndarray, where: str, remedy: str) -> np.ndarray:
+    """Integers, also where a file of CSV or a float tensor has them in another type."""
+    if np.issubdtype(labels.dtype, np.integer):
+        return labels
+    if labels.dtype == np.bool_:
+        return labels.astype(np.int64)
+    if not np.issubdtype(labels.dtype, np.floating):
+        raise RobenchError(
+            f"{where} are {labels.dtype}, expected integers: {remedy} labels.astype('int64'), and names under `classes`"
+        )
+    odd = ~np.isfinite(labels) | (labels != np.rint(np.nan_to_num(labels)))
+    if odd.any():
+        place = int(np.flatnonzero(odd)[0])
+        raise RobenchError(
+            f"{where} are no classes: {int(odd.sum())} of {len(labels)} are fractions or no numbers, the first is {labels[place]:g} at place {place}; "
+            f"{remedy} integers from 0, one an image"
+        )
+    return labels.astype(np.int64)

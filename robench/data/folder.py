@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from robench.data.arrays import refuse_deep_images
 from robench.types import Dataset, RobenchError
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def read_image(source: Path | BinaryIO, where: str) -> np.ndarray:
 
     try:
         with Image.open(source) as image:
+            refuse_deep_images(image.mode, where)
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
         raise RobenchError(f"cannot read the image {where}: {error}") from None

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robench.data.arrays import to_images, to_labels
+from robench.data.arrays import ROUNDING, refuse_deep_images, to_images, to_labels
 from robench.types import RobenchError
 
 if TYPE_CHECKING:
     from robench.types import Labels
 
-ROUNDING = 1e-5  # outside [0, 1]: no pixel value, but what interpolation leaves
 IMAGE_NAMES = ("image", "img", "images", "pixel_values", "x")
 LABEL_NAMES = ("label", "labels", "fine_label", "target", "y")
 
@@ -69,6 +68,9 @@ def _refuse_other_dimensions(images: Any) -> None:
 
 def _images(images: Any) -> Tensor:
     if isinstance(images, Tensor):
+        if images.is_meta or images.is_complex():
+            what = "on the device meta, without values" if images.is_meta else str(images.dtype).removeprefix("torch.")
+            raise RobenchError(f"images are {what}; expected uint8, or floats in [0, 1]")
         return _of_tensor(images.detach().cpu())
     if isinstance(images, np.ndarray):
         return to_images(images, "images")
@@ -83,7 +85,9 @@ def _images(images: Any) -> Tensor:
 
 
 def _of_tensor(images: Tensor) -> Tensor:
-    """A tensor is channels first, as torch has it, unless only its last axis can be the channels."""
+    """A tensor is channels first, as torch has it, unless only its last axis can be the channels; gray images may have none."""
+    images = images.dequantize() if images.is_quantized else images.to_dense() if images.layout != torch.strided else images
+    images = images[:, None] if images.ndim == 3 else images
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] in (1, 3):
         raise RobenchError(
             f"images have shape {tuple(images.shape)}: expected (N, C, H, W), but the first and the last axis of an image could both be the channels; "
@@ -107,6 +111,10 @@ def _without_rounding(images: Tensor) -> Tensor:
 def _of_list(images: Sequence) -> Tensor:
     parts = [_array(each) for each in images]
     shapes = {part.shape for part in parts}
+    if len(shapes) > 1 and len({shape[:2] for shape in shapes}) == 1 and {len(shape) for shape in shapes} == {2, 3}:
+        raise RobenchError(
+            "some images are gray and some have colours; convert all to one mode first, such as image.convert('RGB')"
+        )
     if len(shapes) > 1:
         some = ", ".join(map(str, sorted(shapes)[:3]))
         raise RobenchError(f"images differ in size: {some}; resize or crop them to one size first")
@@ -116,8 +124,10 @@ def _of_list(images: Sequence) -> Tensor:
 
 def _array(image: Any) -> np.ndarray:
     if isinstance(image, Tensor):
-        return image.detach().cpu().numpy()
+        image = image.detach().cpu()
+        return (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # NumPy has none
     if hasattr(image, "getbands"):  # PIL: gray or RGB, whatever it was
+        refuse_deep_images(image.mode, "images")
         return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     try:
         return np.asarray(image)
@@ -126,18 +136,33 @@ def _array(image: Any) -> np.ndarray:
 
 
 def _labels(labels: Any, n: int) -> Labels:
-    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if not n:
         raise RobenchError("there are no images to evaluate")
+    array = _label_array(labels)
     if array.dtype == object or array.dtype.kind in "US":
         raise RobenchError(
             f"labels are {type(array.flat[0]).__name__ if array.size else 'nothing'}; expected integers, and names under classes="
         )
     if array.ndim == 2 and array.shape[1] > 1 and len(array) == n and _is_one_hot(array):
         array = array.argmax(1)
-    if np.issubdtype(array.dtype, np.floating) and array.size and np.isfinite(array).all() and (array == np.rint(array)).all():
-        array = array.astype(np.int64)  # whole numbers, as a file of CSV or a float tensor has them
-    return to_labels(array, n, (), "labels")
+    return to_labels(array, n, (), "labels", remedy="give")
+
+
+def _label_array(labels: Any) -> np.ndarray:
+    if isinstance(labels, Tensor):
+        labels = labels.detach().cpu()
+        return np.asarray(labels.float() if labels.dtype == torch.bfloat16 else labels)
+    try:
+        return np.asarray(
+            [each.item() if isinstance(each, Tensor) and each.ndim == 0 else each for each in labels]
+            if isinstance(labels, list)
+            else labels
+        )
+    except ValueError:  # rows of unequal length
+        raise RobenchError(
+            "labels are lists of unequal length: several classes an image? robench judges classifiers that say one; pick the one label that is to be "
+            "judged"
+        ) from None
 
 
 def _is_one_hot(array: np.ndarray) -> bool:
@@ -148,16 +173,37 @@ def _pairs(source: Any) -> tuple[Any, Any]:
     """Images and labels of what yields both, batch by batch or one by one."""
     if isinstance(source, Tensor | np.ndarray) or (not isinstance(source, Iterable) and not hasattr(source, "__getitem__")):
         raise RobenchError(f"labels are missing: a {type(source).__name__} brings none; give labels=")
-    items = [_pair(item) for item in (source if isinstance(source, Iterable) else (source[place] for place in range(len(source))))]
+    items = [_pair(item) for item in _items(source)]
     if not items:
         raise RobenchError("there are no images to evaluate")
     images, labels = [image for image, _ in items], [label for _, label in items]
-    batched = all(isinstance(image, Tensor | np.ndarray) and image.ndim == 4 for image in images)
-    if not batched:
-        return images, [int(label) if np.ndim(label) == 0 else label for label in labels]
-    return np.concatenate([_array(image) for image in images]) if not isinstance(images[0], Tensor) else torch.cat(
-        images
-    ), np.concatenate([_array(label) for label in labels])
+    if not all(isinstance(image, Tensor | np.ndarray) and image.ndim == 4 for image in images):
+        return images, labels
+    sizes = {tuple(image.shape[1:]) for image in images}
+    if len(sizes) > 1:
+        raise RobenchError(
+            f"images differ in size from batch to batch: {', '.join(map(str, sorted(sizes)[:3]))}; resize or crop them to one size first"
+        )
+    for place, (image, label) in enumerate(items):
+        if len(image) != len(_label_array(label)):
+            raise RobenchError(
+                f"batch {place} has {len(image)} images and {len(_label_array(label))} labels, expected one label an image"
+            )
+    whole = torch.cat(images) if isinstance(images[0], Tensor) else np.concatenate([_array(image) for image in images])
+    return whole, np.concatenate([_label_array(label) for label in labels])
+
+
+def _items(source: Any) -> list[Any]:
+    """What a data set yields; its own code may raise anything."""
+    try:
+        if isinstance(source, Iterable):
+            return list(source)
+        return [source[place] for place in range(len(source))]
+    except Exception as error:
+        raise RobenchError(
+            f"the {type(source).__name__} that brings images and labels raised {type(error).__name__}: {error}; mend it, or give images and labels as "
+            "tensors"
+        ) from error
 
 
 def _pair(item: Any) -> tuple[Any, Any]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
-import inspect
+import io
+import secrets
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from robench.digest import digest_tensors
-from robench.models.batches import ANY, BatchRule, find_rule, own_copy
-from robench.models.output import MAIN, Output, describe
-from robench.models.seeded import seeded
+from robench.models.asking import ask, first_answer, state_kept
+from robench.models.binary import is_probability, other_images, values_of
+from robench.models.contents import Contents
+from robench.models.hidden import digest_of_hidden, register_hidden_modules
+from robench.models.output import MAIN, Output, describe, remedy
+from robench.models.programs import Program, refuse_training_mode
 from robench.types import RobenchError
 
 if TYPE_CHECKING:
@@ -34,29 +40,37 @@ class Adapted:
         n_classes: of the logits, None where no image was there to ask with.
         notes: what was changed, in sentences for the user.
         returned: where no output is the logits, what there is.
+        remedy: what to do then.
+        hidden: digest of what the module computes with beside its weights, plain attributes and classes; "" where there is nothing.
     """
 
     module: nn.Module
     n_classes: int | None
     notes: tuple[str, ...] = ()
     returned: str = ""
+    remedy: str = ""
+    hidden: str = ""
 
 
 class Function(nn.Module):
-    """A plain function as a module. Modules that it refers to stay as they are; their tensors are part of its digest.
+    """A plain function as a module. What it refers to stays as it is, and is part of its digest: code, numbers, tensors, arrays, modules.
 
     Args:
-        function: takes images, returns logits.
+        function: takes images, returns logits as a tensor or an array.
     """
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self._function = function  # underscored: its text would change from process to process
-        self.source = _source_of(function)
-        self.refers_to = [digest_tensors(part.state_dict()) for part in _modules_of(function)]
+        contents = Contents()
+        contents.add(function)
+        self._training = next(iter(contents.training), "")
+        self._opaque = tuple(dict.fromkeys(contents.opaque)) if not hasattr(function, "version") else ()
+        self.refers_to = contents.digest + (secrets.token_hex(8) if self._opaque else "")
 
     def forward(self, images: Tensor) -> Any:
-        return self._function(images)
+        outputs = self._function(images)
+        return torch.from_numpy(outputs).to(images.device) if isinstance(outputs, np.ndarray) else outputs
 
     def __deepcopy__(self, memo: dict) -> Function:
         return self  # what it refers to cannot be copied
@@ -70,7 +84,8 @@ class InTheirDtype(nn.Module):
         self.module, self.dtype = module, dtype
 
     def forward(self, images: Tensor) -> Any:
-        return self.module(images.to(self.dtype))
+        floating = (each.dtype for each in (*self.module.parameters(), *self.module.buffers()) if each.is_floating_point())
+        return self.module(images.to(next(floating, self.dtype)))  # those of a copy in float64 are float64
 
 
 class TwoClasses(nn.Module):
@@ -112,46 +127,93 @@ def adapt(
     if weights_dtype not in WEIGHTS:
         raise RobenchError(f"weights dtype {weights_dtype!r}: expected one of {', '.join(WEIGHTS)}")
     module, notes = _as_module(model)
-    notes += _with_listed_parts(module)
+    _refuse_meta(module)
+    hidden = "" if isinstance(module, Program | Function) else digest_of_hidden(module)
+    named = ", ".join(register_hidden_modules(module))
+    if named:
+        notes.append(
+            f"the model keeps modules outside of its parts, as in a plain list ({named}), where eval() does not reach them; it was set to eval mode too"
+        )
     if head != MAIN:
         module = Output(module, head)
     module, more = _in_dtype(module, weights_dtype)
-    notes += more
     if images is None:
-        return Adapted(module, None, tuple(notes))
-    module = module.to(device).eval()
-    inputs = _normalised(images.to(device), mean, std)
+        return Adapted(module, None, (*notes, *more), hidden=hidden)
+    module = _in_place(module, device)
+    images = images.to(device)
+    inputs = _normalised(images, mean, std)
     if any(is_lazy(each) for each in [*module.parameters(), *module.buffers()]):
         notes.append("the model had layers without weights; one image gave them their shapes, and they hold random numbers")
-        _ask(module, inputs[:1])
-    rule, outputs = _first_answer(module, inputs)
+        ask(module, inputs[:1])
+    rule, outputs = first_answer(module, inputs)
+    made = partial(Adapted, notes=(*notes, *more, *state_kept(module, inputs, rule)), hidden=hidden)
     if not isinstance(outputs, Tensor):  # of several outputs one must be named: whoever classifies says so
-        return Adapted(module, None, tuple(notes), describe(outputs))
+        return made(module, None, returned=describe(outputs), remedy=remedy(outputs))
+    if outputs.is_complex() or not outputs.numel():
+        raise RobenchError(f"the model returned {describe(outputs)}; expected one row of real logits an image, (N, n_classes)")
     if outputs.ndim == 2 and outputs.shape[1] > 1:
-        return Adapted(module, outputs.shape[1], tuple(notes))
+        return made(module, outputs.shape[1])
+    values = values_of(module, torch.cat([inputs, _normalised(other_images(images), mean, std)]), rule)
     if expected not in (None, 2):
-        return Adapted(module, 1, tuple(notes))
-    outputs = _ask(module, own_copy(inputs, rule.size(len(inputs))))
-    probabilities = bool(((outputs >= 0) & (outputs <= 1)).all())
+        return made(module, 1)
+    probabilities = is_probability(values, module, inputs, rule)
     how = (
-        "its outputs lie in [0, 1] and are read as probabilities of class 1" if probabilities else "z is read as the logits (0, z)"
+        "its last step makes probabilities of class 1, and they are read so" if probabilities else "z is read as the logits (0, z)"
     )
-    notes.append(f"the model has one output; {how}")
-    return Adapted(TwoClasses(module, probabilities=probabilities), 2, tuple(notes))
+    adapted = made(TwoClasses(module, probabilities=probabilities), 2)
+    return replace(adapted, notes=(*adapted.notes, f"the model has one output; {how}"))
+
+
+def as_module(model: Any) -> nn.Module:
+    """A module of a module, a function or an exported program; not copied.
+
+    Raises:
+        RobenchError: it is none of them.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        refuse_training_mode(model, "the model")
+        return model.module()
+    if isinstance(model, nn.Module):
+        return model
+    if not callable(model) or isinstance(model, type):
+        what = f"the class {model.__name__}; call it first" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise RobenchError(
+            f"the model is {what}; expected a torch.nn.Module, or a function, that takes [0, 1] images{_remedy(model)}"
+        )
+    return Function(model)
+
+
+def _remedy(model: Any) -> str:
+    if isinstance(model, Mapping) and model and all(isinstance(value, Tensor) for value in model.values()):
+        return ": it is a state dict; build its architecture, and give that after load_state_dict"
+    method = next(
+        (name for name in ("predict_proba", "decision_function", "predict") if callable(getattr(model, name, None))), None
+    )
+    return f": such as lambda x: model.{method}(x.flatten(1).numpy())" if method and not isinstance(model, type) else ""
 
 
 def _as_module(model: Any) -> tuple[nn.Module, list[str]]:
-    if isinstance(model, nn.Module):
-        return _copied(model), []
-    if not callable(model) or isinstance(model, type):
-        what = f"the class {model.__name__}; call it first" if isinstance(model, type) else f"a {type(model).__name__}"
-        raise RobenchError(f"the model is {what}; expected a torch.nn.Module, or a function, that takes [0, 1] images")
-    return Function(model), [
-        "the model is a plain function: it is used as it is, and what it refers to is neither copied nor moved"
-    ]
+    module = as_module(model)
+    if not isinstance(module, Function):
+        return _copied(module), []
+    notes = (
+        []
+        if module is model
+        else ["the model is a plain function: it is used as it is, and what it refers to is neither copied nor moved"]
+    )
+    if module._training:
+        notes.append(f"the function refers to a {module._training} in training mode; call eval() on it first, unless that is meant")
+    if module._opaque:
+        notes.append(
+            f"the function refers to what robench cannot look into ({', '.join(module._opaque[:3])}), so that a run of it is never continued; give "
+            "it an attribute `version`, a text that you change whenever its model changes, to have runs continued"
+        )
+    return module, notes
 
 
 def _copied(module: nn.Module) -> nn.Module:
+    if isinstance(module, torch.jit.ScriptModule):
+        return _copied_script(module)
     try:
         return copy.deepcopy(module)
     except Exception as error:  # somebody else's model may raise anything
@@ -159,6 +221,19 @@ def _copied(module: nn.Module) -> nn.Module:
         why = f"its attribute {computed[0]} is computed from other tensors" if computed else f"{type(error).__name__}: {error}"
         remedy = f"set it to {computed[0]}.detach(), or make it a buffer" if computed else "give a model that was just built"
         raise RobenchError(f"the model cannot be copied ({why}); {remedy}, or give a function that returns its logits") from error
+
+
+def _copied_script(module: torch.jit.ScriptModule) -> nn.Module:
+    """By way of a file in memory: what deepcopy makes of a script's trainable weights cannot be frozen (torch 2.14)."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is deprecated is not the attacker's to mend
+        torch.jit.save(module, file)
+        file.seek(0)
+        copied = torch.jit.load(file)
+    for parameter in copied.parameters():
+        parameter.requires_grad_(False)
+    return copied.eval()
 
 
 def _computed_attributes(module: nn.Module) -> list[str]:
@@ -171,25 +246,23 @@ def _computed_attributes(module: nn.Module) -> list[str]:
     ]
 
 
-def _with_listed_parts(module: nn.Module) -> list[str]:
-    """Registers modules that a module keeps in plain lists or dictionaries: eval mode, device and digest do not reach them otherwise."""
-    known = set(module.modules())
-    added: list[str] = []
-    for name, part in list(module.named_modules()):
-        for key, value in list(vars(part).items()):
-            values = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else ()
-            hidden = [each for each in values if isinstance(each, nn.Module) and each not in known]
-            if key.startswith("_") or not hidden:
-                continue
-            part.add_module(f"listed_{key}", nn.ModuleList(hidden))
-            known |= {inner for each in hidden for inner in each.modules()}
-            added.append(f"{name}.{key}" if name else key)
-    named = ", ".join(added)
-    return (
-        [f"the model keeps modules in a plain list ({named}), where eval() does not reach them; it was set to eval mode too"]
-        if added
-        else []
-    )
+def _refuse_meta(module: nn.Module) -> None:
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    without = [name for name, tensor in tensors.items() if tensor.is_meta and not is_lazy(tensor)]
+    if without:
+        raise RobenchError(
+            f"{len(without)} of the model's {len(tensors)} tensors are on the device meta, without values ({', '.join(without[:3])}): build it on a "
+            "real device, or load its weights with load_state_dict(..., assign=True), first"
+        )
+
+
+def _in_place(module: nn.Module, device: str) -> nn.Module:
+    """On the device and in eval mode; exported programs refuse to change their mode, whatever their graph does."""
+    module = module.to(device)
+    try:
+        return module.eval()
+    except NotImplementedError:
+        return Program(module)
 
 
 def _in_dtype(module: nn.Module, weights_dtype: str) -> tuple[nn.Module, list[str]]:
@@ -209,58 +282,3 @@ def _normalised(images: Images, mean: Sequence[float], std: Sequence[float]) -> 
         return images
     shift, scale = (torch.tensor(list(each), device=images.device)[None, :, None, None] for each in (mean, std))
     return (images - shift) / scale
-
-
-def _first_answer(module: nn.Module, inputs: Tensor) -> tuple[BatchRule, Any]:
-    """Which batches a module takes, and what it returns for the smallest of them."""
-    said = ""
-
-    def complaint(size: int) -> str:
-        nonlocal said
-        try:
-            outputs = _main(_ask(module, own_copy(inputs[:1], size)))
-            complaint_now = "" if _is_output(outputs, size) else f"it returned {describe(outputs)} for {size} images"
-        except RobenchError:
-            raise
-        except Exception as error:  # somebody else's model may raise anything
-            complaint_now = f"{type(error).__name__}: {error}"
-        said = said or complaint_now
-        return complaint_now
-
-    with seeded(0, inputs.device):
-        rule = ANY if not complaint(1) else find_rule(complaint)
-        if rule is None:
-            shape = tuple(inputs.shape[1:])
-            raise RobenchError(f"the model cannot classify images of shape {shape}: {said}")
-        return rule, _main(_ask(module, own_copy(inputs[:1], rule.size(1))))
-
-
-@torch.no_grad()
-def _ask(module: nn.Module, inputs: Tensor) -> Any:
-    return module(inputs.clone())
-
-
-def _main(outputs: Any) -> Any:
-    return outputs[MAIN] if isinstance(outputs, Mapping) and MAIN in outputs else outputs
-
-
-def _is_output(outputs: Any, n: int) -> bool:
-    return not isinstance(outputs, Tensor) or (outputs.ndim in (1, 2) and len(outputs) == n)
-
-
-def _source_of(function: Callable) -> str:
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        code = getattr(function, "__code__", None)
-        return code.co_code.hex() if code else f"{type(function).__module__}.{type(function).__qualname__}"
-
-
-def _modules_of(function: Callable) -> list[nn.Module]:
-    """Modules that a function's text, its closure or its object names."""
-    named: list[Any] = [getattr(function, "__self__", None), *getattr(function, "args", ())]
-    named += list(vars(function).values()) if hasattr(function, "__dict__") else []
-    if inspect.isfunction(function):
-        found = inspect.getclosurevars(function)
-        named += [*found.nonlocals.values(), *found.globals.values()]
-    return [each for each in named if isinstance(each, nn.Module)]

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from robench.digest import digest_tensors
 from robench.models.batches import ANY, BatchRule, find_rule, own_copy
-from robench.models.failures import is_device_failure, is_out_of_memory, narrowed
+from robench.models.failures import fails_at_random, first_line, is_device_failure, is_out_of_memory, narrowed
 from robench.models.output import MAIN, describe, likely
 from robench.models.seeded import seeded
 from robench.types import RobenchError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from robench.types import Images, Logits
 
 VOTES = 100  # draws by which a random model is judged
+SEARCHES = 3  # for the sizes of a pass that a module takes
 ASKED = 5  # times, to see whether a model is random
 VOTE_SEED = 0x766F7465
 MASKED = -1e9  # the logit of a class that a model rules out by -inf: no attack can compute with infinity
@@ -69,6 +71,7 @@ class Classifier(nn.Module):
         self.takes: BatchRule | None = None
         self._fine: Tensor | None = None  # an input that the module has taken, which tells its batches from its images
         self._sizes: set[int] = set()  # numbers of inputs that it has taken
+        self._searches = 0  # for the sizes of a pass, while no input is known that it takes
         self._forgives = False
         self.draws = 1
         self._exact: tuple[Classifier, ...] = ()  # in a tuple, so that torch takes it for no part of this module
@@ -107,20 +110,28 @@ class Classifier(nn.Module):
             return logits
 
     def _logits(self, inputs: Tensor) -> Tensor:
-        """The module's output, in passes of at most ``largest_pass`` samples: what a gradient needs is then computed again, part by
-        part, instead of being kept for all parts at once."""
+        """The module's output, in passes of at most ``largest_pass`` samples, and as many as the module takes: what a gradient needs is then
+        computed again, part by part, instead of being kept for all parts at once."""
         largest = self.largest_pass or len(inputs)
-        exactly = self.takes.exactly if self.takes else None
-        if len(inputs) <= (exactly or largest):
-            return self._part(inputs)
+        most = self.takes.most if self.takes else None
+        if len(inputs) <= (most or largest):
+            return self._part(inputs, again=False)
         again = largest < len(inputs) and torch.is_grad_enabled() and inputs.requires_grad
-        parts = inputs.split(exactly or largest)
-        return torch.cat([checkpoint(self._part, part, use_reentrant=False) if again else self._part(part) for part in parts])
+        parts = inputs.split(min(most, largest) if most and not (self.takes and self.takes.exactly) else most or largest)
+        return torch.cat([self._part(part, again=again) for part in parts])
 
-    def _part(self, inputs: Tensor) -> Tensor:
-        """The logits of one pass. A module that fails is asked with other numbers of images, once: it may not take every one."""
+    def _part(self, inputs: Tensor, *, again: bool) -> Tensor:
+        """The logits of one pass. A module that fails is asked with other numbers of images: it may not take every one.
+
+        Args:
+            inputs: of the pass.
+            again: compute it again for the gradient, rather than keep what that needs.
+        """
+        once = partial(
+            self._pass, takes=self.takes or ANY
+        )  # the same rule when it is computed again, whatever is found out meanwhile
         try:
-            logits = self._pass(inputs, self.takes or ANY)
+            logits = checkpoint(once, inputs, use_reentrant=False) if again else once(inputs)
         except Exception as error:  # somebody else's model may raise anything
             if is_out_of_memory(error) or is_device_failure(error) or not self._learns(inputs):
                 raise
@@ -142,23 +153,34 @@ class Classifier(nn.Module):
         fine = None if self._fine is None or self._fine.shape[1:] != inputs.shape[1:] else self._fine.to(inputs)
         if self.takes not in (None, ANY) or (self.takes == ANY and fine is None) or len(inputs) in self._sizes:
             return False
-        self.takes = (self._find_rule(inputs) if fine is None else self._find_rule(fine, len(inputs))) or ANY
+        self.takes = self._find_rule(inputs if fine is None else fine, len(inputs)) or ANY
         return self.takes != ANY
 
     @torch.no_grad()
-    def _find_rule(self, inputs: Tensor, failed: int | None = None) -> BatchRule | None:
-        def complaint(size: int) -> str:
+    def _find_rule(self, inputs: Tensor, failed: int) -> BatchRule | None:
+        """Asks with copies of one image, so that nothing but their number differs: of one that the module is known to take, else of one that it
+        takes by itself, where there is one."""
+
+        def complaint(size: int, place: int) -> str:
             try:
-                self._pass(inputs[:size], BatchRule(exactly=size))
+                self._pass(inputs[place : place + 1].expand(size, *inputs.shape[1:]), ANY)
             except Exception as error:  # somebody else's model may raise anything
                 return str(error) or type(error).__name__
             return ""
 
         with seeded(VOTE_SEED, inputs.device):
-            if failed is not None and not complaint(failed):
-                self._sizes.add(failed)
-                return None
-            return find_rule(complaint)
+            if len(inputs) == 1 and self._fine is not None:
+                if not complaint(failed, 0):
+                    self._sizes.add(failed)
+                    return None
+                return find_rule(partial(complaint, place=0), failed, inputs[0].numel())
+            places = sorted({0, len(inputs) // 2, len(inputs) - 1})
+            place = next((each for each in places if not complaint(1, each)), None)
+            if place is None:
+                if self._searches >= SEARCHES:
+                    return None
+                self._searches += 1
+            return find_rule(partial(complaint, place=place or 0), failed, inputs[0].numel())
 
     def _count_backward(self, gradient: Tensor) -> None:
         self._passes.backwards += len(gradient)
@@ -198,6 +220,17 @@ class Classifier(nn.Module):
         """The logits, whatever the module raises: a row of NaN for every image that it raises on, and what that was by place of the image."""
         blank = images.new_full((1, self.n_classes), float("nan"))
         return narrowed(lambda part: self(images[part]), len(images), blank, largest_pass=self.largest_pass)
+
+    def _heard_whole(self, images: Images) -> tuple[Logits, str]:
+        """As ``heard``, and what the module raised on all images together, or ""."""
+        try:
+            return self(images), ""
+        except RobenchError:
+            raise
+        except Exception as error:  # somebody else's model may raise anything
+            if is_out_of_memory(error) or is_device_failure(error):
+                raise
+            return self.heard(images)[0], f"{type(error).__name__}: {first_line(error)}"
 
     def twin(self, module: nn.Module, *, double: bool = False) -> Classifier:
         """The same classifier around another module, or in float64; its passes are counted and watched here.
@@ -248,7 +281,11 @@ class Classifier(nn.Module):
         """Asks five times about some images; where answers differ, the model is random and is judged by ``VOTES`` draws from now on."""
         with torch.no_grad(), self.counting(), seeded(VOTE_SEED, images.device):
             self.heard(images[:1])  # tells at once whether the module takes a single image
-            first, *others = (self.heard(images)[0] for _ in range(ASKED))
+            answers = [self._heard_whole(images) for _ in range(ASKED)]
+        raised = {said for _, said in answers}
+        if len(raised) > 1:
+            raise RobenchError(fails_at_random(max(raised)))
+        first, *others = (logits for logits, _ in answers)
         same = all(torch.allclose(first, again, rtol=1e-4, atol=1e-4, equal_nan=True) for again in others)
         self.draws = 1 if same else VOTES
 
@@ -307,6 +344,6 @@ def _checked(logits: Any, n: int, n_classes: int, dtype: torch.dtype) -> Tensor:
             f"the model returned shape {tuple(logits.shape)} for {n} images, expected {(n, n_classes)}; is it a model of another "
             "dataset, or is the main head not first?"
         )
-    logits = logits.to(dtype)
+    logits = (logits if logits.layout == torch.strided else logits.to_dense()).to(dtype)
     nothing = (logits == float("-inf")).all(1, keepdim=True)  # every class is ruled out, so that none is said
     return torch.nan_to_num(logits, nan=float("nan"), posinf=float("inf"), neginf=MASKED).masked_fill(nothing, float("nan"))

@@ -8,7 +8,7 @@ from types import ModuleType
 
 from torch import nn
 
-from robench.models.adapting import Function
+from robench.models.adapting import as_module
 from robench.models.loaded import Loaded
 from robench.types import Dataset, OwnModel, RobenchError
 from robench.user_code import load_module, somebody_elses_code
@@ -31,7 +31,7 @@ def load_file(own: OwnModel, dataset: Dataset) -> Loaded:
     namespace = load_module(path, said)
     with somebody_elses_code(said, path.resolve().parent):
         module = _made(namespace, function, where, str(path))
-    return Loaded(_checked(module), f"{path.stem}-{function}", code=path.read_bytes())
+    return Loaded(as_module(module), f"{path.stem}-{function}", code=path.read_bytes())
 
 
 def load_package(own: OwnModel, dataset: Dataset) -> Loaded:
@@ -52,7 +52,7 @@ def load_package(own: OwnModel, dataset: Dataset) -> Loaded:
             ) from None
         module = _made(namespace, function, own.where, name)
     file = getattr(namespace, "__file__", None)
-    return Loaded(_checked(module), f"{name.rpartition('.')[2]}-{function}", code=Path(file).read_bytes() if file else b"")
+    return Loaded(as_module(module), f"{name.rpartition('.')[2]}-{function}", code=Path(file).read_bytes() if file else b"")
 
 
 def _made(namespace: ModuleType, name: str, where: str, shown: str) -> object:
@@ -63,13 +63,3 @@ def _made(namespace: ModuleType, name: str, where: str, shown: str) -> object:
     if not callable(found):
         raise RobenchError(f"--model {where!r}: {shown} has no function {name!r}")
     return found()
-
-
-def _checked(model: object) -> nn.Module:
-    if isinstance(model, nn.Module):
-        return model
-    if callable(model) and not isinstance(model, type):
-        return Function(model)
-    raise RobenchError(
-        f"the model is a {type(model).__name__}, expected a torch.nn.Module, or a function, that takes [0, 1] images"
-    )

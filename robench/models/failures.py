@@ -80,3 +80,17 @@ def is_device_failure(error: BaseException) -> bool:
     """Whether the device itself is lost, so that nothing that is asked of it afterwards says anything about a model or an image."""
     said = str(error).lower()
     return isinstance(error, RuntimeError) and any(sign in said for sign in LOST)
+
+
+def fails_at_random(raised: BaseException | str) -> str:
+    """What is said of a model that raised on images which it has classified."""
+    said = raised if isinstance(raised, str) else f"{type(raised).__name__}: {first_line(raised)}"
+    return (
+        f"the model raised {said}, on images that it classified in another pass: it fails at random, and no verdict on it would be one; mend "
+        "that first (a server that it asks, a random number, something that it keeps from pass to pass?)"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows in further lines."""
+    return (str(error).strip() or "no message").splitlines()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from robench.checkpoint import checkpoint_name, load_checkpoint
 from robench.data.augment import to_unit
 from robench.models.adapting import adapt
 from robench.models.classifier import Classifier
+from robench.models.failures import first_line, is_out_of_memory
 from robench.models.multihead import MAIN, HeadLogits, MultiHead, rebuild
 from robench.models.sources import load_own
 from robench.types import Dataset, OwnModel, RobenchError
@@ -130,20 +132,35 @@ def classifier_of_module(
     Raises:
         RobenchError: see ``adapt``.
     """
-    adapted = adapt(
-        module, images, device=device, head=head, mean=mean, std=std, weights_dtype=weights_dtype, expected=n_classes
-    )  # fmt: skip
+    try:
+        adapted = adapt(
+            module, images, device=device, head=head, mean=mean, std=std, weights_dtype=weights_dtype, expected=n_classes
+        )  # fmt: skip
+    except RobenchError:
+        raise
+    except (Exception, SystemExit) as error:  # somebody else's model may raise anything, and leave
+        if is_out_of_memory(error):
+            raise
+        raise RobenchError(f"the model cannot be used: {raised(error)}") from error
     n_classes = n_classes or adapted.n_classes
     if n_classes is None:
         raise RobenchError(
-            f"the model returned {adapted.returned} for one image, expected one tensor of logits (1, n_classes); of several outputs, name one "
-            "with head="
+            f"the model returned {adapted.returned} for one image, expected one tensor of logits (1, n_classes); {adapted.remedy}"
         )
     classifier = Classifier(adapted.module, n_classes, mean=tuple(mean) or (0.0,), std=tuple(std) or (1.0,)).to(device)
     origin = {"module": getattr(module, "__qualname__", type(module).__qualname__)} | _described(mean, std, head)
     if adapted.notes:
         origin["adapted"] = list(adapted.notes)
-    return Subject(name, classifier, classifier.digest(), origin, notes=adapted.notes)
+    digest = classifier.digest()
+    if adapted.hidden:
+        digest = hashlib.sha256(f"{digest} {adapted.hidden}".encode()).hexdigest()
+    return Subject(name, classifier, digest, origin, notes=adapted.notes)
+
+
+def raised(error: BaseException) -> str:
+    """What somebody's model raised, and where."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {first_line(error)} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def classifier_of_model(own: OwnModel, dataset: Dataset, device: str, head: str = MAIN) -> Subject:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from robench.types import RobenchError
@@ -44,23 +45,41 @@ def describe(outputs: Any) -> str:
         named = [(str(name), value) for name, value in outputs.items()]
     elif isinstance(outputs, tuple | list):
         named = [(str(place), value) for place, value in enumerate(outputs)]
-    else:
+    elif isinstance(outputs, Tensor) or not _fields(outputs):
         return _kind(outputs)
+    else:
+        named = list(_fields(outputs).items())
     return f"a {type(outputs).__name__} of {len(named)} ({', '.join(f'{name}: {_kind(value)}' for name, value in named)})"
+
+
+def _fields(outputs: Any) -> dict[str, Any]:
+    """The tensors of an object with attributes."""
+    return {name: value for name, value in getattr(outputs, "__dict__", {}).items() if isinstance(value, Tensor)}
 
 
 def _kind(value: Any) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def likely(outputs: Any, shape: tuple[int, int]) -> str:
-    """The name or place of the output that has the shape of the logits, else of the first."""
+def likely(outputs: Any, shape: tuple[int, int] | None) -> str:
+    """The name or place of the output that has the shape of the logits, else of the first; without a shape, of the first with two axes."""
     named = (
         list(outputs.items())
         if isinstance(outputs, Mapping)
         else list(enumerate(outputs))
         if isinstance(outputs, tuple | list)
-        else []
+        else list(_fields(outputs).items())
     )
-    fits = [name for name, value in named if isinstance(value, Tensor) and value.shape == shape]
+    fits = [name for name, value in named if isinstance(value, Tensor) and (value.shape == shape if shape else value.ndim == 2)]
     return str(next(iter([*fits, *(name for name, _ in named)]), 0))
+
+
+def remedy(outputs: Any) -> str:
+    """What to do about a model that returns no tensor."""
+    if outputs is None:
+        return "does its forward lack a return?"
+    if isinstance(outputs, np.ndarray):
+        return "return a tensor, or give a function, which may return arrays"
+    if isinstance(outputs, Mapping | tuple | list) or _fields(outputs):
+        return f"of several outputs, name one with head=, such as head={likely(outputs, None)!r}"
+    return "return the tensor itself"

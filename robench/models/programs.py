@@ -100,7 +100,7 @@ def _torchscript(path: Path) -> nn.Module:
 
 def _exported(path: Path, dataset: Dataset) -> nn.Module:
     exported = torch.export.load(path)
-    _refuse_training_mode(exported, path)
+    refuse_training_mode(exported, f"--model {path}")
     placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
     inputs = [placeholders[name].meta["val"] for name in exported.graph_signature.user_inputs if name in placeholders]
     if len(inputs) != 1 or inputs[0].ndim != 4:
@@ -111,12 +111,14 @@ def _exported(path: Path, dataset: Dataset) -> nn.Module:
     return Program(exported.module(), size[0] if isinstance(size[0], int) else None)
 
 
-def _refuse_training_mode(exported: torch.export.ExportedProgram, path: Path) -> None:
-    """An exported program cannot change its mode any more: BatchNorm would use each batch's own statistics for ever."""
+def refuse_training_mode(exported: torch.export.ExportedProgram, shown: str) -> None:
+    """An exported program cannot change its mode any more: BatchNorm would use each batch's own statistics for ever.
+
+    Raises:
+        RobenchError: it was exported so; ``shown`` is what it is called.
+    """
     ops = torch.ops.aten
     place = {ops.batch_norm.default: 5, ops.dropout.default: 2, ops._native_batch_norm_legit_functional.default: 5}
     for node in exported.graph.nodes:
         if node.target in place and len(node.args) > place[node.target] and node.args[place[node.target]] is True:
-            raise RobenchError(
-                f"--model {path} was exported in training mode ({node.target}); call model.eval() first, export again"
-            )
+            raise RobenchError(f"{shown} was exported in training mode ({node.target}); call model.eval() first, export again")
