@@ -106,8 +106,10 @@ def pass_over_gradients(verdicts: ChunkVerdicts, previous: ChunkVerdicts) -> Chu
     def kept(name: str) -> np.ndarray:
         return np.where(open_, getattr(previous, name), getattr(verdicts, name))
 
-    names = ("outcome", "best", "adv_pred", "distance", "margin")
-    return replace(verdicts, message=previous.message, mode=f"{LEFT_OUT}: {BLIND}", **{name: kept(name) for name in names})
+    return replace(
+        verdicts, outcome=kept("outcome"), best=kept("best"), adv_pred=kept("adv_pred"), distance=kept("distance"), margin=kept("margin"),
+        message=previous.message, mode=f"{LEFT_OUT}: {BLIND}",
+    )  # fmt: skip
 
 
 def _pack(

@@ -147,8 +147,8 @@ def _better(classifier: Classifier, images: Tensor, labels: Tensor, predicted: T
     ]
     for way in OTHER_WAYS.get(images.shape[1], ()):
         try:
-            said = classes_of(_answered(classifier, way.change(images)))
-            found.append((said == labels, f"when it is fed {way.name}: {way.remedy}"))
+            other = classes_of(_answered(classifier, way.change(images)))
+            found.append((other == labels, f"when it is fed {way.name}: {way.remedy}"))
         except RobenchError:
             continue
     hits, said = max(((each, said) for each, said in found), key=lambda pair: int(pair[0].sum()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,10 +172,11 @@ def _classes(classifier: Classifier, images: Images, labels: Tensor, size: int |
     """
     images, labels = images.to(classifier.device), labels.to(classifier.device)
     size = len(images) if size is None or classifier.draws > 1 else size
-    classes, raised = [], {}
+    classes: list[Tensor] = []
+    raised: dict[int, str] = {}
     for start in range(0, len(images), size):
         part = slice(start, start + size)
-        logits, found = backing_off(classifier, size, lambda part=part: answers(classifier, images[part], labels[part]))
+        logits, found = backing_off(classifier, size, partial(answers, classifier, images[part], labels[part]))
         classes.append(classes_of(logits).cpu())
         raised |= {start + place: said for place, said in found.items()}
     return torch.cat(classes), raised

@@ -89,7 +89,7 @@ def _chart(found: Comparison) -> str:
 
 
 def _pair_table(name: str, caption: str, pairs: list[Pair]) -> Table:
-    columns = (
+    columns: tuple[Column, ...] = (
         Column("first", number=False), Column("second", number=False), Column("under", number=False), Column("points"), Column("95 % interval"),
         Column("first alone", about="samples that only the first model gets right"),
         Column("second alone", about="samples that only the second model gets right"), Column("p", about="exact McNemar test"),
