@@ -31,7 +31,7 @@ class Pairs(torch.utils.data.Dataset):
 
 
 WRONG = {
-    "fractions": ([0.5, 1, 2, 0, 1, 2], "1 of 6 are fractions or no numbers, the first is 0.5 at place 0; give integers from 0"),
+    "fractions": ([0.5, 1, 2, 0, 1, 2], "1 of 6 are fractions or no numbers, the first is 0.5 at place 0; give classes from 0"),
     "not a number": ([0, 1, float("nan"), 0, 1, 2], "the first is nan at place 2"),
     "several": (SEVERAL, r"shape \(6, 3\): several classes an image\?"),
     "none": (SEVERAL * (torch.arange(6) > 0)[:, None], "several classes an image, or none of them"),
@@ -62,9 +62,10 @@ def test_labels_of_other_types_are_whole_numbers(change, images):
 
 
 def test_a_file_says_store_where_a_call_says_give():
-    with pytest.raises(RobenchError, match="store integers from 0"):
+    with pytest.raises(RobenchError, match="the first is 0.5 at place 0; store classes from 0"):
         to_labels(np.array([0.5, 1.0]), 2, (), "labels")
-    assert to_labels(np.array([0.0, 1.0]), 2, (), "labels").tolist() == [0, 1]
+    with pytest.raises(RobenchError, match="labels are float64, expected integers: store labels.astype"):
+        to_labels(np.array([0.0, 1.0]), 2, (), "labels")
 
 
 @pytest.mark.parametrize("pixels", [np.uint16, np.int32, np.float32])

@@ -127,7 +127,7 @@ def test_any_module_can_be_attacked(tmp_path):
     ("factory", "message"),
     [
         ("wrong", "returned shape (30, 7) for 30 images, expected (30, 10)"),
-        ("nothing", "the model is a int, expected a torch.nn.Module"),
+        ("nothing", "the model is a int; expected a torch.nn.Module"),
         ("fails", "raised ValueError: no weights here"),
         ("absent", "has no function 'absent'"),
     ],

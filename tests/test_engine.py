@@ -426,7 +426,7 @@ def test_evaluate_keeps_a_run_folder_when_asked(tmp_path):
     ("images", "labels", "message"),
     [
         (torch.rand(2, 3, 4, 4) * 255, [1, 1], "expected pixel values in .0, 1.: divide by 255"),
-        (torch.rand(2, 3, 4), [1, 1], r"images of shape \(2, 3, 4\)"),
+        (torch.rand(2, 3), [1, 1], r"images of shape \(2, 3\)"),
         (torch.rand(2, 3, 4, 4), [1], r"labels have shape \(1,\) for 2 images"),
         (torch.rand(2, 3, 4, 4), [1, 7], "labels range from 1 to 7; the model has 2 classes"),
         (torch.rand(0, 3, 4, 4), [], "no images"),

@@ -105,7 +105,7 @@ def to_labels(labels: np.ndarray, n: int, classes: tuple[str, ...], where: str, 
     """Labels int64 (N,).
 
     Args:
-        labels: integers, or whole numbers in another type, (N,) or (N, 1).
+        labels: integers, in a call also whole numbers in another type, (N,) or (N, 1).
         n: images.
         classes: names of the classes, empty where they are unknown.
         where: what they are called in messages.
@@ -149,20 +149,20 @@ def _several(labels: np.ndarray, remedy: str) -> str:
 
 
 def _whole(labels: np.ndarray, where: str, remedy: str) -> np.ndarray:
-    """Integers, also where a file of CSV or a float tensor has them in another type."""
+    """Integers; in a call also where a list or a float tensor has them in another type."""
     if np.issubdtype(labels.dtype, np.integer):
         return labels
-    if labels.dtype == np.bool_:
-        return labels.astype(np.int64)
-    if not np.issubdtype(labels.dtype, np.floating):
-        raise RobenchError(
-            f"{where} are {labels.dtype}, expected integers: {remedy} labels.astype('int64'), and names under `classes`"
-        )
-    odd = ~np.isfinite(labels) | (labels != np.rint(np.nan_to_num(labels)))
-    if odd.any():
-        place = int(np.flatnonzero(odd)[0])
-        raise RobenchError(
-            f"{where} are no classes: {int(odd.sum())} of {len(labels)} are fractions or no numbers, the first is {labels[place]:g} at place {place}; "
-            f"{remedy} integers from 0, one an image"
-        )
+    expected = f"{where} are {labels.dtype}, expected integers"
+    if np.issubdtype(labels.dtype, np.floating):
+        odd = ~np.isfinite(labels) | (labels != np.rint(np.nan_to_num(labels)))
+        if odd.any():
+            place = int(np.flatnonzero(odd)[0])
+            raise RobenchError(
+                f"{expected}: {int(odd.sum())} of {len(labels)} are fractions or no numbers, the first is {labels[place]:g} at place {place}; {remedy} "
+                "classes from 0, one an image"
+            )
+    elif labels.dtype != np.bool_:
+        raise RobenchError(f"{expected}: {remedy} labels.astype('int64'), and names under `classes`")
+    if remedy == "store":
+        raise RobenchError(f"{expected}: store labels.astype('int64'), and names under `classes`")
     return labels.astype(np.int64)

@@ -127,9 +127,12 @@ class Classifier(nn.Module):
             inputs: of the pass.
             again: compute it again for the gradient, rather than keep what that needs.
         """
-        once = partial(
-            self._pass, takes=self.takes or ANY
-        )  # the same rule when it is computed again, whatever is found out meanwhile
+        if self.takes is not None and len(inputs) > (
+            self.takes.most or len(inputs)
+        ):  # found out by an earlier part of the same batch
+            return self._logits(inputs)
+        takes = self.takes or ANY  # the same when the pass is computed again, whatever is found out meanwhile
+        once = partial(self._pass, takes=takes)
         try:
             logits = checkpoint(once, inputs, use_reentrant=False) if again else once(inputs)
         except Exception as error:  # somebody else's model may raise anything
