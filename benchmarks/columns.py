@@ -15,15 +15,15 @@ import torch
 import torchattacks
 from verdicts import in_turn
 
-from robench.attacks import AttackOptions, parse_suites
+from robench.attacks import AttackOptions, parse_columns
 from robench.data import load_dataset
 from robench.evaluation.device import use_device
-from robench.evaluation.engine import Job, Unit, compute, plan
-from robench.evaluation.store import CLEAN, chunk_seed, split
+from robench.evaluation.engine import ColumnGroup, Job, compute, group_columns
+from robench.evaluation.run_folder import CLEAN, chunk_seed, split
 from robench.models.backbones import SmallMapConv2d
-from robench.models.loading import classifier_of_checkpoint
 from robench.models.seeded import seeded
-from robench.types import Outcome, Search, ThreatModel
+from robench.models.subject import classifier_of_checkpoint
+from robench.types import Outcome, PassOptions, ThreatModel
 
 COLUMNS = {"fgsm": None, "pgd7": 7, "pgd20": 20, "pgd50": 50}
 
@@ -48,14 +48,14 @@ def plain(classifier, images, labels, threat, chunk):
     return robust
 
 
-def ours(search):
+def ours(pass_options):
     def run(classifier, images, labels, threat, chunk):
-        suites = parse_suites("paper", threat, classifier.n_classes, AttackOptions(search=search))
+        columns = parse_columns("paper", threat, classifier.n_classes, AttackOptions(pass_options=pass_options))
         job = Job(classifier, threat, 0)
-        known = {CLEAN: next(compute(job, Unit(()), images, labels, chunk, {}))[1]}
+        known = {CLEAN: next(compute(job, ColumnGroup(()), images, labels, chunk, {}))[1]}
         found = {}
-        for unit in plan(suites):
-            for folder, verdicts, _ in compute(job, unit, images, labels, chunk, known):
+        for group in group_columns(columns):
+            for folder, verdicts, _ in compute(job, group, images, labels, chunk, known):
                 found[folder.partition("_")[0].partition("-")[0]] = verdicts.outcome == Outcome.ROBUST
         return found
 
@@ -81,8 +81,8 @@ PLAIN, SAME = "torchattacks, torchvision's resnet18", "torchattacks, robench's r
 CONTESTANTS = {
     PLAIN: plain_on_torchvision,
     SAME: plain,
-    "robench": ours(Search()),
-    "robench (folded)": ours(Search(folded=True)),
+    "robench": ours(PassOptions()),
+    "robench (folded)": ours(PassOptions(folded=True)),
 }
 
 

@@ -14,11 +14,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from robench.evaluation.device import use_device
-from robench.models.loading import classifier_of_checkpoint
-from robench.models.rewrite import searcher
-from robench.types import OWN, Search
+from robench.models.rewrite import cheaper_twin
+from robench.models.subject import classifier_of_checkpoint
+from robench.types import NO_REWRITE, PassOptions
 
-WAYS = {"own": OWN, "folded": Search(folded=True), "folded, bf16": Search(folded=True, precision="bf16")}
+WAYS = {"own": NO_REWRITE, "folded": PassOptions(folded=True), "folded, bf16": PassOptions(folded=True, precision="bf16")}
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -54,13 +54,13 @@ def peak(device, dtype, size=2048, repeats=3):
 @click.option("--device", default="cpu")
 @click.option("--compile", "compiled", is_flag=True, help="With torch.compile too.")
 def main(ckpt, batch, repeats, threads, device, compiled):
-    ways = WAYS | ({"folded, compiled": Search(folded=True, compiled=True)} if compiled else {})
+    ways = WAYS | ({"folded, compiled": PassOptions(folded=True, compiled=True)} if compiled else {})
     with use_device(device, threads) as chosen:
         subject = classifier_of_checkpoint(ckpt, None, chosen)
         classifier, generator = subject.classifier, torch.Generator().manual_seed(0)
         images = torch.rand(batch, 3, 32, 32, generator=generator).to(chosen)
         labels = torch.randint(0, classifier.n_classes, (batch,), generator=generator).to(chosen)
-        twins = {name: searcher(classifier, search, images) for name, search in ways.items()}
+        twins = {name: cheaper_twin(classifier, pass_options, images) for name, pass_options in ways.items()}
         operations = {}
         for name, twin in twins.items():
             if ways[name].compiled:  # the same operations, which the counter does not see
@@ -84,12 +84,12 @@ def main(ckpt, batch, repeats, threads, device, compiled):
     )
     click.echo("| passes | gradient steps/s | against own | MFLOP a step | GFLOP/s | of the peak |")
     click.echo("|---|---:|---:|---:|---:|---:|")
-    for name, search in ways.items():
+    for name, pass_options in ways.items():
         rate = operations[name] / np.median(spent[name])
         ratio = np.median([own / this for own, this in zip(spent["own"], spent[name], strict=True)])
         click.echo(
             f"| {name} | {batch / np.median(spent[name]):,.0f} | {ratio:.2f} | {operations[name] / batch / 1e6:.0f} | {rate / 1e9:,.1f} | "
-            f"{np.median([operations[name] / each / top for each, top in zip(spent[name], tops[search.precision], strict=True)]):.0%} |"
+            f"{np.median([operations[name] / each / top for each, top in zip(spent[name], tops[pass_options.precision], strict=True)]):.0%} |"
         )
 
 

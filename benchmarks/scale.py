@@ -21,7 +21,7 @@ import click
 import numpy as np
 
 from robench.evaluation.results import read_results
-from robench.evaluation.store import CLEAN, read_chunk, read_run, split
+from robench.evaluation.run_folder import CLEAN, read_chunk, read_run, split
 from robench.types import Outcome
 
 DEVICES = (1, 2, 8, 64, 256, 1000)
@@ -102,9 +102,9 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
-def check(ckpt: Path, data_dir: Path | None, n: int, suite: str) -> None:
+def check(ckpt: Path, data_dir: Path | None, n: int, column: str) -> None:
     """Real processes against the prediction from the one-process run's own chunk seconds."""
-    command = ["--ckpt", str(ckpt), "--suite", suite, "-n", str(n), "--batch-size", "25", "--threads", "1"]
+    command = ["--ckpt", str(ckpt), "--suite", column, "-n", str(n), "--batch-size", "25", "--threads", "1"]
     command += ["--data-dir", str(data_dir)] if data_dir else []
     cores = len(os.sched_getaffinity(0))
     click.echo("| workers | chunks by | predicted s | measured s | measured / predicted |\n|---:|---|---:|---:|---:|")

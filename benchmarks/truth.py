@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from truth import EPS, ROBUST, UNKNOWN, WRONG, load_truth
 from verdicts import CONTESTANTS, counted
 
-from robench.attacks import SUITES, AttackOptions, parse_suites
+from robench.attacks import SUITES, AttackOptions, parse_columns
 from robench.data import load_dataset
-from robench.evaluation.engine import Job, Unit, compute
-from robench.evaluation.store import CLEAN, Chunk
+from robench.evaluation.engine import ColumnGroup, Job, compute
+from robench.evaluation.run_folder import CLEAN, Chunk
 from robench.models.classifier import Classifier
 from robench.types import Outcome, ThreatModel
 
@@ -32,16 +32,16 @@ def survivors(classifier, images, labels, name):
     threat, chunk = ThreatModel("Linf", EPS), Chunk(0, len(images))
     name, _, more = name.partition(" x ")
     options = AttackOptions(budget=float(more)) if name == "fast" and more else AttackOptions(restarts=int(more or 1))
-    (suite,) = parse_suites(name, threat, 10, options)
-    job, suite = Job(classifier, threat, 0), replace(suite, counts_best=True)
-    known = {CLEAN: next(compute(job, Unit(()), images, labels, chunk, {}))[1]}
-    *_, (_, last, _) = compute(job, Unit((suite,)), images, labels, chunk, known)
+    (column,) = parse_columns(name, threat, 10, options)
+    job, column = Job(classifier, threat, 0), replace(column, count_queries=True)
+    known = {CLEAN: next(compute(job, ColumnGroup(()), images, labels, chunk, {}))[1]}
+    *_, (_, last, _) = compute(job, ColumnGroup((column,)), images, labels, chunk, known)
     return torch.from_numpy(last.best == Outcome.ROBUST)
 
 
 def rows(classifier, images, labels):
     """(name, who is left, passes) of every attack, suite and installed peer."""
-    cascades = [name for name, entry in SUITES.items() if entry.cascade]
+    cascades = [name for name, entry in SUITES.items() if entry.is_cascade]
     for name in [*ATTACKS, *cascades, "fast x 1"]:
         with counted() as passes:
             left = survivors(classifier, images, labels, name)

@@ -21,25 +21,25 @@ import click
 import numpy as np
 import torch
 
-from robench.attacks import AttackOptions, parse_suites
+from robench.attacks import AttackOptions, parse_columns
 from robench.data import load_dataset
 from robench.data.augment import to_unit
 from robench.evaluation.device import use_device
-from robench.evaluation.engine import Job, Unit, compute
-from robench.evaluation.store import CLEAN, chunk_seed, split
+from robench.evaluation.engine import ColumnGroup, Job, compute
+from robench.evaluation.run_folder import CLEAN, chunk_seed, split
 from robench.models.classifier import Classifier, Passes
-from robench.models.loading import classifier_of_checkpoint
-from robench.types import Outcome, Search, ThreatModel
+from robench.models.subject import classifier_of_checkpoint
+from robench.types import Outcome, PassOptions, ThreatModel
 
 REFERENCE = "pyautoattack"
 
 
 def robench_suite(name: str, **options) -> Callable:
     def run(classifier, images, labels, threat, chunk):
-        (suite,) = parse_suites(name, threat, classifier.n_classes, AttackOptions(**options))
+        (column,) = parse_columns(name, threat, classifier.n_classes, AttackOptions(**options))
         job = Job(classifier, threat, 0)
-        known = {CLEAN: next(compute(job, Unit(()), images, labels, chunk, {}))[1]}
-        verdicts = [each for _, each, _ in compute(job, Unit((suite,)), images, labels, chunk, known)]
+        known = {CLEAN: next(compute(job, ColumnGroup(()), images, labels, chunk, {}))[1]}
+        verdicts = [each for _, each, _ in compute(job, ColumnGroup((column,)), images, labels, chunk, known)]
         return verdicts[-1].outcome == Outcome.ROBUST
 
     return run
@@ -129,17 +129,17 @@ def art_pgd(model, images, labels, threat):
 CONTESTANTS: dict[str, Callable] = {
     REFERENCE: authors_driver,
     "autoattack": robench_suite("autoattack"),
-    "autoattack(folded)": robench_suite("autoattack", search=Search(folded=True)),
+    "autoattack(folded)": robench_suite("autoattack", pass_options=PassOptions(folded=True)),
     "autoattack-screened": robench_suite("autoattack-screened"),
-    "autoattack-screened(folded)": robench_suite("autoattack-screened", search=Search(folded=True)),
+    "autoattack-screened(folded)": robench_suite("autoattack-screened", pass_options=PassOptions(folded=True)),
     "fast": robench_suite("fast"),
-    "fast(bf16)": robench_suite("fast", search=Search(folded=True, precision="bf16")),
-    "fast(compiled)": robench_suite("fast", search=Search(folded=True, compiled=True)),
+    "fast(bf16)": robench_suite("fast", pass_options=PassOptions(folded=True, precision="bf16")),
+    "fast(compiled)": robench_suite("fast", pass_options=PassOptions(folded=True, compiled=True)),
     "fast(budget=1)": robench_suite("fast", budget=1.0),
     "torchattacks AutoAttack": judged(torchattacks_autoattack),
     "adversarial-library APGD-CE, -T": judged(advlib_apgd),
     "pgd50": robench_suite("pgd50"),
-    "pgd50(folded)": robench_suite("pgd50", search=Search(folded=True)),
+    "pgd50(folded)": robench_suite("pgd50", pass_options=PassOptions(folded=True)),
     "torchattacks PGD-50": judged(partial(torchattacks_attack, name="PGD", steps=50)),
     "Foolbox PGD-50": judged(foolbox_pgd),
     "ART PGD-50": judged(art_pgd),

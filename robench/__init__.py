@@ -13,7 +13,7 @@ _PUBLIC = {
     "Attack": "robench.types",
     "AttackFn": "robench.types",
     "attack": "robench.authoring",
-    "Suite": "robench.types",
+    "Column": "robench.types",
     "Dataset": "robench.types",
     "load_dataset": "robench.data",
     "load_checkpoint": "robench.checkpoint",

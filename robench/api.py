@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from robench.attacks import check_suite, parse_suites, source_paths
-from robench.attacks.elsewhere import make_heads_target, on_heads
+from robench.attacks import check_suite, parse_columns, source_paths
+from robench.attacks.crafting_targets import make_heads_target, on_heads
 from robench.checkpoint import read_description
 from robench.data import DATASETS, load_dataset
 from robench.data.augment import to_unit
 from robench.evaluation.cluster import connect, evaluate_on_ray
-from robench.evaluation.device import own_device, own_threads, use_device
-from robench.evaluation.engine import evaluate_suites
-from robench.evaluation.first_look import first_look
-from robench.evaluation.store import read_run
-from robench.evaluation.stored import stored_suite
-from robench.models.loading import Subject, classifier_of_checkpoint, classifier_of_model, of_head
-from robench.models.multihead import MAIN
+from robench.evaluation.device import device_of_rank, threads_of_rank, use_device
+from robench.evaluation.engine import evaluate_columns
+from robench.evaluation.external_images import external_column
+from robench.evaluation.run_folder import read_run
+from robench.evaluation.sanity_check import sanity_check
+from robench.models.multihead import MAIN_HEAD
 from robench.models.rewrite import quicker_precision
 from robench.models.sources import SOURCES, source_of
+from robench.models.subject import Subject, classifier_of_checkpoint, classifier_of_model, of_head
 from robench.processes import Processes
 from robench.report import write_report
 from robench.request import AttackRequest
-from robench.runs import Place, Run, run_suites
-from robench.types import Dataset, OwnModel, RobenchError, Suite, ThreatModel
+from robench.runs import Place, Run, run_columns
+from robench.types import Column, Dataset, ExternalModel, RobenchError, ThreatModel
 
 if TYPE_CHECKING:
     pass
@@ -44,7 +44,7 @@ def attack(
     request: AttackRequest,
     *,
     ckpt: Path | None = None,
-    model: str | OwnModel | None = None,
+    model: str | ExternalModel | None = None,
     dataset: str | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
@@ -75,18 +75,18 @@ def attack(
     Raises:
         RobenchError: anything the user can mend; what was measured before is kept.
     """
-    here = Processes.here()
-    own = OwnModel(model) if isinstance(model, str) else model
-    _refuse(request, ckpt, own, ray, here)
+    processes = Processes.here()
+    external = ExternalModel(model) if isinstance(model, str) else model
+    _refuse(request, ckpt, external, ray, processes)
     whole, data, trained_on = _data_of(request, ckpt, dataset, data_dir)
     threat, n = request.threat(data), _first(request.n, len(data))
     with ExitStack() as stack:
-        place = _place(stack, here, device, threads, ray)
-        subject = subject_of(ckpt, own, data, place.device, request.head)
-        warn_at_first_look(subject, data, n, say=here.rank == 0)
-        if data.path and show_progress and here.rank == 0:
+        place = _place(stack, processes, device, threads, ray)
+        subject = subject_of(ckpt, external, data, place.device, request.head)
+        warn_of_sanity_check(subject, data, n, say=processes.rank == 0)
+        if data.path and show_progress and processes.rank == 0:
             print(f"robench: {data.path}: {data}", file=sys.stderr)
-        task = MAIN if ckpt is None else request.head
+        task = MAIN_HEAD if ckpt is None else request.head
         sources = {path: classifier_of_checkpoint(Path(path), data, place.device, task) for path in source_paths(request.names)}
         folder = out or Path("reports") / request.folder_name(subject.name, threat, data, trained_on)
         request = replace(request, precision=settled_precision(request, subject, data, folder))
@@ -94,28 +94,30 @@ def attack(
         run = Run(
             subject, data, n, suites, threat, folder, seed=request.seed, chunk=request.chunk, save=request.save_adv, share=request.share
         )  # fmt: skip
-        results = run_suites(run, place, command=command(), show_progress=show_progress and here.rank == 0)
+        results = run_columns(run, place, command=command(), show_progress=show_progress and processes.rank == 0)
     if results is None:
         return None
     write_report(folder)
     return folder
 
 
-def _refuse(request: AttackRequest, ckpt: Path | None, own: OwnModel | None, ray: str | None, here: Processes) -> None:
+def _refuse(
+    request: AttackRequest, ckpt: Path | None, external: ExternalModel | None, ray: str | None, processes: Processes
+) -> None:
     """What cannot be done, said before anything is downloaded."""
-    if (ckpt is None) == (own is None):
+    if (ckpt is None) == (external is None):
         raise RobenchError(
             "name what to attack: either `ckpt=FILE` or `model` (`robench list models`), such as `model=FILE.py:FACTORY`"
         )
     if request.names is not None:
         check_suite(request.names)
-    if ray is not None and here.world_size > 1:
+    if ray is not None and processes.world_size > 1:
         raise RobenchError("`ray` under torchrun: both hand out chunks; use one of them")
-    if request.precision == "auto" and (ray is not None or here.world_size > 1):
+    if request.precision == "auto" and (ray is not None or processes.world_size > 1):
         raise RobenchError("`precision=auto`: several processes may not agree; name fp32 or bf16")
-    if ray is not None and own is not None and source_of(own.where) is SOURCES["FILE.pt"]:
+    if ray is not None and external is not None and source_of(external.reference) is SOURCES["FILE.pt"]:
         raise RobenchError(
-            f"`ray` cannot send the program {own.where} to its workers; use torchrun, whose processes load it themselves"
+            f"`ray` cannot send the program {external.reference} to its workers; use torchrun, whose processes load it themselves"
         )
 
 
@@ -131,20 +133,20 @@ def _data_of(
         raise RobenchError(f"{ckpt} was trained on the folder {tested_on!r}; say where it lies: `dataset=PATH`")
     whole = load_dataset(tested_on, "test", data_dir)
     # The heads of other people's models have no labels of their own.
-    return whole, of_head(whole, MAIN if ckpt is None else request.head), trained_on
+    return whole, of_head(whole, MAIN_HEAD if ckpt is None else request.head), trained_on
 
 
-def _place(stack: ExitStack, here: Processes, device: str, threads: int | None, ray: str | None) -> Place:
+def _place(stack: ExitStack, processes: Processes, device: str, threads: int | None, ray: str | None) -> Place:
     """Where chunks are computed, for as long as the stack is open."""
     if ray is not None:
         cluster = stack.enter_context(connect(ray, device, threads))
         chosen = stack.enter_context(use_device("cpu", 1))
-        return Place(chosen, cluster.device, here, partial(evaluate_on_ray, cluster=cluster))
-    chosen = stack.enter_context(use_device(own_device(device, here), threads or own_threads(here)))
-    return Place(chosen, chosen.split(":")[0], here, partial(evaluate_suites, processes=here))
+        return Place(chosen, cluster.device, processes, partial(evaluate_on_ray, cluster=cluster))
+    chosen = stack.enter_context(use_device(device_of_rank(device, processes), threads or threads_of_rank(processes)))
+    return Place(chosen, chosen.split(":")[0], processes, partial(evaluate_columns, processes=processes))
 
 
-def subject_of(ckpt: Path | None, model: str | OwnModel | None, data: Dataset, device: str, head: str) -> Subject:
+def subject_of(ckpt: Path | None, model: str | ExternalModel | None, data: Dataset, device: str, head: str) -> Subject:
     """The model that ``--ckpt`` or ``--model`` names, as a classifier of the data.
 
     Raises:
@@ -152,19 +154,19 @@ def subject_of(ckpt: Path | None, model: str | OwnModel | None, data: Dataset, d
     """
     if model is None:
         return classifier_of_checkpoint(Path(str(ckpt)), data, device, head)
-    return classifier_of_model(OwnModel(model) if isinstance(model, str) else model, data, device, head)
+    return classifier_of_model(ExternalModel(model) if isinstance(model, str) else model, data, device, head)
 
 
-def warn_at_first_look(subject: Subject, data: Dataset, n: int, *, say: bool = True) -> None:
+def warn_of_sanity_check(subject: Subject, data: Dataset, n: int, *, say: bool = True) -> None:
     """Says on stderr, before hours of attacks, what was changed of a model of somebody else's and what is suspicious about it.
 
     Raises:
-        RobenchError: see ``first_look``.
+        RobenchError: see ``sanity_check``.
     """
     if subject.model is None:
-        for said in (*subject.notes, *first_look(subject.classifier, data, n)):
+        for warning in (*subject.notes, *sanity_check(subject.classifier, data, n)):
             if say:
-                print(f"robench: warning: {said}", file=sys.stderr)
+                print(f"robench: warning: {warning}", file=sys.stderr)
 
 
 def settled_precision(request: AttackRequest, subject: Subject, data: Dataset, folder: Path) -> str:
@@ -189,7 +191,7 @@ def _suites(
     threat: ThreatModel,
     n: int,
     sources: dict[str, Subject],
-) -> list[Suite]:
+) -> list[Column]:
     """The columns that were asked for: crafted here, on other heads, on other models, or stored.
 
     Args:
@@ -202,10 +204,10 @@ def _suites(
         if heads is not None:
             target = make_heads_target(heads, subject, whole)
             n_classes = target.n_classes(min(request.chunk, n % request.chunk or request.chunk, n))
-        crafted = parse_suites(request.names, threat, n_classes, request.options(request.precision), sources)
+        crafted = parse_columns(request.names, threat, n_classes, request.options(request.precision), sources)
         if heads is not None:
             crafted = on_heads(crafted, heads, target)
-    return crafted + [stored_suite(where, data, n) for where in request.adv]
+    return crafted + [external_column(source, data, n) for source in request.adv]
 
 
 def _first(n: int | None, total: int) -> int:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from robench.code_digest import digest_function, file_of, innermost
-from robench.types import NORMS, OWN, Attack, AttackFn, Keeps, RobenchError, Search
+from robench.types import NO_REWRITE, NORMS, Attack, AttackFn, PassOptions, ReturnPolicy, RobenchError
 
 ARGUMENTS = ("model", "images", "labels", "threat", "seed")
 EXPECTED = f"({', '.join(ARGUMENTS)}), and parameters with defaults behind a *"
 RESERVED = ("passes", "heads", "weights", "transfer from", "images")  # what a run records under these names is its own
-RETURNS = (Keeps.LAST, Keeps.ANY, Keeps.FORWARD, Keeps.LATE)
+RETURNS = (ReturnPolicy.LAST, ReturnPolicy.ANY, ReturnPolicy.FORWARD, ReturnPolicy.LATE)
 ATTRIBUTE = "robench_attack"
 
 
@@ -26,25 +26,25 @@ class Description:
     Attributes:
         name: its column; by default the function's.
         norms: that it is defined for.
-        returns: which of the adversarial images that it came across, see ``Keeps``.
+        returns: which of the adversarial images that it came across, see ``ReturnPolicy``.
         source: the paper or URL that defines it; by default where the function lies.
         gradients: whether it asks the model for gradients.
         recorded: what defines it besides its parameters, recorded and keyed with them.
         library: says who computes it, with the version; by default the file's name and the digest of its code.
         family: attacks of one family start from the same random draws.
-        prefix_of, search: see ``Attack``.
+        prefix_of, pass_options: see ``Attack``.
     """
 
     name: str = ""
     norms: tuple[str, ...] = NORMS
-    returns: str = Keeps.LAST
+    returns: str = ReturnPolicy.LAST
     source: str = ""
     gradients: bool = True
     recorded: Mapping[str, Any] = field(default_factory=dict)
     library: Callable[[], str] | None = None
     family: str = ""
     prefix_of: str = ""
-    search: Search = OWN
+    pass_options: PassOptions = NO_REWRITE
 
     def __post_init__(self) -> None:
         norms = (self.norms,) if isinstance(self.norms, str) else tuple(self.norms)
@@ -55,7 +55,7 @@ class Description:
             )
         if self.returns not in RETURNS:
             raise RobenchError(
-                f"an attack that returns {self.returns!r}; expected one of {', '.join(RETURNS)}, see robench.types.Keeps"
+                f"an attack that returns {self.returns!r}; expected one of {', '.join(RETURNS)}, see robench.types.ReturnPolicy"
             )
         if not re.fullmatch(r"([\w.+-]+(\([^@]*\))*)?", self.name):
             raise RobenchError(
@@ -67,7 +67,7 @@ FIELDS = frozenset(each.name for each in fields(Description))
 
 
 def attack(
-    fn: Any = None, *, name: str = "", norms: str | Sequence[str] = NORMS, returns: str = Keeps.LAST, source: str = "",
+    fn: Any = None, *, name: str = "", norms: str | Sequence[str] = NORMS, returns: str = ReturnPolicy.LAST, source: str = "",
     gradients: bool = True, recorded: Mapping[str, Any] | None = None, library: Callable[[], str] | None = None, family: str = "",
 ) -> Any:  # fmt: skip
     """Describes the function below it as an attack. The function stays what it is; its keyword parameters are the attack's.
@@ -135,8 +135,8 @@ def make_value(fn: AttackFn, described: Description, given: Mapping[str, Any], r
     return Attack(
         name=described.name, fn=functools.partial(fn, **given) if given else fn, norms=described.norms, gradients=described.gradients,
         params={**recorded, **described.recorded}, library=described.library() if described.library else _code_of(fn),
-        source=described.source or _place_of(fn), family=described.family or described.name, keeps=described.returns,
-        prefix_of=described.prefix_of, search=described.search,
+        source=described.source or _place_of(fn), family=described.family or described.name, returns=described.returns,
+        prefix_of=described.prefix_of, pass_options=described.pass_options,
     )  # fmt: skip
 
 

@@ -49,10 +49,10 @@ def diagnose(data_dir: Path | None = None, *, measure: bool = True) -> list[Diag
         data_dir: see ``data_folder``.
         measure: time a ResNet-18, which takes about two seconds.
     """
-    found = [*_packages(), *_clashes(), *_device()]
-    if measure and not any(each.repair for each in found if each.name in ("torch", "torchvision")):
-        found += _speed()
-    return [*found, *_files(data_folder(data_dir))]
+    diagnoses = [*_packages(), *_clashes(), *_device()]
+    if measure and not any(each.repair for each in diagnoses if each.name in ("torch", "torchvision")):
+        diagnoses += _speed()
+    return [*diagnoses, *_files(data_folder(data_dir))]
 
 
 def _packages() -> Iterator[Diagnosis]:
@@ -61,8 +61,8 @@ def _packages() -> Iterator[Diagnosis]:
     for name, wanted in _required().items():
         yield _package(name, wanted)
     for name, extra in OPTIONAL.items():
-        found = _version(name)
-        yield Diagnosis("packages", name, found or f"not installed; optional: pip install 'robench[{extra}]'")
+        installed = _version(name)
+        yield Diagnosis("packages", name, installed or f"not installed; optional: pip install 'robench[{extra}]'")
 
 
 def _required() -> dict[str, str]:
@@ -79,13 +79,13 @@ def _required() -> dict[str, str]:
 def _package(name: str, wanted: str) -> Diagnosis:
     from packaging.specifiers import SpecifierSet
 
-    found = _version(name)
+    installed = _version(name)
     repair = f"pip install '{name}{wanted}'"
-    if found is None:
+    if installed is None:
         return Diagnosis("packages", name, "not installed", repair)
-    if not SpecifierSet(wanted).contains(found, prereleases=True):
-        return Diagnosis("packages", name, f"{found}, expected {wanted}", repair)
-    return Diagnosis("packages", name, found)
+    if not SpecifierSet(wanted).contains(installed, prereleases=True):
+        return Diagnosis("packages", name, f"{installed}, expected {wanted}", repair)
+    return Diagnosis("packages", name, installed)
 
 
 def _version(name: str) -> str | None:
@@ -187,12 +187,12 @@ def _speed() -> Iterator[Diagnosis]:
     from robench.evaluation.device import use_device
 
     with use_device("auto") as device:
-        where = device if device != "cpu" else f"{torch.get_num_threads()} threads"
+        device_text = device if device != "cpu" else f"{torch.get_num_threads()} threads"
         speed = {precision: images_per_second(_training_step(device, precision)) for precision in ("fp32", "bf16")}
     slow = "; slower than fp32 here: do not train with --precision bf16" if speed["bf16"] < speed["fp32"] else ""
     for precision, images in speed.items():
         note = slow if precision == "bf16" else ", ResNet-18 at 32x32, forward and backward"
-        yield Diagnosis("device", precision, f"{images:,.0f} images/s on {where}{note}")
+        yield Diagnosis("device", precision, f"{images:,.0f} images/s on {device_text}{note}")
 
 
 BATCH = 64
@@ -251,16 +251,16 @@ def _data_set(name: str, folder: Path) -> Diagnosis:
             "files", name, "complete" if _version("scikit-learn") else "needs scikit-learn: pip install 'robench[demo]'"
         )
     try:
-        where, missing, damaged = cifar_files(name, folder)
+        location, missing, damaged = cifar_files(name, folder)
     except (RobenchError, ImportError, RuntimeError) as error:
         return Diagnosis("files", name, f"cannot be looked at: {str(error).splitlines()[0]}")
     if damaged:
         return Diagnosis(
-            "files", name, f"{where}: damaged: {', '.join(damaged)}", f"delete {where}; the next command downloads it again"
+            "files", name, f"{location}: damaged: {', '.join(damaged)}", f"delete {location}; the next command downloads it again"
         )
     if missing:
-        there = where.exists()
+        present = location.exists()
         return Diagnosis(
-            "files", name, f"{where}: {len(missing)} files missing" if there else "not there; downloaded when it is needed"
+            "files", name, f"{location}: {len(missing)} files missing" if present else "not there; downloaded when it is needed"
         )
-    return Diagnosis("files", name, f"complete in {where}")
+    return Diagnosis("files", name, f"complete in {location}")

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from robench.api import settled_precision
-from robench.attacks import Asked, called, check_suite, parse_suites, source_paths
+from robench.attacks import Asked, called, check_suite, parse_columns, source_paths
 from robench.data.augment import to_unit
 from robench.data.held import Held, gather
 from robench.evaluation.device import use_device
-from robench.evaluation.first_look import first_look
+from robench.evaluation.judge import check_images
 from robench.evaluation.results import Results, failures
-from robench.evaluation.verify import check_images
+from robench.evaluation.sanity_check import sanity_check
 from robench.models.failures import is_out_of_memory
-from robench.models.loading import FEW, Subject, classifier_of_checkpoint, classifier_of_module, raised
-from robench.models.multihead import MAIN
+from robench.models.multihead import MAIN_HEAD
+from robench.models.subject import TRIAL_IMAGES, Subject, classifier_of_checkpoint, classifier_of_module, raised
 from robench.report import write_report
 from robench.report.markdown import terminal_table
 from robench.report.tables import summarise, verdict_rows
 from robench.request import AttackRequest, default_suite, parse_chunk
-from robench.runs import DEFAULT_CHUNK, Place, Run, run_suites
+from robench.runs import DEFAULT_CHUNK, Place, Run, run_columns
 from robench.types import Dataset, RobenchError, check_normalisation, format_eps, parse_eps
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def evaluate(
     classes: Sequence[str] = (),
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
-    head: int | str = MAIN,
+    head: int | str = MAIN_HEAD,
     step_size: str | float | None = None,
     restarts: int = 1,
     budget: float | None = None,
@@ -143,12 +143,12 @@ def evaluate(
         check_normalisation(mean, std, held.images.shape[1] if held.images.ndim == 4 else None)
         subject = classifier_of_module(
             model, None, chosen, name=getattr(model, "__name__", type(model).__name__), mean=tuple(map(float, mean)),
-            std=tuple(map(float, std)), head=str(head), images=_few(held.images), weights_dtype=weights_dtype,
+            std=tuple(map(float, std)), head=str(head), images=_trial_images(held.images), weights_dtype=weights_dtype,
         )  # fmt: skip
         data = _dataset(held, tuple(classes) or held.classes, subject.classifier.n_classes)
         _say(subject, data)
         run = _planned(request, subject, data, Path(out) if out else Path(scratch) / "run", chosen)
-        results = run_suites(run, Place(chosen, chosen.split(":")[0]), command=asked, show_progress=show_progress)
+        results = run_columns(run, Place(chosen, chosen.split(":")[0]), command=asked, show_progress=show_progress)
         assert results is not None  # one process computes all
         if out:
             write_report(run.path)
@@ -170,8 +170,8 @@ def _in_one_message() -> Iterator[None]:
         ) from error
 
 
-def _few(images: Tensor) -> Images:
-    few = images[:FEW]
+def _trial_images(images: Tensor) -> Images:
+    few = images[:TRIAL_IMAGES]
     return to_unit(few) if few.dtype == torch.uint8 else few.float()
 
 
@@ -185,7 +185,7 @@ def _dataset(held: Held, classes: tuple[str, ...], n_classes: int) -> Dataset:
 
 def _say(subject: Subject, data: Dataset) -> None:
     """Warns of what was changed of the model, and of a model that does not know these images."""
-    for note in (*subject.notes, *first_look(subject.classifier, data, len(data))):
+    for note in (*subject.notes, *sanity_check(subject.classifier, data, len(data))):
         warnings.warn(note, stacklevel=3)
 
 
@@ -202,7 +202,7 @@ def _planned(request: AttackRequest, subject: Subject, data: Dataset, folder: Pa
     threat, suite = request.threat(data), request.suite or default_suite(request.norm)
     sources = {path: classifier_of_checkpoint(Path(path), None, device) for path in source_paths(suite)}
     options = request.options(settled_precision(request, subject, data, folder))
-    suites = parse_suites(suite, threat, len(data.classes), options, sources)
+    suites = parse_columns(suite, threat, len(data.classes), options, sources)
     return Run(subject, data, len(data), suites, threat, folder, seed=request.seed, chunk=request.chunk, save=request.save_adv)
 
 

@@ -53,10 +53,10 @@ class Processes:
         shown = ", ".join(f"{name} {environment[name]!r}" for name in names)
         if not all(re.fullmatch("[0-9]+", environment[name]) for name in names):
             raise RobenchError(f"{shown}: expected four whole numbers, as torchrun sets them")
-        here = cls(*(int(environment[name]) for name in names))
-        if not (here.rank < here.world_size and here.local_rank < here.local_world_size <= here.world_size):
+        ours = cls(*(int(environment[name]) for name in names))
+        if not (ours.rank < ours.world_size and ours.local_rank < ours.local_world_size <= ours.world_size):
             raise RobenchError(f"{shown}: expected a rank below the number of processes, on this machine and in all")
-        return here
+        return ours
 
 
 def _tasks_on_this_node(environment: Mapping[str, str]) -> str:

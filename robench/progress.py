@@ -31,13 +31,13 @@ def progress(items: Sequence[T], name: str, show: bool, unit: str = "chunk") -> 
 
 
 def _in_lines(items: Sequence[T], name: str, unit: str) -> Iterator[T]:
-    started = said = time.monotonic()
+    started = last_line = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
-        if now - said >= EVERY:
+        if now - last_line >= EVERY:
             left = (now - started) / done * (len(items) - done)
             print(f"{name}: {done} of {len(items)} {unit}s, about {duration(left)} to go", file=sys.stderr, flush=True)
-            said = now
+            last_line = now
         yield item
 
 

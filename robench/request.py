@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from robench.attacks import Asked, AttackOptions
-from robench.models.multihead import MAIN
+from robench.models.multihead import MAIN_HEAD
 from robench.runs import DEFAULT_CHUNK
-from robench.types import Dataset, RobenchError, Search, ThreatModel, norm_named, parse_eps
+from robench.types import Dataset, PassOptions, RobenchError, ThreatModel, norm_named, parse_eps
 
 DEFAULT_SUITE = {"Linf": "pgd20,autoattack", "L2": "pgd20,autoattack", "L1": "autoattack"}
 
@@ -28,10 +28,10 @@ class AttackRequest:
         attack_heads: the head that images are crafted on, or "joint" for all; None for ``head``, whose the verdict is.
         head: the task that is judged.
         save_adv: keep the adversarial images.
-        adv: stored images to evaluate too, see ``stored_suite``.
+        adv: stored images to evaluate too, see ``external_column``.
         share: let one trajectory serve pgd7, pgd20 and pgd50.
         budget: of the fast suite, in multiples of AutoAttack's cost; None for its own.
-        passes: "own", or "folded": while attacks search, see ``Search``.
+        passes: "own", or "folded": while attacks search, see ``PassOptions``.
         precision: "fp32", "bf16", or "auto" for what the processor does faster; while attacks search.
         compiled: let torch.compile have the passes of the search.
     """
@@ -45,7 +45,7 @@ class AttackRequest:
     seed: int = 0
     chunk: int = DEFAULT_CHUNK
     attack_heads: str | None = None
-    head: str = MAIN
+    head: str = MAIN_HEAD
     save_adv: bool = False
     adv: tuple[str, ...] = ()
     share: bool = True
@@ -83,13 +83,13 @@ class AttackRequest:
     def options(self, precision: str = "fp32") -> AttackOptions:
         """The attacks' options, where ``precision`` is settled."""
         step_size = None if self.step_size is None else parse_eps(self.step_size, "step_size")
-        return AttackOptions(step_size, self.restarts, self.budget, Search(self.passes == "folded", precision, self.compiled))
+        return AttackOptions(step_size, self.restarts, self.budget, PassOptions(self.passes == "folded", precision, self.compiled))
 
     def folder_name(self, name: str, threat: ThreatModel, dataset: Dataset, trained_on: str | None) -> str:
         """``<checkpoint>-<norm>-<eps>``, and behind it whatever differs from the defaults."""
         parts = [name, threat.norm, threat.eps_text.replace("/", "of")]
         parts += [f"on-{dataset.name}"] if trained_on not in (None, dataset.name) else []
-        parts += [f"head-{self.head}"] if self.head != MAIN else []
+        parts += [f"head-{self.head}"] if self.head != MAIN_HEAD else []
         parts += [f"step{self.step_size.replace('/', 'of')}"] if self.step_size else []
         parts += [f"restarts{self.restarts}"] if self.restarts != 1 else []
         parts += [f"seed{self.seed}"] if self.seed != 0 else []

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from robench.evaluation.engine import evaluate_suites
+from robench.evaluation.engine import evaluate_columns
 from robench.evaluation.environment import describe_environment
-from robench.evaluation.first_look import settle_randomness
 from robench.evaluation.results import Results, is_complete, read_results
-from robench.evaluation.store import RunFolder, attack_folder, read_run
-from robench.models.loading import Subject
+from robench.evaluation.run_folder import RunFolder, attack_folder, read_run
+from robench.evaluation.sanity_check import settle_randomness
+from robench.models.subject import Subject
 from robench.processes import Processes
 from robench.report.tables import summarise
-from robench.types import Dataset, RobenchError, RunSpec, Suite, ThreatModel
+from robench.types import Column, Dataset, RobenchError, RunSpec, ThreatModel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +35,7 @@ class Run:
         subject: the model.
         data: the split.
         n: its first samples.
-        suites: the columns.
+        columns: to be filled.
         threat: the threat model.
         path: the run folder.
         seed: of the attacks.
@@ -47,7 +47,7 @@ class Run:
     subject: Subject
     data: Dataset
     n: int
-    suites: list[Suite]
+    columns: list[Column]
     threat: ThreatModel
     path: Path
     seed: int = 0
@@ -64,23 +64,23 @@ class Place:
         device: of this process.
         device_type: of whoever computes chunks.
         processes: this one among those that share the run.
-        evaluate: hands out chunks, see ``evaluate_suites``.
+        evaluate: hands out chunks, see ``evaluate_columns``.
     """
 
     device: str
     device_type: str
     processes: Processes = field(default_factory=Processes)
-    evaluate: Callable[..., None] = evaluate_suites
+    evaluate: Callable[..., None] = evaluate_columns
 
 
-def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool = True) -> Results | None:
+def run_columns(run: Run, place: Place, *, command: str = "", show_progress: bool = True) -> Results | None:
     """Describes the run, computes what is missing, and reads it all back; None where other processes still have work.
 
     Raises:
         RobenchError: two columns have one name, the folder holds another run or a longer one, or the model cannot classify the images.
     """
-    _refuse_same_names(run.suites)
-    subject, data, threat, path, n, here = run.subject, run.data, run.threat, run.path, run.n, place.processes
+    _refuse_same_names(run.columns)
+    subject, data, threat, path, n, processes = run.subject, run.data, run.threat, run.path, run.n, place.processes
     images, labels = data.images[:n], data.labels[:n]
     spec = RunSpec(
         model=subject.digest, data=data.digest, norm=threat.norm, eps=threat.eps, seed=run.seed, chunk=run.chunk,
@@ -92,7 +92,7 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
         raise RobenchError(f"{path} is a run on {finished} samples; fewer ({n}) would take its tables away: choose another `out`")
     settle_randomness(subject.classifier, images)
     votes = {"votes": subject.classifier.draws} if subject.classifier.draws > 1 else {}
-    where = {"path": data.path} if data.path else {}
+    location = {"path": data.path} if data.path else {}
     environment = describe_environment(place.device, torch.get_num_threads())
 
     def describe(n: int, **more: Any) -> None:
@@ -101,10 +101,10 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
         folder.describe(
             {
                 "model": {"name": subject.name, "origin": subject.origin} | votes,
-                "data": _describe_data(data) | where,
+                "data": _describe_data(data) | location,
                 "threat": {"norm": threat.norm, "eps": threat.eps, "eps_text": threat.eps_text},
                 "n": n,
-                "suites": _columns_with_earlier(run.suites, earlier["suites"]),
+                "suites": _columns_with_earlier(run.columns, earlier["suites"]),
                 "commands": list(dict.fromkeys([*earlier["commands"], *([command] if command else [])])),
                 "environment": environment,
                 **more,
@@ -113,20 +113,20 @@ def run_suites(run: Run, place: Place, *, command: str = "", show_progress: bool
 
     existed = path.exists()
     if show_progress and existed:
-        _say_what_is_computed_again(path, run.suites)
+        _say_what_is_computed_again(path, run.columns)
     describe(finished)  # a run that is extended keeps its tables until the new ones are complete
     try:
         place.evaluate(
-            subject.classifier, images, labels, run.suites, threat=threat, folder=folder, save=run.save, share=run.share,
+            subject.classifier, images, labels, run.columns, threat=threat, folder=folder, save=run.save, share=run.share,
             show_progress=show_progress,
         )  # fmt: skip
     except RobenchError:
         if (
-            not existed and here.world_size == 1 and not (path / "chunks").exists()
+            not existed and processes.world_size == 1 and not (path / "chunks").exists()
         ):  # a model that was refused leaves no empty run behind
             shutil.rmtree(path)
         raise
-    if here.world_size > 1 and not is_complete(folder, run.suites, n):
+    if processes.world_size > 1 and not is_complete(folder, run.columns, n):
         return None
     describe(n)
     results = read_results(path)
@@ -145,45 +145,45 @@ def _describe_data(data: Dataset) -> dict[str, Any]:
     return about | {"coarse": {"classes": list(data.coarse_classes), "of_class": [pairs.get(k) for k in range(len(data.classes))]}}
 
 
-def _refuse_same_names(suites: list[Suite]) -> None:
-    names = [suite.name for suite in suites]
+def _refuse_same_names(columns: list[Column]) -> None:
+    names = [column.name for column in columns]
     for name in names:
         if names.count(name) > 1:
             raise RobenchError(f"two columns would be called {name!r}; leave one out, or rename one of the files or folders")
 
 
-def _columns_with_earlier(suites: list[Suite], earlier: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _columns_with_earlier(columns: list[Column], earlier: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The columns of this call, and those that the folder has from earlier ones: an attack once measured is not forgotten."""
     asked = [
         {
-            "name": suite.name,
-            "cascade": suite.cascade,
+            "name": column.name,
+            "cascade": column.is_cascade,
             "members": [
                 {
-                    "name": member.name,
-                    "folder": attack_folder(suite, member),
-                    "params": dict(member.params),
-                    "library": member.library,
-                    "source": member.source,
+                    "name": stage.name,
+                    "folder": attack_folder(column, stage),
+                    "params": dict(stage.params),
+                    "library": stage.library,
+                    "source": stage.source,
                 }
-                for member in suite.members
+                for stage in column.stages
             ],
         }
-        for suite in suites
+        for column in columns
     ]
-    for column in asked:
+    for written in asked:
         for old in earlier:
-            if old["name"] == column["name"]:
-                _refuse_other_images(column, old)
-    names = {column["name"] for column in asked}
-    return asked + [column for column in earlier if column["name"] not in names]
+            if old["name"] == written["name"]:
+                _refuse_other_images(written, old)
+    names = {written["name"] for written in asked}
+    return asked + [written for written in earlier if written["name"] not in names]
 
 
-def _say_what_is_computed_again(path: Path, suites: list[Suite]) -> None:
+def _say_what_is_computed_again(path: Path, columns: list[Column]) -> None:
     """Columns that the folder has under the same name, but by other code or with other parameters."""
     earlier = read_run(path)["suites"] if (path / "run.json").exists() else []
-    folders = {column["name"]: [member["folder"] for member in column["members"]] for column in earlier}
-    again = [suite.name for suite in suites if suite.name in folders and folders[suite.name] != _folders(suite)]
+    folders = {written["name"]: [stage["folder"] for stage in written["members"]] for written in earlier}
+    again = [column.name for column in columns if column.name in folders and folders[column.name] != _folders(column)]
     if again:
         print(
             f"robench: computed again, since other code or other parameters made what {path} has: {', '.join(again)}",
@@ -191,15 +191,17 @@ def _say_what_is_computed_again(path: Path, suites: list[Suite]) -> None:
         )
 
 
-def _folders(suite: Suite) -> list[str]:
-    return [attack_folder(suite, member) for member in suite.members]
+def _folders(column: Column) -> list[str]:
+    return [attack_folder(column, stage) for stage in column.stages]
 
 
 def _refuse_other_images(column: dict[str, Any], earlier: dict[str, Any]) -> None:
     """A column of the same name may be computed again by a newer library, but not be about other images."""
     for what, named in (("transfer from", "weights"), ("images", "images")):
-        there, here = ({member["name"]: member["params"].get(what) for member in each["members"]} for each in (earlier, column))
-        if any(there[name] != here[name] for name in there.keys() & here.keys()):
+        earlier_params, new_params = (
+            {stage["name"]: stage["params"].get(what) for stage in each["members"]} for each in (earlier, column)
+        )
+        if any(earlier_params[name] != new_params[name] for name in earlier_params.keys() & new_params.keys()):
             raise RobenchError(
                 f"the run has a column {column['name']!r} already, of other {named}; choose another `out`, or rename the file"
             )

@@ -17,7 +17,7 @@ from robench.report.markdown import aligned
 from robench.report.sweeps import curve_table, eps_curve, steps_curve, write_curves
 from robench.request import AttackRequest
 from robench.runs import DEFAULT_CHUNK
-from robench.types import OwnModel, RobenchError, ThreatModel, format_eps, parse_eps
+from robench.types import ExternalModel, RobenchError, ThreatModel, format_eps, parse_eps
 
 DEFAULT_STEPS = (1, 2, 5, 10, 20, 50, 100)
 SHARES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0)  # of the data set's own radius: 0 to 16/255 where that is 8/255
@@ -68,13 +68,13 @@ class Sweep:
     failures: list[str]
 
 
-def sweep(request: SweepRequest, *, out: Path | None = None, **where: Any) -> Sweep | None:
+def sweep(request: SweepRequest, *, out: Path | None = None, **options: Any) -> Sweep | None:
     """Runs an attack at several radii, and PGD with several numbers of steps; called again, it computes only what is missing.
 
     Args:
         request: what is asked.
         out: the folder, ``reports/sweep-<name>`` by default; every run lies below it.
-        where: the model, the data and the device, as for ``robench.api.attack``.
+        options: the model, the data and the device, as for ``robench.api.attack``.
 
     Returns:
         None where other processes have not finished their share yet.
@@ -82,8 +82,8 @@ def sweep(request: SweepRequest, *, out: Path | None = None, **where: Any) -> Sw
     Raises:
         RobenchError: anything the user can mend; what was measured before is kept.
     """
-    radii, steps = _radii(request, where), _steps(request)
-    folder = out or Path("reports") / request.folder_name(_name(where))
+    radii, steps = _radii(request, options), _steps(request)
+    folder = out or Path("reports") / request.folder_name(_name(options))
     foreign = [path.name for path in folder.iterdir() if not _is_ours(path)] if folder.is_dir() else []
     if foreign:
         raise RobenchError(f"{folder} holds {foreign[0]}, which no sweep of robench writes; choose another `out`")
@@ -93,9 +93,9 @@ def sweep(request: SweepRequest, *, out: Path | None = None, **where: Any) -> Sw
     planned += [(folder / "steps", ",".join(f"pgd{number}" for number in steps), None)] if steps else []
     run: Path | None = None
     for place, (path, suite, eps) in enumerate(planned):
-        if where.get("show_progress", True):
+        if options.get("show_progress", True):
             print(f"sweep {place + 1} of {len(planned)}: {path.name}", file=sys.stderr)
-        run = attack(replace(request.attack, suite=suite, eps=eps), out=path, **where)
+        run = attack(replace(request.attack, suite=suite, eps=eps), out=path, **options)
     if run is None:  # ranks go through the runs in one order: whoever completes the last run completes them all
         return None
     results = [read_results(path) for path, _, _ in planned]
@@ -118,7 +118,7 @@ def _conclude(folder: Path, results: list[Results], with_steps: bool) -> Sweep:
     return Sweep(path, tables, [f"{each.path.name}: {line}" for each in results for line in failures(each)])
 
 
-def _radii(request: SweepRequest, where: dict[str, Any]) -> list[float]:
+def _radii(request: SweepRequest, options: dict[str, Any]) -> list[float]:
     """Ascending; none where only steps are asked for.
 
     Raises:
@@ -131,9 +131,9 @@ def _radii(request: SweepRequest, where: dict[str, Any]) -> list[float]:
         if not radii or radii[-1] == 0:
             raise RobenchError(f"`eps={request.eps!r}`: expected radii above 0, separated by commas, such as 0,2/255,8/255")
     else:
-        name = where.get("dataset") or (read_description(where["ckpt"])["dataset"] if where.get("ckpt") else "digits")
-        own = request.attack.threat(load_dataset(name, "test", where.get("data_dir"))).eps
-        radii = [share * own for share in SHARES]
+        name = options.get("dataset") or (read_description(options["ckpt"])["dataset"] if options.get("ckpt") else "digits")
+        own_eps = request.attack.threat(load_dataset(name, "test", options.get("data_dir"))).eps
+        radii = [share * own_eps for share in SHARES]
     return [ThreatModel(request.attack.norm, eps).eps for eps in radii]
 
 
@@ -151,10 +151,10 @@ def _steps(request: SweepRequest) -> list[int]:
     return sorted({int(text) for text in texts})
 
 
-def _name(where: dict[str, Any]) -> str:
+def _name(options: dict[str, Any]) -> str:
     """The model as part of a folder's name."""
-    if where.get("ckpt") is not None:
-        return checkpoint_name(where["ckpt"])
-    model = where.get("model")
-    named = model.where if isinstance(model, OwnModel) else str(model)
+    if options.get("ckpt") is not None:
+        return checkpoint_name(options["ckpt"])
+    model = options.get("model")
+    named = model.reference if isinstance(model, ExternalModel) else str(model)
     return re.sub(r"[^\w.-]+", "-", re.sub(r"\.py(?=:|$)", "", named.rsplit("/", 1)[-1]))

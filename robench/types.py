@@ -143,11 +143,11 @@ class ThreatModel:
 
 
 @dataclass(frozen=True)
-class OwnModel:
+class ExternalModel:
     """A model that robench did not train, as ``--model`` and the options around it name it.
 
     Attributes:
-        where: one of the ways of ``robench list models``.
+        reference: one of the ways of ``robench list models``.
         weights: a file with its state dict, for ways that name an architecture.
         mean, std: of the normalisation in front of it, per channel or one number for all, in pixel units of [0, 1]; where empty,
             what its own files say, or none.
@@ -156,7 +156,7 @@ class OwnModel:
         data_dir: where downloads lie, see ``robench.data.data_folder``.
     """
 
-    where: str
+    reference: str
     weights: Path | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -174,7 +174,7 @@ class OwnModel:
             f"--{name}": ",".join(map(repr, getattr(self, name))) for name in ("mean", "std")
         }
         named = [part for option, value in given.items() if value for part in (option, value)]
-        return ["--model", self.where, *named, *(["--trust"] if self.trust else []), *self._dtype]
+        return ["--model", self.reference, *named, *(["--trust"] if self.trust else []), *self._dtype]
 
     @property
     def _dtype(self) -> list[str]:
@@ -233,7 +233,7 @@ class AttackFn(Protocol):
 
 
 @dataclass(frozen=True)
-class Search:
+class PassOptions:
     """How a classifier is computed while adversarial images are looked for; see ``robench.models.rewrite``.
 
     Attributes:
@@ -247,11 +247,11 @@ class Search:
     compiled: bool = False
 
     def __str__(self) -> str:
-        said = ["folded"] * self.folded + ["bf16"] * (self.precision == "bf16") + ["compiled"] * self.compiled
-        return ", ".join(said) or "own"
+        words = ["folded"] * self.folded + ["bf16"] * (self.precision == "bf16") + ["compiled"] * self.compiled
+        return ", ".join(words) or "own"
 
 
-OWN = Search()
+NO_REWRITE = PassOptions()
 
 
 @dataclass(frozen=True)
@@ -268,13 +268,13 @@ class Attack:
         library: who computes it, with the version: "torchattacks 3.5.1".
         source: the paper or URL that defines it.
         family: attacks of one family start from the same random draws.
-        keeps: which of the adversarial images that it came across it returns, see ``Keeps``.
+        returns: which of the adversarial images that it came across it returns, see ``ReturnPolicy``.
         prefix_of: attacks with an equal, non-empty ``prefix_of`` take the same steps, ``params["steps"]`` of them: one run of the
             longest holds what the shorter ones return.
-        elsewhere: what the images are crafted on, where that is not the classifier under test.
-        stored: adversarial images (N, C, H, W) that were made before, one per sample from the data set's first; ``fn`` is then
+        crafting_target: what the images are crafted on, where that is not the classifier under test.
+        external_images: adversarial images (N, C, H, W) that were made before, one per sample from the data set's first; ``fn`` is then
             not called.
-        search: how the model's passes are computed while the attack searches; the verdict is always by the model's own.
+        pass_options: how the model's passes are computed while the attack searches; the verdict is always by the model's own.
     """
 
     name: str
@@ -285,11 +285,11 @@ class Attack:
     library: str
     source: str
     family: str
-    keeps: str = "last"
+    returns: str = "last"
     prefix_of: str = ""
-    elsewhere: Elsewhere | None = None
-    stored: Tensor | None = None
-    search: Search = OWN
+    crafting_target: CraftingTarget | None = None
+    external_images: Tensor | None = None
+    pass_options: PassOptions = NO_REWRITE
 
     @classmethod
     def of(cls, fn: AttackFn, **overrides: Any) -> Attack:
@@ -307,7 +307,7 @@ class Attack:
         return attack_of(fn, **overrides)
 
 
-class Keeps:
+class ReturnPolicy:
     """Which of the adversarial images that an attack came across it returns; when a call may be cut short follows from it."""
 
     LAST = "last"  # what it ends with, adversarial or not
@@ -316,7 +316,7 @@ class Keeps:
     LATE = "late"  # one that the model misclassified, but not if it came across it early
 
 
-class Elsewhere(Protocol):
+class CraftingTarget(Protocol):
     """Something that images are crafted on in place of the classifier under test: another model, or other heads."""
 
     @property
@@ -335,27 +335,27 @@ class Elsewhere(Protocol):
 
 
 @dataclass(frozen=True)
-class Suite:
-    """Attacks that run one after the other.
+class Column:
+    """One column of every table: an attack, or attacks that run one after the other.
 
     Attributes:
-        name: its column; the members of a cascade are shown as ``name/member``.
-        members: the attacks.
-        cascade: whether each member sees only what the earlier ones left, which makes the suite one column.
+        name: its heading; the stages of a cascade are shown as ``name/stage``.
+        stages: the attacks.
+        is_cascade: whether each stage sees only what the earlier ones left.
         about: one line for ``robench list``.
-        counts_best: a member's outcome is what its best query shows, not what it returned.
+        count_queries: a stage's outcome is what its best query shows, not what it returned.
         skip: of a cascade, places in the data set of samples that are left out because something else decided them.
-        doubt: of a cascade, the member behind which the others run only in chunks where it broke a sample.
+        gate: of a cascade, the stage behind which the others run only in chunks where it broke a sample.
         blind: of a cascade, whether members that the model passes no gradient to count as left out, so that the others decide.
     """
 
     name: str
-    members: tuple[Attack, ...]
-    cascade: bool
+    stages: tuple[Attack, ...]
+    is_cascade: bool
     about: str = ""
-    counts_best: bool = False
+    count_queries: bool = False
     skip: frozenset[int] = frozenset()
-    doubt: str = ""
+    gate: str = ""
     blind: bool = False
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from robench.evaluation.linear import Linear, linear_case
-from robench.types import Attack, Suite, ThreatModel
+from robench.types import Attack, Column, ThreatModel
 
 __all__ = ["Linear", "linear_case"]  # whose robustness is known in closed form
 
@@ -36,4 +36,4 @@ def fake(name, fn, params=None):
 
 
 def column(name, fn, params=None):
-    return Suite(name, (fake(name, fn, params),), cascade=False)
+    return Column(name, (fake(name, fn, params),), is_cascade=False)

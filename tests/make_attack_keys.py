@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from robench.adapters import autoattack, torchattacks
-from robench.attacks import AttackOptions, parse_suites
-from robench.evaluation.store import attack_folder
-from robench.types import RobenchError, Search, ThreatModel
+from robench.attacks import AttackOptions, parse_columns
+from robench.evaluation.run_folder import attack_folder
+from robench.types import PassOptions, RobenchError, ThreatModel
 
 FILE = Path(__file__).with_name("attack_keys.json")
 NAMES = [
@@ -47,7 +47,7 @@ OPTIONS = {
     "step 1/255, restarts 3": {"step_size": 1 / 255, "restarts": 3},
     "restarts 3": {"restarts": 3},
     "budget 1": {"budget": 1.0},
-    "folded bf16": {"search": Search(folded=True, precision="bf16")},
+    "folded bf16": {"pass_options": PassOptions(folded=True, precision="bf16")},
 }
 WITH_OPTIONS = ("pgd20", "pgd50-ce", "nearest", "fast", "autoattack")
 VERSION = "0"  # of the libraries, which are another matter
@@ -56,17 +56,17 @@ VERSION = "0"  # of the libraries, which are another matter
 def described(name, threat, n_classes, options):
     """The columns of a name, or why there is none."""
     try:
-        suites = parse_suites(name, threat, n_classes, AttackOptions(**options))
+        suites = parse_columns(name, threat, n_classes, AttackOptions(**options))
     except RobenchError as error:
         return str(error)
     return [
         {
             "column": suite.name, "folder": attack_folder(suite, member), "name": member.name, "norms": list(member.norms),
             "gradients": member.gradients, "params": dict(member.params), "library": member.library, "source": member.source,
-            "family": member.family, "keeps": member.keeps, "prefix_of": member.prefix_of, "search": str(member.search),
+            "family": member.family, "keeps": member.returns, "prefix_of": member.prefix_of, "search": str(member.pass_options),
         }
         for suite in suites
-        for member in suite.members
+        for member in suite.stages
     ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import LINF, BrightnessClassifier, Linear, brightness_data, linear_case
 
-from robench.attacks import ATTACKS, AttackOptions, parse_suites
+from robench.attacks import ATTACKS, AttackOptions, parse_columns
 from robench.attacks.restarts import with_restarts
 from robench.evaluation.contract import (
     SIZES,
@@ -16,7 +16,7 @@ from robench.evaluation.contract import (
     same_bytes,
     small_network,
 )
-from robench.evaluation.store import Chunk, chunk_seed
+from robench.evaluation.run_folder import Chunk, chunk_seed
 from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
 from robench.types import RobenchError, ThreatModel
@@ -36,8 +36,8 @@ ITERATIVE = [
 
 
 def attack_of(name, threat, n_classes=10, **options):
-    (suite,) = parse_suites(name, threat, n_classes, AttackOptions(**options))
-    return suite.members[0]
+    (suite,) = parse_columns(name, threat, n_classes, AttackOptions(**options))
+    return suite.stages[0]
 
 
 def run(attack, classifier, images, labels, threat, seed=0):
@@ -189,14 +189,14 @@ def test_pgd_in_l2_is_not_slowed_by_confident_logits_or_large_batches(size):
 )
 def test_a_suite_that_cannot_run_is_refused(text, norm, n_classes, message):
     with pytest.raises(RobenchError, match=message):
-        parse_suites(text, ThreatModel(norm, 0.1), n_classes)
+        parse_columns(text, ThreatModel(norm, 0.1), n_classes)
 
 
 def test_options_of_pgd_without_pgd_are_refused():
     with pytest.raises(RobenchError, match="change PGD alone, and there is none"):
-        parse_suites("autoattack", LINF, 10, AttackOptions(restarts=2))
+        parse_columns("autoattack", LINF, 10, AttackOptions(restarts=2))
     with pytest.raises(RobenchError, match="`step_size=2` with eps 8/255"):
-        parse_suites("pgd7", LINF, 10, AttackOptions(step_size=2.0))
+        parse_columns("pgd7", LINF, 10, AttackOptions(step_size=2.0))
 
 
 def test_every_attack_that_is_defined_in_l1_is_tested_in_it():
@@ -205,22 +205,22 @@ def test_every_attack_that_is_defined_in_l1_is_tested_in_it():
 
 
 def test_screened_autoattack_in_l1_has_nothing_to_screen_with():
-    (suite,) = parse_suites("autoattack-screened", ThreatModel("L1", 12), 10)
-    assert [member.name for member in suite.members] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    (suite,) = parse_columns("autoattack-screened", ThreatModel("L1", 12), 10)
+    assert [member.name for member in suite.stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
 
 
 def test_one_attack_has_one_name():
-    assert [suite.name for suite in parse_suites("pgd020,PGD20", LINF, 10)] == ["pgd20"]
+    assert [suite.name for suite in parse_columns("pgd020,PGD20", LINF, 10)] == ["pgd20"]
 
 
 def test_suites_expand_to_columns_each_once():
-    assert [suite.name for suite in parse_suites("pgd20,paper,autoattack", LINF, 10)] == [
+    assert [suite.name for suite in parse_columns("pgd20,paper,autoattack", LINF, 10)] == [
         "pgd20",
         "fgsm",
         "pgd7",
         "pgd50",
         "autoattack",
     ]
-    autoattack = parse_suites("autoattack", LINF, 5)[0]
-    assert autoattack.cascade and [member.name for member in autoattack.members] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert autoattack.members[1].params["n_targets"] == 4
+    autoattack = parse_columns("autoattack", LINF, 5)[0]
+    assert autoattack.is_cascade and [member.name for member in autoattack.stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert autoattack.stages[1].params["n_targets"] == 4

@@ -20,18 +20,18 @@ from robench.audit.cheats import Detached, NoGradient, Quantise
 from robench.audit.checks import CHECKS, run_checks
 from robench.audit.comparisons import black_box, loss_swap, noise_breaks, one_step, precision, transfer_breaks
 from robench.audit.controls import CONTROLS, Bench
-from robench.audit.evidence import Evidence, Stored
+from robench.audit.evidence import Evidence, ExternalImages
 from robench.audit.panel import CALLABLE, called_for
 from robench.audit.protocol import provenance, randomness, transfer_gap
-from robench.audit.readings import GRADIENT_FREE
+from robench.audit.rules import GRADIENT_FREE
 from robench.audit.selftest import audit_control
 from robench.audit.verdict import OPEN, REFUTED, REQUIRED, SUPPORTED, WEAKENED, judge_number
 from robench.cli import main
+from robench.evaluation.judge import judge, verdict_logits
 from robench.evaluation.results import Results
-from robench.evaluation.verify import judge, verdict_logits
 from robench.models.classifier import Classifier
-from robench.models.loading import classifier_of_module
 from robench.models.seeded import seeded
+from robench.models.subject import classifier_of_module
 from robench.report.paired import holm, paired
 from robench.types import Finding, Level, Outcome, RobenchError, ThreatModel
 
@@ -117,7 +117,7 @@ def test_a_failure_that_the_correction_takes_away_becomes_a_warning():
 
 def test_stored_images_must_come_from_the_judged_weights():
     def level(protocol="unknown", **stored):
-        return provenance(evidence_of({"x": 5}, stored=(Stored("x", **stored),), protocol=protocol)).level
+        return provenance(evidence_of({"x": 5}, external=(ExternalImages("x", **stored),), protocol=protocol)).level
 
     assert level(weights="mine") == Level.PASS
     assert level(weights="other") == Level.FAIL
@@ -129,7 +129,7 @@ def test_stored_images_must_come_from_the_judged_weights():
 
 
 def test_stored_images_that_a_fresh_attack_beats_are_noticed_though_nobody_names_their_source():
-    evidence = evidence_of({"adv@file": 600, "pgd20": 10}, stored=(Stored("adv@file"),))
+    evidence = evidence_of({"adv@file": 600, "pgd20": 10}, external=(ExternalImages("adv@file"),))
     found = transfer_gap(evidence)
     assert (found.level, round(found.statistic, 3)) == (Level.FAIL, 0.59)
 
@@ -186,11 +186,14 @@ def test_a_failed_attack_leaves_the_union_open():
 
 
 def test_a_claim_of_transfer_is_held_against_the_stored_images():
-    evidence = evidence_of({"adv@file": 600, "pgd20": 10}, stored=(Stored("adv@file", "other"),), protocol="transfer")
+    evidence = evidence_of({"adv@file": 600, "pgd20": 10}, external=(ExternalImages("adv@file", "other"),), protocol="transfer")
     verdict = judge_number(evidence, passing(), 0.606, [])
     assert (verdict.word, verdict.robust, verdict.transfer) == (SUPPORTED, 10, 0.6)
     white_box = judge_number(
-        evidence_of({"adv@file": 600, "pgd20": 10}, stored=(Stored("adv@file"),), protocol="white-box"), passing(), 0.606, []
+        evidence_of({"adv@file": 600, "pgd20": 10}, external=(ExternalImages("adv@file"),), protocol="white-box"),
+        passing(),
+        0.606,
+        [],
     )
     assert white_box.word == REFUTED
 
@@ -198,14 +201,14 @@ def test_a_claim_of_transfer_is_held_against_the_stored_images():
 @pytest.mark.parametrize(
     ("stored", "claim", "failing", "why"),
     [
-        (Stored("x"), 0.6, None, "nobody says what x was crafted on"),
-        (Stored("x", "mine"), 0.6, None, "crafted on the judged weights"),
-        (Stored("x", "other"), 0.6, "budget", "checks fail: budget"),
-        (Stored("x", "other"), None, None, "without a claim"),
+        (ExternalImages("x"), 0.6, None, "nobody says what x was crafted on"),
+        (ExternalImages("x", "mine"), 0.6, None, "crafted on the judged weights"),
+        (ExternalImages("x", "other"), 0.6, "budget", "checks fail: budget"),
+        (ExternalImages("x", "other"), None, None, "without a claim"),
     ],
 )
 def test_a_claim_of_transfer_needs_images_of_a_known_other_model_that_spend_their_radius(stored, claim, failing, why):
-    evidence = evidence_of({"x": 600, "pgd20": 10}, stored=(stored,), protocol="transfer")
+    evidence = evidence_of({"x": 600, "pgd20": 10}, external=(stored,), protocol="transfer")
     findings = [Finding(name, Level.FAIL if name == failing else Level.PASS, "", "", "") for name in CHECKS]
     verdict = judge_number(evidence, findings, claim, [])
     assert verdict.word == OPEN
@@ -213,12 +216,12 @@ def test_a_claim_of_transfer_needs_images_of_a_known_other_model_that_spend_thei
 
 
 def test_stored_images_that_break_the_model_count_in_the_union():
-    verdict = judge_number(evidence_of({"x": 300, "pgd20": 500}, stored=(Stored("x"),)), passing(), 0.5, [])
+    verdict = judge_number(evidence_of({"x": 300, "pgd20": 500}, external=(ExternalImages("x"),)), passing(), 0.5, [])
     assert (verdict.word, verdict.robust) == (REFUTED, 300)
 
 
 def test_invalid_stored_images_widen_the_number_and_are_not_forgotten():
-    evidence = evidence_of({"x": 600, "pgd20": 10}, stored=(Stored("x", "other"),), protocol="transfer", failed=("x",))
+    evidence = evidence_of({"x": 600, "pgd20": 10}, external=(ExternalImages("x", "other"),), protocol="transfer", failed=("x",))
     verdict = judge_number(evidence, passing(), 0.3, [])
     assert verdict.low < 0.01
     assert verdict.high > 0.6
@@ -407,7 +410,7 @@ def test_images_of_a_sibling_that_break_what_is_left_are_noticed():
     columns = {"pgd20": 300, "pgd50@other": np.arange(50, 900)}
     assert transfer_breaks(evidence_of(columns)).level == Level.FAIL
     assert transfer_breaks(evidence_of({"pgd20": 300})).level == Level.UNKNOWN
-    assert transfer_breaks(evidence_of(columns, stored=(Stored("pgd50@other"),))).level == Level.UNKNOWN
+    assert transfer_breaks(evidence_of(columns, external=(ExternalImages("pgd50@other"),))).level == Level.UNKNOWN
 
 
 def test_a_sample_or_two_that_another_attack_adds_are_no_failure():

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from robench.attacks import parse_suites
-from robench.evaluation.engine import evaluate_suites
+from robench.attacks import parse_columns
+from robench.evaluation.engine import evaluate_columns
 from robench.evaluation.results import read_results
-from robench.evaluation.store import Chunk, RunFolder, chunk_seed
+from robench.evaluation.run_folder import Chunk, RunFolder, chunk_seed
 from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
 from robench.types import Outcome, RunSpec, ThreatModel
@@ -56,9 +56,9 @@ def test_verdicts_equal_the_authors_sample_by_sample(network, digits_test, tmp_p
     images, labels = digits_test.images[:n], digits_test.labels[:n]
     if threat == SPARSE:
         network, images = shrunk(network, images)
-    suites = parse_suites("autoattack", threat, 10)
+    suites = parse_columns("autoattack", threat, 10)
     folder = RunFolder(tmp_path / "run", RunSpec("m", "d", threat.norm, threat.eps, 11, n, "cpu"))
-    evaluate_suites(network, images, labels, suites, threat=threat, folder=folder, show_progress=False)
+    evaluate_columns(network, images, labels, suites, threat=threat, folder=folder, show_progress=False)
     ours = [outcome == Outcome.ROBUST for outcome in read_outcomes(folder, suites, n)]
     survived, adv_images = by_the_authors(network, images.float() / 255, labels, chunk_seed(11, "autoattack", Chunk(0, n)), threat)
     assert 0.2 <= survived.float().mean() <= 0.8
@@ -88,9 +88,9 @@ def test_calls_that_are_cut_short_and_calls_that_are_not_have_the_authors_verdic
     images, labels = digits_test.images[:n], digits_test.labels[:n]
     if threat == SPARSE:
         network, images = shrunk(network, images)
-    suites = parse_suites(stage, threat, 10)
+    suites = parse_columns(stage, threat, 10)
     folder = RunFolder(tmp_path / "run", RunSpec("m", "d", threat.norm, threat.eps, 11, size, "cpu"))
-    evaluate_suites(network, images, labels, suites, threat=threat, folder=folder, show_progress=False)
+    evaluate_columns(network, images, labels, suites, threat=threat, folder=folder, show_progress=False)
     ours = [outcome == Outcome.ROBUST for outcome in read_outcomes(folder, suites, n)]
     expected, passes = [], []
     for start in range(0, n, size):
@@ -111,13 +111,13 @@ def test_calls_that_are_cut_short_and_calls_that_are_not_have_the_authors_verdic
 
 
 def read_outcomes(folder, suites, n):
-    from robench.evaluation.store import attack_folder
+    from robench.evaluation.run_folder import attack_folder
 
     described = [
         {
             "name": suite.name,
-            "cascade": suite.cascade,
-            "members": [{"name": member.name, "folder": attack_folder(suite, member)} for member in suite.members],
+            "cascade": suite.is_cascade,
+            "members": [{"name": member.name, "folder": attack_folder(suite, member)} for member in suite.stages],
         }
         for suite in suites
     ]
@@ -131,14 +131,14 @@ def test_each_stage_alone_equals_the_authors_and_breaks_something(network, digit
     from pyautoattack import AutoAttack
 
     images, labels = digits_test.images[:8].float() / 255, digits_test.labels[:8]
-    for suite in parse_suites("apgd-ce,apgd-t,fab-t", THREAT, 10):
+    for suite in parse_columns("apgd-ce,apgd-t,fab-t", THREAT, 10):
         theirs = AutoAttack(network, norm=THREAT.norm, eps=THREAT.eps, seed=3, version="standard", device="cpu")
         theirs.attacks_to_run = [suite.name]
         with torch.random.fork_rng(devices=[]):
             expected, _ = theirs.run_standard_evaluation(images.clone(), labels.clone(), batch_size=8)
         correct = network(images).argmax(1) == labels
         with seeded(3, images.device):
-            ours = suite.members[0].fn(network, images[correct], labels[correct], THREAT, 3)
+            ours = suite.stages[0].fn(network, images[correct], labels[correct], THREAT, 3)
         broken = network(ours).argmax(1) != labels[correct]
         assert broken.any(), suite.name
         assert torch.equal(ours[broken], expected[correct][broken])
@@ -158,8 +158,8 @@ def test_a_stage_in_l1_is_the_authors_standard_to_the_last_pass(network, digits_
     attack = {"apgd-ce": theirs.apgd, "apgd-t": theirs.apgd_targeted, "fab-t": theirs.fab}[stage]
     with torch.random.fork_rng(devices=[]), network.counting() as expected:
         adv_images = attack.perturb(images.clone(), labels.clone())
-    (suite,) = parse_suites(stage, small, 10)
+    (suite,) = parse_columns(stage, small, 10)
     with network.counting() as spent:
-        ours = suite.members[0].fn(network, images, labels, small, 3)
+        ours = suite.stages[0].fn(network, images, labels, small, 3)
     assert torch.equal(ours, adv_images) and (network(ours).argmax(1) == labels).any()
     assert (spent.forwards, spent.backwards) == (expected.forwards, expected.backwards)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import robench
-from robench.models.loading import classifier_of_module
+from robench.models.subject import classifier_of_module
 from robench.types import RobenchError
 
 CLASSES = 5

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import robench
-from robench.evaluation.verify import judge
+from robench.evaluation.judge import judge
 from robench.models.adapting import adapt
 from robench.models.classifier import Classifier
 from robench.types import Outcome, RobenchError, ThreatModel
@@ -247,7 +247,7 @@ def test_a_sigmoid_output_is_read_as_a_probability(images):
 
 
 def test_a_plain_function_is_a_model_and_its_weights_are_in_the_digest(images, labels):
-    from robench.models.loading import classifier_of_module
+    from robench.models.subject import classifier_of_module
 
     digests = []
     for scale in (1.0, 2.0):

@@ -16,13 +16,13 @@ from test_engine import run as run_on_gray
 
 from robench.api import attack
 from robench.cli import main
-from robench.evaluation.adv_images import PackedImages, read_packed
-from robench.evaluation.store import read_run
+from robench.evaluation.packed_images import PackedImages, read_packed
+from robench.evaluation.run_folder import read_run
 from robench.interchange.bundle import opened, unpack, write_bundle
-from robench.recheck import verify
 from robench.request import AttackRequest
 from robench.training import TrainSpec, train
-from robench.types import OwnModel, RobenchError
+from robench.types import ExternalModel, RobenchError
+from robench.verify import verify
 
 
 def call(*arguments):
@@ -105,7 +105,7 @@ def test_the_command_in_a_bundle_of_somebodys_model_verifies_it(tmp_path, monkey
     Path("mine.py").write_text(
         "import torch\ndef make():\n    torch.manual_seed(0)\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))\n"
     )
-    own = OwnModel("mine.py:make", mean=(0.49139968, 0.48, 0.45), std=(0.2, 0.2, 0.2))
+    own = ExternalModel("mine.py:make", mean=(0.49139968, 0.48, 0.45), std=(0.2, 0.2, 0.2))
     asked = AttackRequest("pgd2", n=40, save_adv=True)
     attack(asked, model=own, dataset="digits", out=Path("run"), threads=1, show_progress=False)
     path, _ = write_bundle(Path("run"))

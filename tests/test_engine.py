@@ -17,17 +17,17 @@ from cases import BrightnessClassifier, brightness_data, column, darken, fake
 from torch import nn
 
 from robench.api import settled_precision
-from robench.attacks import parse_suites
-from robench.evaluation.engine import evaluate_suites
+from robench.attacks import parse_columns
+from robench.evaluation.engine import evaluate_columns
 from robench.evaluation.results import read_results
-from robench.evaluation.store import Chunk, RunFolder, attack_folder, chunk_seed, split
+from robench.evaluation.run_folder import Chunk, RunFolder, attack_folder, chunk_seed, split
 from robench.models.classifier import Classifier
-from robench.models.loading import classifier_of_module
+from robench.models.subject import classifier_of_module
 from robench.notebook import evaluate
 from robench.report import write_report
 from robench.request import AttackRequest
 from robench.runs import DEFAULT_CHUNK, settle_randomness
-from robench.types import Dataset, Outcome, RobenchError, RunSpec, Suite, ThreatModel
+from robench.types import Column, Dataset, Outcome, RobenchError, RunSpec, ThreatModel
 
 # Of ten samples two are misclassified; at eps 0.1 darkening breaks those below 0.1, four of the other eight.
 OFFSETS = [-0.05, 0.02, 0.2, 0.06, 0.3, -0.01, 0.08, 0.15, 0.04, 0.25]
@@ -42,10 +42,10 @@ def run(path, suites, *, offsets=OFFSETS, spec=SPEC, model=None, **how):
     described = [
         {
             "name": suite.name,
-            "cascade": suite.cascade,
+            "cascade": suite.is_cascade,
             "members": [
                 {"name": m.name, "folder": attack_folder(suite, m), "params": {}, "library": "tests", "source": ""}
-                for m in suite.members
+                for m in suite.stages
             ],
         }
         for suite in suites
@@ -64,7 +64,7 @@ def run(path, suites, *, offsets=OFFSETS, spec=SPEC, model=None, **how):
     classifier = Classifier(model or BrightnessClassifier(), 2)
     settle_randomness(classifier, images)
     threat = ThreatModel(spec.norm, spec.eps)
-    evaluate_suites(classifier, images, labels, suites, threat=threat, folder=folder, show_progress=False, **how)
+    evaluate_columns(classifier, images, labels, suites, threat=threat, folder=folder, show_progress=False, **how)
     return read_results(path)
 
 
@@ -109,7 +109,7 @@ def test_a_cascade_gives_each_stage_the_survivors_and_is_one_column(tmp_path):
         seen.append(len(images))
         return images
 
-    suite = Suite("both", (fake("first", darken_all), fake("second", nothing)), cascade=True)
+    suite = Column("both", (fake("first", darken_all), fake("second", nothing)), is_cascade=True)
     results = run(tmp_path, [suite], spec=replace(SPEC, chunk=10))
     assert seen == [8, 4]
     assert results.columns == ["both"] and results.stages["both"] == ["both/first", "both/second"]
@@ -299,7 +299,7 @@ def test_a_stage_that_is_computed_again_renews_the_later_ones(tmp_path):
             raise RuntimeError("out of luck")
         return darken(model, images, labels, threat, seed)
 
-    suite = Suite("both", (fake("first", first), fake("second", darken)), cascade=True)
+    suite = Column("both", (fake("first", first), fake("second", darken)), is_cascade=True)
     spec = replace(SPEC, chunk=10)
     assert outcomes(run(tmp_path / "a", [suite], spec=spec), "both/second")[1] == Outcome.BROKEN
     state["trouble"] = False
@@ -321,7 +321,7 @@ def test_a_kill_between_a_renewed_stage_and_the_next_leaves_nothing_stale(tmp_pa
             raise KeyboardInterrupt
         return darken(model, images, labels, threat, seed)
 
-    suite = Suite("both", (fake("first", first), fake("second", second)), cascade=True)
+    suite = Column("both", (fake("first", first), fake("second", second)), is_cascade=True)
     spec = replace(SPEC, chunk=10)
     run(tmp_path, [suite], spec=spec)
     state |= {"trouble": False, "kill": True}
@@ -332,7 +332,7 @@ def test_a_kill_between_a_renewed_stage_and_the_next_leaves_nothing_stale(tmp_pa
 
 
 def test_a_chunk_with_nothing_to_attack_does_not_call_the_attack(tmp_path):
-    suite = Suite("both", (fake("first", darken), fake("second", raises)), cascade=True)
+    suite = Column("both", (fake("first", darken), fake("second", raises)), is_cascade=True)
     offsets = [-0.1, 0.02, 0.03]  # misclassified, then broken by the first stage
     results = run(tmp_path, [suite], offsets=offsets)
     assert outcomes(results, "both") == {0: Outcome.MISCLASSIFIED, 1: Outcome.BROKEN, 2: Outcome.BROKEN}
@@ -594,7 +594,7 @@ def test_plain_attributes_and_unsaved_buffers_are_part_of_a_models_identity(tmp_
 
 def test_at_radius_zero_in_l2_no_shared_step_is_missed(tmp_path):
     spec = replace(SPEC, norm="L2", eps=0.0)
-    results = run(tmp_path, parse_suites("pgd7,pgd20", ThreatModel("L2", 0.0), 2), spec=spec)
+    results = run(tmp_path, parse_columns("pgd7,pgd20", ThreatModel("L2", 0.0), 2), spec=spec)
     for name in ("pgd7", "pgd20"):
         assert set(outcomes(results, name).values()) == {Outcome.MISCLASSIFIED, Outcome.ROBUST}
 
@@ -604,10 +604,10 @@ def test_a_long_run_is_forecast_from_its_first_chunk(tmp_path, capsys, monkeypat
         time.sleep(0.05)
         return images
 
-    monkeypatch.setattr("robench.evaluation.engine.LONG", 0)
+    monkeypatch.setattr("robench.evaluation.engine.WORTH_A_FORECAST", 0)
     images, labels = brightness_data([0.2] * 40)
     folder = RunFolder(tmp_path, replace(SPEC, chunk=2))
-    evaluate_suites(Classifier(BrightnessClassifier(), 2), images, labels, [column("slow", slow)], threat=THREAT, folder=folder)
+    evaluate_columns(Classifier(BrightnessClassifier(), 2), images, labels, [column("slow", slow)], threat=THREAT, folder=folder)
     said = [line for line in capsys.readouterr().err.splitlines() if "to go (slow" in line]
     (seconds,) = (int(re.search(r"about (\d+) s to go", line)[1]) for line in said)
     assert 1 <= seconds <= 60  # nineteen chunks of a twentieth of a second, and more where the machine is busy

@@ -17,12 +17,12 @@ from cases import BrightnessClassifier, brightness_data, darken
 from click.testing import CliRunner
 
 import robench
-from robench.attacks import attack_of_file, check_suite, parse_suites
+from robench.attacks import attack_of_file, check_suite, parse_columns
 from robench.authoring import description_of
 from robench.cli import main
 from robench.code_digest import digest_function
-from robench.evaluation.store import attack_folder
-from robench.types import Attack, Keeps, RobenchError, ThreatModel
+from robench.evaluation.run_folder import attack_folder
+from robench.types import Attack, ReturnPolicy, RobenchError, ThreatModel
 
 LINF = ThreatModel("Linf", 0.1)
 OFFSETS = [0.03, 0.06, 0.2, -0.1, 0.09, 0.4]  # darken by 0.1 breaks the first two and the fifth
@@ -155,10 +155,10 @@ def test_the_decorator_describes_a_function_and_leaves_it_what_it_is():
         return images
 
     before = inspect.signature(fn)
-    same = robench.attack(name="mine", norms="L2", returns=Keeps.ANY, source="a paper")(fn)
+    same = robench.attack(name="mine", norms="L2", returns=ReturnPolicy.ANY, source="a paper")(fn)
     assert same is fn and inspect.signature(fn) == before and fn(0, 1, 2, 3, 4) == 1
     made = Attack.of(fn)
-    assert (made.name, made.norms, made.keeps, made.source, made.params, made.fn) == (
+    assert (made.name, made.norms, made.returns, made.source, made.params, made.fn) == (
         "mine",
         ("L2",),
         "any",
@@ -186,8 +186,8 @@ def test_a_changed_parameter_changes_name_key_and_what_is_called():
 
 
 def _column(attack):
-    (suite,) = parse_suites([attack], LINF, 10)
-    return suite, suite.members[0]
+    (suite,) = parse_columns([attack], LINF, 10)
+    return suite, suite.stages[0]
 
 
 def wrong_order(images, labels, model, threat, seed):
@@ -230,8 +230,8 @@ def needs(model, images, labels, threat, seed, *, steps):
         (lambda: Attack.of(lift, name="a,b"), "called 'a,b'; expected letters"),
         (lambda: check_suite([Attack.of(lift, name="pgd20")]), "called 'pgd20', which is a name of robench's"),
         (lambda: check_suite([Attack.of(lift, name="clean")]), "called 'clean', which is a name of robench's"),
-        (lambda: parse_suites([Attack.of(lift, norms="L2")], LINF, 10), "'lift' is defined for L2 only, not for Linf"),
-        (lambda: parse_suites([], LINF, 10), "the suite is empty"),
+        (lambda: parse_columns([Attack.of(lift, norms="L2")], LINF, 10), "'lift' is defined for L2 only, not for Linf"),
+        (lambda: parse_columns([], LINF, 10), "the suite is empty"),
     ],
 )
 def test_what_is_no_attack_is_refused_in_a_sentence(make, message):
@@ -248,11 +248,11 @@ def test_two_functions_of_one_name_in_one_call_are_refused_and_one_given_twice_i
 
     second.__name__ = "first"
     with pytest.raises(RobenchError, match="two attacks would be called 'first'; give one another name"):
-        parse_suites([first, second], LINF, 10)
+        parse_columns([first, second], LINF, 10)
     by_hand = [Attack("one", fn, ("Linf",), False, {}, "by hand", "", "one") for fn in (first, second)]
     with pytest.raises(RobenchError, match="two attacks would be called 'one'"):
-        parse_suites(by_hand, LINF, 10)
-    assert [suite.name for suite in parse_suites([first, first, "pgd20", "pgd20"], LINF, 10)] == ["first", "pgd20"]
+        parse_columns(by_hand, LINF, 10)
+    assert [suite.name for suite in parse_columns([first, first, "pgd20", "pgd20"], LINF, 10)] == ["first", "pgd20"]
 
 
 # --- keys ---
@@ -553,8 +553,8 @@ def test_the_attacks_of_installed_packages_are_names(here, site):
     result = run("--suite", "shifted,pgd1")
     assert result.exit_code == 0, result.output
     assert columns() == ["Shifted", "pgd1"] and robust()["Shifted"] == 2
-    (suite,) = parse_suites("shifted", LINF, 10)
-    assert suite.members[0].library.startswith("packed_shift 1.2, code ")
+    (suite,) = parse_columns("shifted", LINF, 10)
+    assert suite.stages[0].library.startswith("packed_shift 1.2, code ")
     assert call("check-attack", "shifted").exit_code == 0
 
 
@@ -571,4 +571,4 @@ def test_two_packages_with_one_name_are_refused_and_robench_s_own_names_stay_its
     install(site, "one_shift", {"shift": "one_shift:shift", "pgd20": "one_shift:shift"}, SHIFT)
     install(site, "two_shift", {"shift": "two_shift:shift"}, SHIFT)
     one_message(run("--suite", "shift"), "is of", "one_shift 1.2", "and of", "two_shift 1.2", "uninstall one")
-    assert parse_suites("pgd20", LINF, 10)[0].members[0].library.startswith("torchattacks")
+    assert parse_columns("pgd20", LINF, 10)[0].stages[0].library.startswith("torchattacks")

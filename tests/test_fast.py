@@ -11,21 +11,21 @@ from torch import nn
 
 import robench
 from robench.adapters.autoattack import stage_units
-from robench.attacks import AttackOptions, parse_suites, registry
+from robench.attacks import AttackOptions, parse_columns, registry
 from robench.attacks.descent import project
 from robench.attacks.nearest import Known, nearest, towards, walk
 from robench.evaluation.results import read_results
-from robench.evaluation.store import attack_folder
+from robench.evaluation.run_folder import attack_folder
 from robench.models.backbones import BACKBONES, SmallMapConv2d
 from robench.models.classifier import Classifier
-from robench.models.rewrite import UnshuffledConv2d, fold, quicker_precision, searcher
+from robench.models.rewrite import UnshuffledConv2d, cheaper_twin, fold, quicker_precision
 from robench.models.seeded import seeded
 from robench.report.anytime import cost_curve, outlook, outlook_lines
 from robench.report.markdown import terminal_table
 from robench.report.tables import summarise
-from robench.types import AUTOATTACK_UNITS, OWN, Outcome, RobenchError, Search, ThreatModel
+from robench.types import AUTOATTACK_UNITS, NO_REWRITE, Outcome, PassOptions, RobenchError, ThreatModel
 
-FOLDED, BF16 = Search(folded=True), Search(folded=True, precision="bf16")
+FOLDED, BF16 = PassOptions(folded=True), PassOptions(folded=True, precision="bf16")
 
 
 def lively(module, seed=0):
@@ -52,7 +52,7 @@ def gradient(classifier, images):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_folded_passes_have_the_same_logits_and_gradients_and_no_batchnorm_left(backbone):
     classifier, images = classifier_of(backbone), torch.rand(3, 3, 32, 32)
-    twin = searcher(classifier, FOLDED, images)
+    twin = cheaper_twin(classifier, FOLDED, images)
     assert not [layer for layer in twin.module.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert [layer for layer in classifier.module.modules() if isinstance(layer, nn.BatchNorm2d)]  # the model itself keeps its own
     largest = classifier(images).abs().max()
@@ -132,21 +132,21 @@ def test_what_is_used_twice_is_not_folded():
 def test_a_model_that_cannot_be_traced_is_searched_as_it_is():
     classifier, images = Classifier(lively(Branching()), 4), torch.rand(4, 3, 8, 8)
     assert fold(lively(Branching())) is None
-    assert torch.allclose(searcher(classifier, FOLDED, images)(images), classifier(images), atol=1e-6)
+    assert torch.allclose(cheaper_twin(classifier, FOLDED, images)(images), classifier(images), atol=1e-6)
 
 
 def test_a_trace_that_computes_something_else_is_not_used():
     module = lively(nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     module[0].register_forward_hook(lambda layer, inputs, output: output * 3)  # a trace does not see it
     classifier, images = Classifier(module, 4), torch.rand(4, 3, 8, 8)
-    assert torch.allclose(searcher(classifier, FOLDED, images)(images), classifier(images), atol=1e-6)
+    assert torch.allclose(cheaper_twin(classifier, FOLDED, images)(images), classifier(images), atol=1e-6)
 
 
 def test_nothing_asked_for_and_random_models_are_searched_by_their_own_passes():
     classifier, images = classifier_of("small"), torch.rand(2, 3, 32, 32)
-    assert searcher(classifier, OWN, images) is classifier
+    assert cheaper_twin(classifier, NO_REWRITE, images) is classifier
     classifier.draws = 100
-    assert searcher(classifier, FOLDED, images) is classifier
+    assert cheaper_twin(classifier, FOLDED, images) is classifier
 
 
 def run_nearest(classifier, images, labels, threat, **settings):
@@ -156,12 +156,12 @@ def run_nearest(classifier, images, labels, threat, **settings):
         return classifier.exact(adv_images).argmax(1) == labels, passes
 
 
-@pytest.mark.parametrize("search", [OWN, FOLDED, BF16], ids=str)
+@pytest.mark.parametrize("search", [NO_REWRITE, FOLDED, BF16], ids=str)
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_nearest_reaches_the_closed_form_in_every_precision(norm, search):
     threat = ThreatModel(norm, 0.02 if norm == "Linf" else 0.1)
     model, images, labels, robust = linear_case(threat.eps, norm)
-    twin = searcher(Classifier(model, 10), search, images)
+    twin = cheaper_twin(Classifier(model, 10), search, images)
     survived, _ = run_nearest(twin, images, labels, threat, budget=0.01)
     assert torch.equal(survived, robust)
 
@@ -177,7 +177,7 @@ class Coarse(Linear):
 def test_what_bf16_alone_calls_broken_is_not_given_up():
     model, images, labels, robust = linear_case(0.02, "Linf")
     coarse = Coarse(model.weight.data, model.bias.data)
-    twin = searcher(Classifier(coarse, 10), Search(precision="bf16"), images)
+    twin = cheaper_twin(Classifier(coarse, 10), PassOptions(precision="bf16"), images)
     assert not (twin(images).argmax(1) == labels).any()
     with seeded(0, images.device):
         adv_images = nearest(twin, images, labels, ThreatModel("Linf", 0.02), 0, budget=0.01)
@@ -215,8 +215,8 @@ def test_descents_grow_longer_as_the_budget_is_spent(monkeypatch):
 
 def test_a_large_budget_pays_for_the_stages_of_autoattack():
     def stages(budget, n_classes=10):
-        (suite,) = parse_suites("fast", LINF, n_classes, AttackOptions(budget=budget))
-        return [member.name for member in suite.members], suite.members[0].params["budget"]
+        (suite,) = parse_columns("fast", LINF, n_classes, AttackOptions(budget=budget))
+        return [member.name for member in suite.stages], suite.stages[0].params["budget"]
 
     assert stages(0.4) == (["nearest", "suspect", "apgd-ce", "apgd-t", "fab-t", "square"], 0.4)
     names, search = stages(1.0)
@@ -229,28 +229,28 @@ def test_a_large_budget_pays_for_the_stages_of_autoattack():
 @pytest.mark.parametrize("n_classes", [2, 3, 4, 10, 1000])
 def test_a_larger_budget_is_never_spent_on_less(n_classes):
     def planned(budget):
-        (suite,) = parse_suites("fast", LINF, n_classes, AttackOptions(budget=budget))
-        names = [member.name for member in suite.members]
-        sure = names[1 : names.index("suspect")] if suite.doubt else names[1:]
+        (suite,) = parse_columns("fast", LINF, n_classes, AttackOptions(budget=budget))
+        names = [member.name for member in suite.stages]
+        sure = names[1 : names.index("suspect")] if suite.gate else names[1:]
         stages = sum(stage_units(name, n_classes) for name in sure if name != "suspect")
-        return suite.members[0].params["budget"] + stages / AUTOATTACK_UNITS
+        return suite.stages[0].params["budget"] + stages / AUTOATTACK_UNITS
 
     budgets = [0.01, 0.03, 0.2, 0.26, 0.3, 0.49, 0.51, 0.8, 1.0, 1.2, 1.3, 2.0]
     assert [planned(budget) for budget in budgets] == pytest.approx(budgets)
 
 
 def test_a_search_that_was_changed_computes_its_column_again(tmp_path, monkeypatch):
-    (before,), (again,) = parse_suites("fast", LINF, 10), parse_suites("fast", LINF, 10)
-    assert attack_folder(before, before.members[0]) == attack_folder(again, again.members[0])
+    (before,), (again,) = parse_columns("fast", LINF, 10), parse_columns("fast", LINF, 10)
+    assert attack_folder(before, before.stages[0]) == attack_folder(again, again.stages[0])
     for name in ("nearest.py", "descent.py"):
         (tmp_path / name).write_text("# another search\n")
     monkeypatch.setattr(registry, "__file__", str(tmp_path / "registry.py"))
-    registry._own.cache_clear()
+    registry._code_version.cache_clear()
     try:
-        (after,) = parse_suites("fast", LINF, 10)
+        (after,) = parse_columns("fast", LINF, 10)
     finally:
-        registry._own.cache_clear()
-    assert attack_folder(after, after.members[0]) != attack_folder(before, before.members[0])
+        registry._code_version.cache_clear()
+    assert attack_folder(after, after.stages[0]) != attack_folder(before, before.stages[0])
 
 
 @pytest.mark.slow
@@ -427,11 +427,11 @@ def test_the_outlook_counts_halves_and_quarters():
 
 
 def test_a_folded_column_has_a_name_and_a_key_of_its_own():
-    own, *_ = parse_suites("autoattack", LINF, 10)
-    folded, *_ = parse_suites("autoattack", LINF, 10, AttackOptions(search=FOLDED))
+    own, *_ = parse_columns("autoattack", LINF, 10)
+    folded, *_ = parse_columns("autoattack", LINF, 10, AttackOptions(pass_options=FOLDED))
     assert (own.name, folded.name) == ("autoattack", "autoattack(folded)")
-    assert all(member.params["passes"] == "folded" for member in folded.members)
-    assert [suite.name for suite in parse_suites("fast,pgd7", LINF, 10, AttackOptions(budget=1.0, search=BF16))] == [
+    assert all(member.params["passes"] == "folded" for member in folded.stages)
+    assert [suite.name for suite in parse_columns("fast,pgd7", LINF, 10, AttackOptions(budget=1.0, pass_options=BF16))] == [
         "fast(budget=1, bf16)", "pgd7(folded, bf16)",
     ]  # fmt: skip
 
@@ -442,7 +442,7 @@ def test_a_folded_column_has_a_name_and_a_key_of_its_own():
 )
 def test_a_budget_that_means_nothing_is_refused(options, message):
     with pytest.raises(RobenchError, match=message):
-        parse_suites("pgd7", LINF, 10, AttackOptions(**options))
+        parse_columns("pgd7", LINF, 10, AttackOptions(**options))
 
 
 @pytest.mark.slow
@@ -511,7 +511,7 @@ def test_what_is_asked_of_the_own_passes_goes_through_in_parts_too():
     model, images, _labels, _ = linear_case(0.02, "Linf")
     model.register_forward_hook(lambda layer, inputs, output: sizes.append(len(output)))
     classifier = Classifier(model, 10)
-    twin = searcher(classifier, Search(precision="bf16"), images)
+    twin = cheaper_twin(classifier, PassOptions(precision="bf16"), images)
     twin.largest_pass = 7
     sizes.clear()
     twin.certain(images)
@@ -525,7 +525,7 @@ def test_reparametrised_and_hooked_layers_are_left_as_they_are():
     for conv in (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), hooked):
         module = lively(nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
         classifier, images = Classifier(module, 8), torch.rand(4, 3, 8, 8)
-        twin = searcher(classifier, FOLDED, images)
+        twin = cheaper_twin(classifier, FOLDED, images)
         assert torch.allclose(twin(images), classifier(images), atol=1e-6)
         assert any(isinstance(layer, nn.BatchNorm2d) for layer in twin.module.modules())
 
@@ -588,7 +588,7 @@ def test_a_model_that_a_rewriting_would_break_is_searched_all_the_same(build, tm
     labels = model(images).argmax(1)
     results = evaluated(tmp_path, model, images, labels, "fast", eps=0.02)
     assert not (results.ledger["message"] != "").any() and "Traceback" not in capfd.readouterr().err
-    twin = searcher(Classifier(model, 5), FOLDED, images)
+    twin = cheaper_twin(Classifier(model, 5), FOLDED, images)
     assert torch.allclose(twin(images), model(images), atol=1e-5)
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in twin.module.modules())
 
@@ -603,7 +603,7 @@ def test_a_gradient_that_a_model_brings_itself_is_not_lost():
     module = lively(nn.Sequential(Rounding(), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)))
     module[0].register_full_backward_hook(lambda layer, inner, outer: (outer[0],))  # straight through the rounding
     classifier, images = Classifier(module, 5), torch.rand(20, 3, 8, 8)
-    own, folded = gradient(classifier, images), gradient(searcher(classifier, FOLDED, images), images)
+    own, folded = gradient(classifier, images), gradient(cheaper_twin(classifier, FOLDED, images), images)
     assert own.abs().max() > 1e-3 and torch.allclose(own, folded, atol=1e-6)
 
 
@@ -639,14 +639,16 @@ def test_fast_takes_few_classes_where_autoattacks_targeted_loss_cannot(n_classes
     left = results.verdicts[results.verdicts["attack"] == "fast"]["outcome"] == Outcome.ROBUST
     assert (left.to_numpy() >= robust.numpy()).all()
     with pytest.raises(RobenchError, match="needs 4 classes or more, the model has .; use fast, or"):
-        parse_suites("autoattack", LINF, n_classes)
+        parse_columns("autoattack", LINF, n_classes)
 
 
 def test_float64_beside_bf16_is_float64_of_the_model_itself(tmp_path):
     model, images, labels, robust = linear_case(0.02, "Linf", n=20)
     classifier = Classifier(model, 10)
-    ((attack,),) = (s.members for s in parse_suites("pgd20-float64", ThreatModel("Linf", 0.02), 10, AttackOptions(search=BF16)))
-    twin = searcher(classifier, attack.search, images)
+    ((attack,),) = (
+        s.stages for s in parse_columns("pgd20-float64", ThreatModel("Linf", 0.02), 10, AttackOptions(pass_options=BF16))
+    )
+    twin = cheaper_twin(classifier, attack.pass_options, images)
     with seeded(0, images.device):
         adv_images = attack.fn(twin, images, labels, ThreatModel("Linf", 0.02), 0)
     assert ((classifier(adv_images).argmax(1) == labels) == robust).all()

@@ -20,9 +20,9 @@ from test_engine import raises as raising
 from test_report import darken_half, nothing
 
 from robench.cli import main
+from robench.evaluation.examples import choose_examples
 from robench.evaluation.results import Results, read_results
-from robench.evaluation.shown import to_show
-from robench.evaluation.store import ChunkVerdicts
+from robench.evaluation.run_folder import ChunkVerdicts
 from robench.report import write_report
 from robench.report.breakdown import broken_alone, superclass_errors
 from robench.report.compare import ALL_SHARED, compare
@@ -30,10 +30,10 @@ from robench.report.curves import against_eps, against_steps
 from robench.report.html.run import render_audit, render_run
 from robench.report.leaderboard import collect
 from robench.report.published import read_robustbench
+from robench.report.several_runs import compare_runs, write_leaderboard
 from robench.report.tables import percent, summarise
-from robench.report.written import compare_runs, write_leaderboard
 from robench.runs import _describe_data
-from robench.types import Outcome, RobenchError, Suite
+from robench.types import Column, Outcome, RobenchError
 
 
 def lighten(model, images, labels, threat, seed):
@@ -44,7 +44,7 @@ def suites():
     return [
         column("nothing", nothing),
         column("half", darken_half),
-        Suite("both", (fake("half", darken_half), fake("full", darken)), cascade=True),
+        Column("both", (fake("half", darken_half), fake("full", darken)), is_cascade=True),
     ]
 
 
@@ -221,14 +221,14 @@ def test_the_gallery_begins_with_one_sample_of_each_class():
     outcome = np.array(["robust"] * 5 + ["broken", "robust", "misclassified"], "U13")
     numbers = np.zeros(8)
     verdicts = ChunkVerdicts(np.arange(8), label, label, outcome, label, numbers, numbers, 0, 0, 0.0, "")
-    assert to_show(verdicts, 3).tolist() == [0, 3, 5]
-    assert to_show(verdicts, 5).tolist() == [0, 1, 3, 4, 5]
+    assert choose_examples(verdicts, 3).tolist() == [0, 3, 5]
+    assert choose_examples(verdicts, 5).tolist() == [0, 1, 3, 4, 5]
 
 
 def test_the_curve_against_eps_joins_siblings_and_begins_with_the_clean_accuracy(folder, page):
     results = read_results(folder / "a")
     curves = {curve.name: curve for curve in against_eps(results, summarise(results))}
-    assert [(point.said, point.accuracy) for point in curves["half"].points] == [
+    assert [(point.x_text, point.accuracy) for point in curves["half"].points] == [
         ("0", 0.8),
         ("0.05", 0.7),
         ("0.1", 0.6),
@@ -244,7 +244,7 @@ def test_the_curve_against_cost_ends_where_the_table_does(tmp_path):
         model(darken(model, images, labels, threat, seed))
         return images
 
-    page = Page(written(run(tmp_path, [Suite("asks", (fake("asks", asks),), cascade=True), column("nothing", nothing)]).path))
+    page = Page(written(run(tmp_path, [Column("asks", (fake("asks", asks),), is_cascade=True), column("nothing", nothing)]).path))
     (svg,) = page.all("svg")
     assert svg["aria-label"] == "Robust accuracy against cost: asks ends at 40.00 % after 1 units a sample"  # 8 of 10 queried once
     said = next(each for each in page.all("section") if each["id"] == "costs")["text"]
@@ -269,7 +269,7 @@ def test_the_curve_against_steps_joins_attacks_that_differ_in_their_steps_alone(
     results = run(tmp_path, attacks)
     described = results.description["suites"]
     for suite, attack in zip(described, attacks, strict=True):
-        suite["members"][0]["params"] = dict(attack.members[0].params)
+        suite["members"][0]["params"] = dict(attack.stages[0].params)
     (curve,) = against_steps(results, summarise(results))
     assert curve.name == "PGD" and [(point.x, point.accuracy) for point in curve.points] == [(7, 0.4), (20, 0.4)]
 

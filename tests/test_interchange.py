@@ -20,7 +20,7 @@ from robench.interchange.model_card import model_card
 from robench.interchange.robustbench import model_info
 from robench.request import AttackRequest
 from robench.training import TrainSpec, train
-from robench.types import RobenchError, Suite
+from robench.types import Column, RobenchError
 
 NOON = 1_767_268_800  # 2026-01-01 12:00 UTC
 
@@ -28,7 +28,7 @@ NOON = 1_767_268_800  # 2026-01-01 12:00 UTC
 @pytest.fixture
 def gray(tmp_path):
     """Ten gray images: 80 % right, 40 % left by darkening, 60 % by half of it."""
-    cascade = Suite("autoattack", (column("half", darken_half).members[0], column("darken", darken).members[0]), cascade=True)
+    cascade = Column("autoattack", (column("half", darken_half).stages[0], column("darken", darken).stages[0]), is_cascade=True)
     run(tmp_path / "run", [column("half", darken_half), cascade])
     for path in (tmp_path / "run" / "chunks").rglob("*.npz"):
         os.utime(path, (NOON, NOON))

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 import robench
-from robench.attacks import AttackOptions, parse_suites
+from robench.attacks import AttackOptions, parse_columns
 from robench.cli import main
 from robench.cli.group import in_options
 from robench.types import RobenchError, ThreatModel
@@ -149,7 +149,7 @@ def test_the_command_line_is_told_of_options(arguments, message):
 
 def test_python_is_told_of_parameters():
     with pytest.raises(RobenchError, match="^`step_size=2` with eps 0.1: expected a step above 0"):
-        parse_suites("pgd2", ThreatModel("Linf", 0.1), 10, AttackOptions(step_size=2.0))
+        parse_columns("pgd2", ThreatModel("Linf", 0.1), 10, AttackOptions(step_size=2.0))
     with pytest.raises(RobenchError, match="^`mean` has 3 values and `std` 0; give both"):
         robench.evaluate(lambda images: images.flatten(1), torch.rand(2, 3, 8, 8), [0, 1], mean=(0.5, 0.5, 0.5))
     with pytest.raises(RobenchError, match="^eps 8 is larger than the whole pixel range.* did you mean 8/255"):

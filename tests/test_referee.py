@@ -8,18 +8,18 @@ from cases import LINF, BrightnessClassifier, brightness_data, column, fake, lin
 from test_engine import SPEC, outcomes, run
 from torch import nn
 
-from robench.attacks import AttackOptions, parse_suites
+from robench.attacks import AttackOptions, parse_columns
 from robench.evaluation.referee import AllDecided, Referee
 from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
 from robench.report.tables import summarise
-from robench.types import Keeps, Outcome, Suite, ThreatModel
+from robench.types import Column, Outcome, ReturnPolicy, ThreatModel
 
 OFFSETS = [0.02, 0.05, 0.08, 0.3]  # at eps 0.1, all but the last can be broken
 EPS = ThreatModel("Linf", 0.1)
 
 
-def watched(offsets=OFFSETS, cut=Keeps.LAST, threat=EPS, taps=()):
+def watched(offsets=OFFSETS, cut=ReturnPolicy.LAST, threat=EPS, taps=()):
     """A classifier with a referee on it, and what both were given."""
     images, labels = brightness_data(offsets)
     classifier = Classifier(BrightnessClassifier(), 2)
@@ -35,9 +35,9 @@ def ask(classifier, referee, queries):
 def test_a_misclassified_query_in_the_ball_decides_its_sample():
     classifier, referee, images, _ = watched()
     ask(classifier, referee, images - 0.06)
-    assert referee.found.tolist() == [True, True, False, False]
+    assert referee.broken.tolist() == [True, True, False, False]
     ask(classifier, referee, images)  # what the attack does afterwards takes nothing back
-    assert referee.found.tolist() == [True, True, False, False]
+    assert referee.broken.tolist() == [True, True, False, False]
     assert torch.allclose(referee.best[0], images[0] - 0.06)
 
 
@@ -45,7 +45,7 @@ def test_a_misclassified_query_in_the_ball_decides_its_sample():
 def test_a_query_outside_the_ball_or_not_finite_decides_nothing(change):
     classifier, referee, images, _ = watched()
     ask(classifier, referee, change(images))
-    assert not referee.found.any()
+    assert not referee.broken.any()
 
 
 def test_a_query_outside_the_box_decides_nothing():
@@ -54,7 +54,7 @@ def test_a_query_outside_the_box_decides_nothing():
     outside = images.clone()
     outside[1, 0, 0, 0] = -0.05
     ask(classifier, referee, outside - torch.tensor([0.0, 0.06]).view(2, 1, 1, 1))
-    assert not referee.found.any()
+    assert not referee.broken.any()
 
 
 class Infinite(nn.Module):
@@ -68,7 +68,7 @@ def test_a_query_whose_margin_is_not_finite_decides_nothing():
     images, labels = brightness_data(OFFSETS)
     referee = Referee(images, labels, EPS, classify=Infinite())
     ask(Classifier(Infinite(), 2), referee, images)
-    assert not referee.found.any()
+    assert not referee.broken.any()
 
 
 def test_a_sample_is_found_when_it_is_broken_first():
@@ -78,7 +78,7 @@ def test_a_sample_is_found_when_it_is_broken_first():
         referee = Referee(images, labels, EPS, classify=BrightnessClassifier(), passes=passes)
         for step in (0.03, 0.06, 0.09):
             ask(classifier, referee, images - step)
-    assert torch.equal(referee.found_at[:3], torch.tensor([4.0, 8.0, 12.0])) and referee.found_at[3].isnan()
+    assert torch.equal(referee.broken_at[:3], torch.tensor([4.0, 8.0, 12.0])) and referee.broken_at[3].isnan()
 
 
 def test_the_most_wrong_query_is_kept():
@@ -100,12 +100,12 @@ def test_a_call_of_apgd_in_l1_is_not_ended_by_what_it_saw_early():
     """It begins in larger balls, and keeps nothing that it came across there."""
     from test_attacks import attack_of
 
-    assert {name: attack_of(name, ThreatModel("L1", 12)).keeps for name in ("apgd-ce", "apgd-t", "fab-t", "square")} == {
-        "apgd-ce": Keeps.LATE, "apgd-t": Keeps.LATE, "fab-t": Keeps.FORWARD, "square": Keeps.ANY
+    assert {name: attack_of(name, ThreatModel("L1", 12)).returns for name in ("apgd-ce", "apgd-t", "fab-t", "square")} == {
+        "apgd-ce": ReturnPolicy.LATE, "apgd-t": ReturnPolicy.LATE, "fab-t": ReturnPolicy.FORWARD, "square": ReturnPolicy.ANY
     }  # fmt: skip
-    classifier, referee, images, _ = watched(OFFSETS[:3], cut=Keeps.LATE)
+    classifier, referee, images, _ = watched(OFFSETS[:3], cut=ReturnPolicy.LATE)
     ask(classifier, referee, images - 0.09)
-    assert referee.found.all()  # and yet it goes on
+    assert referee.broken.all()  # and yet it goes on
 
 
 def test_sparse_queries_are_matched_and_measured_in_l1():
@@ -120,7 +120,7 @@ def test_sparse_queries_are_matched_and_measured_in_l1():
         [0.02, 0.02], threat=ThreatModel("L1", 1.0)
     )  # 48 pixels, 0.02 each: 0.96 to the boundary
     ask(classifier, referee, images - torch.tensor([0.0207, 0.0210]).view(2, 1, 1, 1))  # 0.9936 and 1.008 away
-    assert referee.found.tolist() == [True, False]
+    assert referee.broken.tolist() == [True, False]
     image, threat = torch.full((1, 3, 32, 32), 0.5), ThreatModel("L1", 12)
     for more, inside in ((5e-5, True), (3e-4, False)):  # the roundings of 3,072 pixels may add up to 9.2e-5
         assert bool(threat.contains(image, image + (12 + more) / 3072)) == inside
@@ -159,26 +159,26 @@ def test_every_stage_of_autoattack_is_followed_query_by_query(name):
     threat = ThreatModel("Linf", 0.02)
     model, images, labels, robust = linear_case(0.02, "Linf")
     classifier = Classifier(model, 10)
-    attack = parse_suites(name, threat, 10)[0].members[0]
+    attack = parse_columns(name, threat, 10)[0].stages[0]
     referee = Referee(images, labels, threat, classify=classifier)
     with seeded(0, images.device), classifier.watched_by(referee):
         adv_images = attack.fn(classifier, images, labels, threat, 0)
     returned = classifier(adv_images).argmax(1) != labels
-    assert returned.any() and (referee.found | ~returned).all()
-    assert not (referee.found & robust).any()
+    assert returned.any() and (referee.broken | ~returned).all()
+    assert not (referee.broken & robust).any()
 
 
 def test_a_call_ends_once_every_sample_is_decided():
-    classifier, referee, images, _ = watched(OFFSETS[:3], cut=Keeps.ANY)
+    classifier, referee, images, _ = watched(OFFSETS[:3], cut=ReturnPolicy.ANY)
     ask(classifier, referee, images - 0.06)
     with pytest.raises(AllDecided):
         ask(classifier, referee, images - 0.09)
 
 
 def test_only_queries_without_gradient_within_exact_eps_end_a_call_of_fab():
-    classifier, referee, images, _ = watched([0.05], cut=Keeps.FORWARD)
+    classifier, referee, images, _ = watched([0.05], cut=ReturnPolicy.FORWARD)
     ask(classifier, referee, (images - 0.09).requires_grad_())
-    assert referee.found.all()
+    assert referee.broken.all()
     with torch.no_grad():
         ask(classifier, referee, images - 0.1 - 5e-7)  # in the ball as the engine checks it, not to the last bit
     with pytest.raises(AllDecided), torch.no_grad():
@@ -188,9 +188,9 @@ def test_only_queries_without_gradient_within_exact_eps_end_a_call_of_fab():
 def test_what_another_batch_does_not_confirm_is_taken_back():
     images, labels = brightness_data(OFFSETS[:1])
     classifier = Classifier(BrightnessClassifier(), 2)
-    referee = Referee(images, labels, EPS, classify=lambda x: BrightnessClassifier()(torch.full_like(x, 0.9)), cut=Keeps.ANY)
+    referee = Referee(images, labels, EPS, classify=lambda x: BrightnessClassifier()(torch.full_like(x, 0.9)), cut=ReturnPolicy.ANY)
     ask(classifier, referee, images - 0.05)
-    assert referee.ties == 1 and not referee.found.any()
+    assert referee.ties == 1 and not referee.broken.any()
 
 
 def wanders(model, images, labels, threat, seed):
@@ -217,7 +217,7 @@ def test_a_cascade_that_counts_the_best_hands_on_what_no_query_broke(tmp_path):
         return images
 
     members = (fake("wanders", wanders), fake("count", count))
-    suite = Suite("screened", members, cascade=True, counts_best=True)
+    suite = Column("screened", members, is_cascade=True, count_queries=True)
     results = run(tmp_path, [suite], spec=replace(SPEC, chunk=10))
     assert seen == [4]
     assert list(outcomes(results, "screened").values()).count(Outcome.BROKEN) == 4
@@ -232,7 +232,7 @@ def test_an_attack_that_keeps_what_it_found_is_not_run_to_its_end(tmp_path):
             model(images - threat.eps)
         raise AssertionError("was to be cut short")
 
-    suite = Suite("stubborn", (replace(fake("stubborn", stubborn), keeps=Keeps.ANY),), cascade=False)
+    suite = Column("stubborn", (replace(fake("stubborn", stubborn), returns=ReturnPolicy.ANY),), is_cascade=False)
     results = run(tmp_path, [suite], offsets=[0.02, 0.03, -0.1], spec=replace(SPEC, chunk=10))
     assert asked == [2] and results.ledger["forwards"].tolist() == [3, 2]
     assert outcomes(results, "stubborn") == {0: Outcome.BROKEN, 1: Outcome.BROKEN, 2: Outcome.MISCLASSIFIED}
@@ -243,21 +243,21 @@ def test_one_trajectory_gives_every_prefix_to_the_bit(norm):
     threat = ThreatModel(norm, 0.02 if norm == "Linf" else 0.1)
     model, images, labels, _ = linear_case(threat.eps, norm)
     classifier = Classifier(model, 10)
-    suites = parse_suites("pgd3,pgd7,pgd12", threat, 10)
+    suites = parse_columns("pgd3,pgd7,pgd12", threat, 10)
     alone = []
     for suite in suites:
         with seeded(5, images.device):
-            alone.append(suite.members[0].fn(classifier, images, labels, threat, 5))
+            alone.append(suite.stages[0].fn(classifier, images, labels, threat, 5))
     referee = Referee(images, labels, threat, classify=classifier, taps=(3, 7))
     with seeded(5, images.device), classifier.watched_by(referee):
-        longest = suites[2].members[0].fn(classifier, images, labels, threat, 5)
+        longest = suites[2].stages[0].fn(classifier, images, labels, threat, 5)
     assert torch.equal(referee.snapshots[3].queries, alone[0])
     assert torch.equal(referee.snapshots[7].queries, alone[1])
     assert torch.equal(longest, alone[2])
 
 
 def test_shared_columns_have_the_verdicts_of_columns_by_themselves_and_pay_once(tmp_path):
-    suites = parse_suites("pgd7,fgsm,pgd20,pgd12", LINF, 2)
+    suites = parse_columns("pgd7,fgsm,pgd20,pgd12", LINF, 2)
     spec = replace(SPEC, eps=LINF.eps, chunk=4)
     shared = run(tmp_path / "shared", suites, spec=spec)
     alone = run(tmp_path / "alone", suites, spec=spec, share=False)
@@ -271,7 +271,7 @@ def test_shared_columns_have_the_verdicts_of_columns_by_themselves_and_pay_once(
 
 def test_restarts_do_not_share_a_trajectory():
     options = AttackOptions(restarts=2)
-    assert {suite.members[0].prefix_of for suite in parse_suites("pgd7,pgd20", LINF, 10, options)} == {""}
+    assert {suite.stages[0].prefix_of for suite in parse_columns("pgd7,pgd20", LINF, 10, options)} == {""}
     other = AttackOptions(step_size=0.01)
-    apart = {parse_suites("pgd7", LINF, 10, chosen)[0].members[0].prefix_of for chosen in (None, other)}
+    apart = {parse_columns("pgd7", LINF, 10, chosen)[0].stages[0].prefix_of for chosen in (None, other)}
     assert len(apart) == 2

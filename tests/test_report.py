@@ -13,9 +13,9 @@ from test_engine import raises as raising
 from robench.evaluation.results import decide
 from robench.report import write_report
 from robench.report.leaderboard import collect, leaderboard_text
+from robench.report.several_runs import compare_runs
 from robench.report.tables import interval, is_stage, per_class, shortfall, summarise, title
-from robench.report.written import compare_runs
-from robench.types import Outcome, RobenchError, Suite
+from robench.types import Column, Outcome, RobenchError
 
 
 def nothing(model, images, labels, threat, seed):
@@ -28,7 +28,7 @@ def darken_half(model, images, labels, threat, seed):
 
 @pytest.fixture
 def results(tmp_path):
-    cascade = Suite("both", (fake("half", darken_half), fake("full", darken)), cascade=True)
+    cascade = Column("both", (fake("half", darken_half), fake("full", darken)), is_cascade=True)
     return run(tmp_path / "run", [column("nothing", nothing), column("half", darken_half), cascade])
 
 

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 from robench.checkpoint import load_checkpoint, read_description
 from robench.cli import main
 from robench.data import load_dataset
-from robench.evaluation.adv_images import read_packed
+from robench.evaluation.packed_images import read_packed
 from robench.models.classifier import Classifier
 from robench.models.multihead import MultiHead, rebuild
 from robench.reproduce import QUICK, Settings, _Bench, compact
 from robench.reproduce.cells import cell_by_cell, cells_of
 from robench.reproduce.claims import claims, verdict
-from robench.reproduce.measured import Measured, recall, store
+from robench.reproduce.measured import Measured, load_measured, save_measured
 from robench.reproduce.mechanism import explain
 from robench.reproduce.page import write_page
 from robench.reproduce.plan import ATTACKS, PUBLISHED, Trained, models
@@ -127,7 +127,7 @@ def test_the_mechanism_of_a_classifier_known_by_hand(monkeypatch, tmp_path):
     images, labels = brightness_data([0.05] * 10)
     moved = torch.full_like(images, -0.02)
     moved[:, :, 0] = 0.02
-    monkeypatch.setattr("robench.reproduce.mechanism.stored_images", lambda run, attack, dataset, n: (images + moved)[:n])
+    monkeypatch.setattr("robench.reproduce.mechanism.saved_images", lambda run, attack, dataset, n: (images + moved)[:n])
     data = Dataset("gray", "test", images, labels, ("dark", "bright"))
     monkeypatch.setattr("robench.reproduce.mechanism.to_unit", lambda pixels: pixels)
     found = explain(Classifier(BrightnessClassifier(), 2), data, ThreatModel("Linf", 0.02), tmp_path, ("fgsm", "pgd20"), 10)
@@ -272,7 +272,7 @@ def keep(out, found, digest):
     about["model"] = {"origin": {**about["model"]["origin"], "training seconds": 60}}
     about["model"]["origin"]["recipe"] |= {"seed": found.model.seed, "recipe": "paper"}
     about["model"]["origin"]["versions"] |= {"torch": "2"}
-    store(out, Measured(found.model, found.verdicts, about))
+    save_measured(out, Measured(found.model, found.verdicts, about))
 
 
 def test_what_was_said_of_other_stored_images_is_left_out_and_white_box_stays(tmp_path):
@@ -294,9 +294,9 @@ def test_a_finished_model_is_asked_about_the_images_of_a_new_source_and_nothing_
     settings = replace(QUICK, epochs=1, adversarial_epochs=1, n=20)
     bench = _Bench(settings, tmp_path / "out", tmp_path / "w", where)
     source, model = (each for each in settings.plan() if each.name in ("digits-single-0", "digits-contrastive-0"))
-    store(bench.out, bench.measure(source, bench.train(source)))
+    save_measured(bench.out, bench.measure(source, bench.train(source)))
     before = bench.measure(model, bench.train(model))
-    store(bench.out, before)
+    save_measured(bench.out, before)
     assert not bench.is_missing(model)
     for path in [*bench.paths(source), *(bench.out / "runs").glob("*single-0")]:  # another training of the source
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -309,7 +309,7 @@ def test_a_finished_model_is_asked_about_the_images_of_a_new_source_and_nothing_
     white_box = [name for name in before.verdicts if not name.startswith("stored")]
     assert after.verdicts[white_box].equals(before.verdicts[white_box])
     assert after.about["source digest"] == read_description(bench.paths(source)[0])["digest"] != before.about["source digest"]
-    store(bench.out, after)
+    save_measured(bench.out, after)
     assert not bench.is_missing(model)
 
 
@@ -350,7 +350,7 @@ def page_of(out, *there):
         }  # fmt: skip
         found.about["model"]["origin"]["recipe"] |= {"seed": 0, "recipe": "paper"}
         found.about["model"]["origin"] |= {"training seconds": 330}
-        store(out, Measured(found.model, found.verdicts, found.about | about))
+        save_measured(out, Measured(found.model, found.verdicts, found.about | about))
     return write_page(out, [found.model for found in there], {"cifar10": "robench reproduce"}).read_text()
 
 
@@ -438,13 +438,13 @@ def test_why_compares_models_that_differ_in_one_thing_on_the_same_images():
 
 def test_a_damaged_table_is_refused(tmp_path):
     found = measured("contrastive", clean=70, stored=60, white_box=10)
-    store(tmp_path, Measured(found.model, found.verdicts, {"n": 100, "mechanism": {}}))
-    again = recall(tmp_path, found.model)
-    assert again.accuracy("pgd20", stored=True) == 0.6 and recall(tmp_path, Trained("cifar10", "single", "paper")) is None
+    save_measured(tmp_path, Measured(found.model, found.verdicts, {"n": 100, "mechanism": {}}))
+    again = load_measured(tmp_path, found.model)
+    assert again.accuracy("pgd20", stored=True) == 0.6 and load_measured(tmp_path, Trained("cifar10", "single", "paper")) is None
     table = tmp_path / "verdicts" / "cifar10-contrastive-0.csv"
     table.write_text("\n".join(table.read_text().splitlines()[:50]))
     with pytest.raises(RobenchError, match="is damaged .*49 rows, 100 expected"):
-        recall(tmp_path, found.model)
+        load_measured(tmp_path, found.model)
 
 
 def test_a_model_that_is_not_in_the_plan_is_named_with_those_that_are(tmp_path):

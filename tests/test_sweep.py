@@ -19,7 +19,7 @@ from robench.report.sweeps import curve_table, eps_curve, write_curves
 from robench.request import AttackRequest
 from robench.sweep import SweepRequest, sweep
 from robench.training import TrainSpec, train
-from robench.types import OwnModel, RobenchError
+from robench.types import ExternalModel, RobenchError
 
 # Of OFFSETS, 0.02, 0.04, 0.06, 0.08, 0.15, 0.2, 0.25 and 0.3 are right without attack.
 
@@ -163,7 +163,7 @@ def test_the_default_radii_are_shares_of_the_data_sets_own(checkpoint):
 def test_the_default_folder_names_the_model_and_what_differs_from_the_defaults():
     from robench import sweep as module
 
-    names = [module._name({"ckpt": Path("checkpoints/a.safetensors")}), module._name({"model": OwnModel("dir/mine.py:make")})]
+    names = [module._name({"ckpt": Path("checkpoints/a.safetensors")}), module._name({"model": ExternalModel("dir/mine.py:make")})]
     assert names == ["a", "mine-make"]
     request = SweepRequest(AttackRequest(norm="L2", seed=3, chunk=50))
     assert (SweepRequest().folder_name("a"), request.folder_name("a")) == ("sweep-a", "sweep-a-L2-seed3-chunk50")

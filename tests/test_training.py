@@ -230,7 +230,7 @@ def raises(*_, **__):
 
 @pytest.mark.parametrize("arch", ["single", "contrastive"])
 def test_timing_steps_changes_no_draw_of_the_training(arch, few, tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, "WORTH", float("inf"))
+    monkeypatch.setattr(precision, "LEAST_SPEEDUP", float("inf"))
     named = trained(quick(arch, few, precision="fp32", epochs=1), few, tmp_path / "named.safetensors")
     auto = trained(quick(arch, few, precision="auto", epochs=1), few, tmp_path / "auto.safetensors")
     assert auto.recipe["precision"] == "fp32" and auto.digest == named.digest

@@ -4,15 +4,15 @@ import pytest
 import torch
 from truth import BROKEN, EPS, ROBUST, UNKNOWN, WRONG, load_truth, prove, to_images
 
-from robench.attacks import ATTACKS, SUITES, parse_suites
-from robench.evaluation.verify import judge
+from robench.attacks import ATTACKS, SUITES, parse_columns
+from robench.evaluation.judge import judge
 from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
 from robench.types import Outcome, ThreatModel
 
 THREAT = ThreatModel("Linf", EPS)
 ALL = sorted(
-    {name for entry in ATTACKS.values() for name in entry.shown} | {name for name, entry in SUITES.items() if entry.cascade}
+    {name for entry in ATTACKS.values() for name in entry.shown} | {name for name, entry in SUITES.items() if entry.is_cascade}
 )
 DEAR = {"fab-t": 6, "square": 6, "apgd-t": 12, "autoattack": 4, "autoattack-screened": 4}  # proven samples they are tried on
 
@@ -62,7 +62,7 @@ def attacked(truth, images, labels, name):
     """Outcome of each sample after an attack, or after the last stage of a cascade."""
     classifier = Classifier(truth.network, 10)
     left = torch.arange(len(images))
-    for member in parse_suites(name, THREAT, 10)[0].members:
+    for member in parse_columns(name, THREAT, 10)[0].stages:
         with seeded(0, images.device):
             adv_images = member.fn(classifier, images[left], labels[left], THREAT, 0)
         outcomes = judge(classifier, images[left], labels[left], adv_images, THREAT).outcomes
@@ -89,7 +89,7 @@ def test_an_attack_that_cheats_is_caught_by_the_truth(truth, digits_test):
     wide = ThreatModel("Linf", 2 * EPS)
     classifier = Classifier(truth.network, 10)
     with seeded(0, images.device):
-        adv_images = parse_suites("pgd20", wide, 10)[0].members[0].fn(classifier, images, labels, wide, 0)
+        adv_images = parse_columns("pgd20", wide, 10)[0].stages[0].fn(classifier, images, labels, wide, 0)
     assert Outcome.BROKEN in judge(classifier, images, labels, adv_images, wide).outcomes
 
 

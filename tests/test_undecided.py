@@ -10,22 +10,22 @@ from click.testing import CliRunner
 from torch import nn
 
 import robench
-from robench.attacks import parse_suites
+from robench.attacks import parse_columns
 from robench.audit import AuditRequest, audit_subject
 from robench.cli import main
 from robench.evaluation.chunk import classify_chunk
-from robench.evaluation.first_look import settle_randomness
+from robench.evaluation.judge import answers, judge, verdict_logits
 from robench.evaluation.referee import Referee
 from robench.evaluation.replay import Replay, replay_run
 from robench.evaluation.results import failures, read_results
-from robench.evaluation.store import Chunk
-from robench.evaluation.verify import answers, judge, verdict_logits
+from robench.evaluation.run_folder import Chunk
+from robench.evaluation.sanity_check import settle_randomness
 from robench.models.classifier import Classifier
-from robench.models.loading import classifier_of_module
+from robench.models.subject import classifier_of_module
 from robench.report import write_report
 from robench.report.compare import compare, comparison_text, remarks
-from robench.runs import Place, Run, run_suites
-from robench.types import Dataset, Keeps, Outcome, RobenchError, Suite, ThreatModel
+from robench.runs import Place, Run, run_columns
+from robench.types import Column, Dataset, Outcome, ReturnPolicy, RobenchError, ThreatModel
 
 N, CLASSES = 24, 5
 THREAT = ThreatModel("Linf", 4 / 255)
@@ -147,18 +147,18 @@ def test_a_clean_image_of_which_the_model_says_no_class_is_an_error(model, label
 @pytest.mark.parametrize("label", [0, 1])
 def test_the_referee_takes_no_answer_for_no_proof(model, label, images):
     classifier, labels = Classifier(NOTHING[model](), CLASSES), torch.full((N,), label)
-    referee = Referee(images, labels, ThreatModel("Linf", 1.0), classify=classifier, cut=Keeps.ANY)
+    referee = Referee(images, labels, ThreatModel("Linf", 1.0), classify=classifier, cut=ReturnPolicy.ANY)
     queries = brightened(images, *range(N))
     referee(queries, classifier(queries))
-    assert not referee.found.any()
+    assert not referee.broken.any()
 
 
 def test_the_referee_takes_back_what_says_no_class_when_it_is_asked_again(images):
     labels, classifier = torch.full((N,), 1), Classifier(Says(float("nan")), CLASSES)
     wrong = nn.functional.one_hot(torch.zeros(N, dtype=torch.int64), CLASSES).float()
-    referee = Referee(images, labels, ThreatModel("Linf", 1.0), classify=classifier, cut=Keeps.ANY)
+    referee = Referee(images, labels, ThreatModel("Linf", 1.0), classify=classifier, cut=ReturnPolicy.ANY)
     referee(brightened(images, *range(N)), wrong)  # in the attack's batch they were class 0
-    assert not referee.found.any() and referee.ties == N
+    assert not referee.broken.any() and referee.ties == N
 
 
 class SaysNothingSometimes(Linear):
@@ -276,13 +276,13 @@ def times(folder):
 
 def short_fast(name="mine", blind=True):
     """A cascade of the kind of fast, with a shorter Square."""
-    members = [suite.members[0] for suite in parse_suites("pgd7,apgd-ce,square50", THREAT, CLASSES)]
-    return Suite(name, tuple(members), cascade=True, counts_best=True, blind=blind)
+    members = [suite.stages[0] for suite in parse_columns("pgd7,apgd-ce,square50", THREAT, CLASSES)]
+    return Column(name, tuple(members), is_cascade=True, count_queries=True, blind=blind)
 
 
 def computed(model, images, labels, suites, path, save=False):
     subject = classifier_of_module(model, CLASSES, "cpu", images=images)
-    return run_suites(
+    return run_columns(
         Run(subject, split_of(images, labels), len(images), suites, THREAT, path, chunk=8, save=save),
         Place("cpu", "cpu"),
         show_progress=False,
@@ -303,7 +303,7 @@ RESUMED = {
 @pytest.mark.parametrize("case", RESUMED)
 def test_the_same_command_again_computes_no_chunk(case, save, blind, images, labels, tmp_path):
     make, change = RESUMED[case]
-    few, suites = change(images)[:16], [short_fast(blind=blind), *parse_suites("pgd7", THREAT, CLASSES)]
+    few, suites = change(images)[:16], [short_fast(blind=blind), *parse_columns("pgd7", THREAT, CLASSES)]
     first = computed(make(), few, labels[:16], suites, tmp_path / "run", save)
     assert first.verdicts["outcome"].isin(Outcome.UNDECIDED).any() or (blind and case == "no gradient")
     before = times(tmp_path / "run")
@@ -329,7 +329,7 @@ def test_a_suite_may_go_on_without_the_stages_that_the_model_passes_no_gradient_
 
 
 def test_only_fast_goes_on_without_gradients():
-    blind = {name: parse_suites(name, THREAT, CLASSES)[0].blind for name in ("fast", "autoattack", "autoattack-screened", "pgd7")}
+    blind = {name: parse_columns(name, THREAT, CLASSES)[0].blind for name in ("fast", "autoattack", "autoattack-screened", "pgd7")}
     assert blind == {"fast": True, "autoattack": False, "autoattack-screened": False, "pgd7": False}
 
 
@@ -432,7 +432,7 @@ def test_a_stored_image_of_which_the_model_says_no_class_is_not_broken_again(ima
 
 def test_verify_names_the_samples_that_it_could_not_classify(monkeypatch):
     found = Replay("pgd7", claimed=3, float32=2, float64=2, single=2, rounded=2, unclassified=(7,), said="ValueError: not this one")
-    monkeypatch.setattr("robench.recheck.verify", lambda run, **where: ([found], ""))
+    monkeypatch.setattr("robench.verify.verify", lambda run, **where: ([found], ""))
     result = CliRunner().invoke(main, ["verify", "run"])
     assert result.exit_code == 1
     assert "pgd7: the model cannot classify the stored images of 1 sample (7)" in result.output and "not this one" in result.output

@@ -16,7 +16,7 @@ import robench
 from robench.checkpoint import load_checkpoint, read_description
 from robench.cli import main
 from robench.data.augment import VIEWS
-from robench.models.multihead import MAIN, MultiHead
+from robench.models.multihead import MAIN_HEAD, MultiHead
 from robench.training import TrainSpec, train
 from robench.training.adversarial import ADVERSARIAL
 from robench.training.loop import Loop
@@ -55,7 +55,7 @@ def stepped(few, arch, recipe="paper"):
 def test_every_parameter_of_every_head_learns_from_finite_terms(arch, few):
     for recipe in OBJECTIVES[arch].lambdas:
         model, losses, gradients = stepped(few, arch, recipe)
-        assert next(iter(model.heads)) == MAIN
+        assert next(iter(model.heads)) == MAIN_HEAD
         assert all(loss.isfinite() for loss in losses.values())
         assert not [name for name, gradient in gradients.items() if gradient is None or not gradient.any()]
 

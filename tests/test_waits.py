@@ -8,12 +8,12 @@ import torch
 from cases import BrightnessClassifier, brightness_data, linear_case
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robench.attacks import parse_suites
+from robench.attacks import parse_columns
 from robench.attacks.descent import descend
 from robench.attacks.nearest import nearest
-from robench.evaluation.engine import Job, Unit, compute
+from robench.evaluation.engine import ColumnGroup, Job, compute
 from robench.evaluation.referee import Referee
-from robench.evaluation.store import CLEAN, Chunk
+from robench.evaluation.run_folder import CLEAN, Chunk
 from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
 from robench.types import ThreatModel
@@ -84,19 +84,19 @@ def test_a_query_that_breaks_something_makes_the_referee_wait_twice_more():
         with classifier.watched_by(referee), Waits() as waits:
             classifier(images - step)
         counts.append(waits.count)
-    assert referee.found.tolist() == [True, True, True, False] and counts == [1, 3, 3]
+    assert referee.broken.tolist() == [True, True, True, False] and counts == [1, 3, 3]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "more"), [("pgd20", 1), ("apgd-ce", 1), ("square200", 1), ("fab-t", 2)])  # FAB leaves the ball
 def test_watching_an_attack_makes_it_wait_once_a_query_more(name, more):
     classifier, images, labels = survivors()
-    (suite,) = parse_suites(name, THREAT, 10)
+    (suite,) = parse_columns(name, THREAT, 10)
     job, chunk = Job(classifier, THREAT, 0), Chunk(0, len(images))
-    known = {CLEAN: next(compute(job, Unit(()), images, labels, chunk, {}))[1]}
+    known = {CLEAN: next(compute(job, ColumnGroup(()), images, labels, chunk, {}))[1]}
     with Waits() as watched:
-        ((_, verdicts, _),) = compute(job, Unit((suite,)), images, labels, chunk, known)
+        ((_, verdicts, _),) = compute(job, ColumnGroup((suite,)), images, labels, chunk, known)
     with seeded(0, images.device), Waits() as alone, classifier.counting():
-        suite.members[0].fn(classifier, images, labels, THREAT, 0)
+        suite.stages[0].fn(classifier, images, labels, THREAT, 0)
     queries = verdicts.forwards / len(images)
     assert watched.count - alone.count <= more * queries + 40  # 40: the verdict, once a call

@@ -16,10 +16,10 @@ from cases import column, darken
 from test_engine import OFFSETS, SPEC, THREAT, outcomes, run, untimed
 from torch import nn
 
-from robench.attacks import parse_suites
-from robench.evaluation.device import own_device, own_threads
-from robench.evaluation.engine import evaluate_suites, plan
-from robench.evaluation.store import RunFolder
+from robench.attacks import parse_columns
+from robench.evaluation.device import device_of_rank, threads_of_rank
+from robench.evaluation.engine import evaluate_columns, group_columns
+from robench.evaluation.run_folder import RunFolder
 from robench.models.classifier import Classifier
 from robench.processes import Processes
 from robench.report import write_report
@@ -136,7 +136,7 @@ def test_a_rerun_with_another_number_of_processes_goes_on(tmp_path):
 
 
 def plan_chunks():
-    from robench.evaluation.store import split
+    from robench.evaluation.run_folder import split
 
     return split(len(OFFSETS), SPEC.chunk)
 
@@ -159,19 +159,19 @@ def test_three_ray_nodes_of_which_one_is_removed_and_a_worker_killed_end_with_th
     classifier = Classifier(nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, 10)), 10)
     images, labels = digits_test.images[:48], digits_test.labels[:48]
     labels = torch.where(torch.arange(48) % 4 > 0, classifier(images / 255).argmax(1), labels)
-    suites = parse_suites("fgsm,pgd7,pgd50,apgd-ce,apgd-t", THREAT, 10)
+    suites = parse_columns("fgsm,pgd7,pgd50,apgd-ce,apgd-t", THREAT, 10)
     spec = replace(SPEC, eps=0.01)
     threat = replace(THREAT, eps=0.01)
 
     def described(path):
         folder = RunFolder(path, spec)
-        members = [[{"name": s.name, "folder": unit_folder} for unit_folder in plan([s])[0].folders] for s in suites]
+        members = [[{"name": s.name, "folder": unit_folder} for unit_folder in group_columns([s])[0].folders] for s in suites]
         columns = [{"name": s.name, "cascade": False, "members": m} for s, m in zip(suites, members, strict=True)]
         folder.describe({"n": 48, "suites": columns})
         return folder
 
     alone = described(tmp_path / "alone")
-    evaluate_suites(classifier, images, labels, suites, threat=threat, folder=alone, show_progress=False)
+    evaluate_columns(classifier, images, labels, suites, threat=threat, folder=alone, show_progress=False)
 
     nodes = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
@@ -310,7 +310,7 @@ def test_where_memory_runs_out_the_chunk_goes_through_the_model_in_parts(tmp_pat
     torch.manual_seed(0)
     small = Greedy()
     roomy = nn.Sequential(nn.Flatten(), small.linear)
-    suites = parse_suites("pgd7,apgd-ce", THREAT, 2)
+    suites = parse_columns("pgd7,apgd-ce", THREAT, 2)
     spec = replace(SPEC, chunk=10)
     results = run(tmp_path / "small", suites, model=small, spec=spec)
     assert "out of memory; going on with at most 3 images a pass" in capsys.readouterr().err
@@ -334,16 +334,16 @@ def test_a_model_that_cannot_take_one_image_is_an_error(tmp_path):
 def test_a_process_takes_the_gpu_of_its_rank_among_those_that_it_sees(monkeypatch, visible, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    assert own_device("auto", Processes(3, 4, 3, 4)) == expected
-    assert own_device("cpu", Processes(3, 4, 3, 4)) == "cpu" and own_device("auto", Processes()) == "auto"
+    assert device_of_rank("auto", Processes(3, 4, 3, 4)) == expected
+    assert device_of_rank("cpu", Processes(3, 4, 3, 4)) == "cpu" and device_of_rank("auto", Processes()) == "auto"
 
 
 def test_a_process_takes_its_share_of_the_cores_or_what_slurm_gives_it(monkeypatch):
     monkeypatch.setattr("robench.evaluation.device.usable_cores", lambda: 8)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-    assert own_threads(Processes(0, 4, 0, 4)) == 2
+    assert threads_of_rank(Processes(0, 4, 0, 4)) == 2
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")  # srun has bound it to its own eight already
-    assert own_threads(Processes(0, 4, 0, 4)) == 8
+    assert threads_of_rank(Processes(0, 4, 0, 4)) == 8
 
 
 def test_a_folder_that_another_process_begins_meanwhile_is_the_same_run(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from robench.authoring import attack
-from robench.types import Keeps, ThreatModel
+from robench.types import ReturnPolicy, ThreatModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +47,7 @@ STANDARD = {"version": "standard"}
 SQUARE = "Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049"
 
 
-@attack(name="apgd-ce", returns=Keeps.ANY, source=SOURCE, library=library, family="autoattack", recorded=STANDARD)
+@attack(name="apgd-ce", returns=ReturnPolicy.ANY, source=SOURCE, library=library, family="autoattack", recorded=STANDARD)
 def apgd_ce(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int) -> Images:
     """The first stage of AutoAttack standard: APGD on cross-entropy."""
     standard = _standard(model, images, threat, seed)
@@ -55,7 +55,7 @@ def apgd_ce(model: nn.Module, images: Images, labels: Labels, threat: ThreatMode
     return _perturbed(standard.apgd, images, labels)
 
 
-@attack(name="apgd-t", returns=Keeps.ANY, source=SOURCE, library=library, family="autoattack", recorded=STANDARD)
+@attack(name="apgd-t", returns=ReturnPolicy.ANY, source=SOURCE, library=library, family="autoattack", recorded=STANDARD)
 def apgd_t(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, n_targets: int = 9) -> Images:
     """The second: APGD on the targeted DLR loss.
 
@@ -67,7 +67,7 @@ def apgd_t(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel
     return _perturbed(standard.apgd_targeted, images, labels)
 
 
-@attack(name="fab-t", returns=Keeps.FORWARD, source=SOURCE, library=library, family="autoattack", recorded=STANDARD)
+@attack(name="fab-t", returns=ReturnPolicy.FORWARD, source=SOURCE, library=library, family="autoattack", recorded=STANDARD)
 def fab_t(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, n_targets: int = 9) -> Images:
     """The third: targeted FAB, with as many targets as ``apgd_t``."""
     standard = _standard(model, images, threat, seed)
@@ -75,13 +75,15 @@ def fab_t(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel,
     return _perturbed(standard.fab, images, labels)
 
 
-@attack(name="square", returns=Keeps.ANY, source=SOURCE, gradients=False, library=library, family="autoattack", recorded=STANDARD)
+@attack(
+    name="square", returns=ReturnPolicy.ANY, source=SOURCE, gradients=False, library=library, family="autoattack", recorded=STANDARD
+)
 def square_stage(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int) -> Images:
     """The fourth: Square with 5,000 queries."""
     return _perturbed(_standard(model, images, threat, seed).square, images, labels)
 
 
-@attack(returns=Keeps.ANY, source=SQUARE, gradients=False, library=library, family="square")
+@attack(returns=ReturnPolicy.ANY, source=SQUARE, gradients=False, library=library, family="square")
 def square(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, queries: int) -> Images:
     """AutoAttack's Square with another number of queries, on all images in one batch."""
     standard = _standard(model, images, threat, seed)
@@ -89,7 +91,15 @@ def square(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel
     return _perturbed(standard.square, images, labels)
 
 
-@attack(name="suspect", norms=("Linf", "L2"), returns=Keeps.ANY, source=SQUARE, gradients=False, library=library, family="suspect")
+@attack(
+    name="suspect",
+    norms=("Linf", "L2"),
+    returns=ReturnPolicy.ANY,
+    source=SQUARE,
+    gradients=False,
+    library=library,
+    family="suspect",
+)
 def suspecting_square(
     model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, queries: int = 200, samples: int = 16
 ) -> Images:

@@ -97,7 +97,11 @@ def _files(dataset: str, threat: str, name: str, identifiers: Any) -> dict[str, 
     if not identifiers or (dataset == "imagenet" and "Standard" in name):
         return {}
     base = f"{dataset}/{threat}/{name}.pt"
-    return {f"{base}_m{i}.pt": own for i, own in enumerate(identifiers)} if isinstance(identifiers, list) else {base: identifiers}
+    return (
+        {f"{base}_m{i}.pt": identifier for i, identifier in enumerate(identifiers)}
+        if isinstance(identifiers, list)
+        else {base: identifiers}
+    )
 
 
 def download(identifier: str, path: Path) -> None:

@@ -15,10 +15,10 @@ from robench import __version__
 from robench.adapters import autoattack
 from robench.attacks.restarts import with_restarts
 from robench.authoring import FIELDS, Description, description_of, make_value
-from robench.types import OWN, Attack, Keeps, RobenchError, Search, ThreatModel, format_eps
+from robench.types import NO_REWRITE, Attack, PassOptions, ReturnPolicy, RobenchError, ThreatModel, format_eps
 
 if TYPE_CHECKING:
-    from robench.models.loading import Subject
+    from robench.models.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class AttackOptions:
         step_size: of PGD in pixel units; None for eps/4.
         restarts: independent starts of PGD.
         budget: of the fast suite, in multiples of what AutoAttack costs a sample that survives it; None for its own.
-        search: how passes are computed while attacks search.
+        pass_options: how passes are computed while attacks search.
     """
 
     step_size: float | None = None
     restarts: int = 1
     budget: float | None = None
-    search: Search = OWN
+    pass_options: PassOptions = NO_REWRITE
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _stage(name: str, context: Context) -> dict[str, Any]:
     settled["source"] = f"{autoattack.SOURCE}; in L1 Croce & Hein 2021, https://arxiv.org/abs/2103.01208"
     if name.startswith("apgd"):  # begins in balls of three and two times eps, and keeps nothing from there
         restarts = {} if targeted else {"restarts": autoattack.L1_RESTARTS}
-        settled |= {"returns": Keeps.LATE, "recorded": {"radii": "3, 2 and 1 times eps"} | restarts}
+        settled |= {"returns": ReturnPolicy.LATE, "recorded": {"radii": "3, 2 and 1 times eps"} | restarts}
     return settled
 
 
@@ -108,7 +108,7 @@ def _budget(name: str, context: Context) -> dict[str, Any]:
 
 
 @cache
-def _own(*modules: str) -> str:
+def _code_version(*modules: str) -> str:
     """What an attack of ours is computed by: verdicts of a search that has been changed since are not taken for its own."""
     sources = [(Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8") for module in modules]
     return f"robench {__version__}, code {hashlib.sha256(''.join(sources).encode()).hexdigest()[:8]}"
@@ -119,14 +119,16 @@ NOISE_DRAWS = 25  # of each kind
 
 # Descriptions of functions whose files are part of their columns' keys. The text holds their parameters' defaults, so that only what a
 # name changes is recorded.
-_DESCENT = Description(norms=("Linf", "L2"), returns=Keeps.ANY, library=lambda: _own("descent", "straight_through"), family="pgd")
+_DESCENT = Description(
+    norms=("Linf", "L2"), returns=ReturnPolicy.ANY, library=lambda: _code_version("descent", "straight_through"), family="pgd"
+)
 _NOISE = Description(
-    norms=("Linf", "L2"), returns=Keeps.ANY, source="Carlini et al. 2019, https://arxiv.org/abs/1902.06705, section 5", gradients=False,
-    library=lambda: _own("noise", "descent"), family="noise",
+    norms=("Linf", "L2"), returns=ReturnPolicy.ANY, source="Carlini et al. 2019, https://arxiv.org/abs/1902.06705, section 5", gradients=False,
+    library=lambda: _code_version("noise", "descent"), family="noise",
 )  # fmt: skip
 _NEAREST = Description(
-    norms=("Linf", "L2"), returns=Keeps.ANY, source="robench; losses of https://arxiv.org/abs/2003.01690 and PMA (CVPR 2025)",
-    library=lambda: _own("nearest", "descent"), family="nearest", search=Search(folded=True),  # no other code's verdicts are promised
+    norms=("Linf", "L2"), returns=ReturnPolicy.ANY, source="robench; losses of https://arxiv.org/abs/2003.01690 and PMA (CVPR 2025)",
+    library=lambda: _code_version("nearest", "descent"), family="nearest", pass_options=PassOptions(folded=True),  # no other code's verdicts are promised
 )  # fmt: skip
 
 _CW, _ATHALYE = "Carlini & Wagner 2017, https://arxiv.org/abs/1608.04644", "Athalye et al. 2018, https://arxiv.org/abs/1802.00420"
@@ -238,13 +240,15 @@ def make_in_any_norm(name: str, context: Context) -> Attack:
     attack = make_value(fn, replace(described, **{key: value for key, value in settled.items() if key in FIELDS}), given, given)
     if attack.family == "pgd" and context.options.restarts > 1:
         attack = replace(attack, fn=with_restarts(attack.fn, context.options.restarts))
-    return searching(attack, context.options.search)
+    return searching(attack, context.options.pass_options)
 
 
-def searching(attack: Attack, asked: Search) -> Attack:
+def searching(attack: Attack, asked: PassOptions) -> Attack:
     """The attack with its passes computed as the user asked."""
-    search = replace(asked, folded=asked.folded or attack.search.folded)
-    return replace(attack, search=search, params=dict(attack.params) | ({"passes": str(search)} if search != OWN else {}))
+    search = replace(asked, folded=asked.folded or attack.pass_options.folded)
+    return replace(
+        attack, pass_options=search, params=dict(attack.params) | ({"passes": str(search)} if search != NO_REWRITE else {})
+    )
 
 
 def check_options(options: AttackOptions, threat: ThreatModel) -> None:

@@ -23,10 +23,10 @@ from robench.attacks.registry import (
 )
 from robench.code_digest import digest_function
 from robench.data import did_you_mean
-from robench.types import AUTOATTACK_UNITS, Attack, AttackFn, RobenchError, Search, Suite, ThreatModel
+from robench.types import AUTOATTACK_UNITS, Attack, AttackFn, Column, PassOptions, RobenchError, ThreatModel
 
 if TYPE_CHECKING:
-    from robench.models.loading import Subject
+    from robench.models.subject import Subject
 
 RESERVED = ("clean", "union")  # rows of every table
 LEAST_SEARCH = 0.24  # of AutoAttack's cost is what ``fast`` has to have for its own search before it pays for stages of AutoAttack
@@ -34,14 +34,14 @@ LEAST_SEARCH = 0.24  # of AutoAttack's cost is what ``fast`` has to have for its
 
 @dataclass(frozen=True)
 class SuiteEntry:
-    """Names of the attacks of a suite, in order; see ``Suite``."""
+    """Names of the attacks of a suite, in order; see ``Column``."""
 
-    members: tuple[str, ...]
-    cascade: bool
+    attacks: tuple[str, ...]
+    is_cascade: bool
     about: str
-    counts_best: bool = False
-    screens: tuple[str, ...] = ()  # cheap attacks in front of the members, where they are defined for the norm
-    doubt: str = ""
+    count_queries: bool = False
+    screens: tuple[str, ...] = ()  # cheap attacks in front of the others, where they are defined for the norm
+    gate: str = ""
 
 
 SUITES: dict[str, SuiteEntry] = {
@@ -52,15 +52,15 @@ SUITES: dict[str, SuiteEntry] = {
         autoattack.STAGES,
         True,
         "AutoAttack on what FGSM (Linf) and PGD-7 leave, best queries counted; one column",
-        counts_best=True,
+        count_queries=True,
         screens=("fgsm", "pgd7"),
     ),
     "fast": SuiteEntry(
         ("nearest", "suspect", *autoattack.STAGES),
         True,
         "close to AutoAttack's verdict at about a twentieth of its cost or less; the whole of it where Square finds what gradients missed; one column",
-        counts_best=True,
-        doubt="suspect",
+        count_queries=True,
+        gate="suspect",
     ),
     "paper": SuiteEntry(("fgsm", "pgd7", "pgd20", "pgd50"), False, "the four columns of the paper's tables"),
 }
@@ -69,13 +69,13 @@ SUITES: dict[str, SuiteEntry] = {
 Asked = str | Sequence[str | Attack | AttackFn]  # names separated by commas, or a list of names, values and functions
 
 
-def parse_suites(
+def parse_columns(
     suite: Asked,
     threat: ThreatModel,
     n_classes: int,
     options: AttackOptions | None = None,
     sources: Mapping[str, Subject] | None = None,
-) -> list[Suite]:
+) -> list[Column]:
     """The columns that ``"fgsm,pgd20,autoattack"`` or ``["pgd20", my_attack]`` stands for, in order, each once.
 
     Args:
@@ -92,11 +92,11 @@ def parse_suites(
     asked = check_suite(suite)
     check_options(options, threat)
     context = Context(threat, n_classes, options, sources or {})
-    columns: dict[str, Suite] = {}
+    columns: dict[str, Column] = {}
     for each in asked:
         for column in _columns(each, context) if isinstance(each, str) else [_column(each, context)]:
             _refuse_another(columns.setdefault(column.name, column), column)
-    families = {member.family for column in columns.values() for member in column.members}
+    families = {stage.family for column in columns.values() for stage in column.stages}
     shown = ",".join(each if isinstance(each, str) else each.name for each in asked)
     if (options.step_size is not None or options.restarts != 1) and "pgd" not in families:
         raise RobenchError(f"`step_size` and `restarts` change PGD alone, and there is none in {shown!r}; leave them out")
@@ -105,25 +105,27 @@ def parse_suites(
     return list(columns.values())
 
 
-def _refuse_another(first: Suite, second: Suite) -> None:
+def _refuse_another(first: Column, second: Column) -> None:
     """Refuses two columns of one name that are not one attack."""
-    one, other = first.members[0], second.members[0]
+    one, other = first.stages[0], second.stages[0]
     if "transfer from" in one.params and one.params != other.params:
         raise RobenchError(f"two columns would be called {first.name!r}; rename one of the checkpoints, or leave one out")
     alike = (one.params, one.library) == (other.params, other.library)
-    if not alike or (one.fn is not other.fn and one.elsewhere is None and digest_function(one.fn) != digest_function(other.fn)):
+    if not alike or (
+        one.fn is not other.fn and one.crafting_target is None and digest_function(one.fn) != digest_function(other.fn)
+    ):
         raise RobenchError(
             f"two attacks would be called {first.name!r}; give one another name: Attack.of(fn, name=...), or @attack(name=...)"
         )
 
 
-def check_suite(suite: Asked) -> list[str | Attack]:
+def check_suite(column: Asked) -> list[str | Attack]:
     """The names in a suite, all of them known, and the attacks of the functions in it; needs no data and no model.
 
     Raises:
         RobenchError: it is empty, a name is unknown, a function is no attack, or an attack of an installed package cannot be loaded.
     """
-    given = [suite] if isinstance(suite, str) else list(suite)
+    given = [column] if isinstance(column, str) else list(column)
     asked: list[str | Attack] = []
     for each in given:
         if isinstance(each, str):
@@ -140,7 +142,7 @@ def _checked_name(given: str) -> str:
     name, at, source = given.partition("@")
     if at and not Path(source).is_file():
         raise RobenchError(f"{given!r} crafts on the checkpoint {source!r}, which is no file; write ATTACK@FILE")
-    if at and name in SUITES and SUITES[name].cascade:
+    if at and name in SUITES and SUITES[name].is_cascade:
         raise RobenchError(
             f"{given!r}: a cascade has no images to transfer, each stage stops where one model is fooled; use pgd50@FILE"
         )
@@ -186,7 +188,7 @@ def find_attack(given: str, norms: Sequence[str] = ()) -> tuple[str, Callable[[T
 
     def make(threat: ThreatModel) -> Attack:
         column = _columns(value, context(threat)) if isinstance(value, str) else [_column(value, context(threat))]
-        return column[0].members[0]
+        return column[0].stages[0]
 
     def context(threat: ThreatModel) -> Context:
         return Context(threat, 10, AttackOptions())
@@ -204,9 +206,9 @@ def find_attack(given: str, norms: Sequence[str] = ()) -> tuple[str, Callable[[T
     return value if isinstance(value, str) else value.name, make, tuple(norms) or defined
 
 
-def source_paths(suite: Asked | None) -> list[str]:
+def source_paths(column: Asked | None) -> list[str]:
     """The checkpoints that attacks of a suite are crafted on, each once."""
-    named = [each for each in check_suite(suite) if isinstance(each, str)] if suite else []
+    named = [each for each in check_suite(column) if isinstance(each, str)] if column else []
     return list(dict.fromkeys(name.partition("@")[2] for name in named if "@" in name))
 
 
@@ -215,27 +217,27 @@ def _lower(name: str) -> str:
     return attack.lower() + at + source
 
 
-def _marked(name: str, usual: Search, search: Search, *more: str) -> str:
+def _marked(name: str, usual: PassOptions, pass_options: PassOptions, *more: str) -> str:
     """A column's name with what is not usual about how it was computed, since it may differ in last bits or more."""
-    unusual = [word for word in str(search).split(", ") if word not in str(usual).split(", ") and search != usual]
-    said = ", ".join((*more, *unusual))
-    return f"{name}({said})" if said else name
+    unusual = [word for word in str(pass_options).split(", ") if word not in str(usual).split(", ") and pass_options != usual]
+    remarks = ", ".join((*more, *unusual))
+    return f"{name}({remarks})" if remarks else name
 
 
-def _named(attack: Attack, usual: Search) -> Suite:
-    attack = replace(attack, name=_marked(attack.name, usual, attack.search))
-    return Suite(attack.name, (attack,), cascade=False)
+def _named(attack: Attack, usual: PassOptions) -> Column:
+    attack = replace(attack, name=_marked(attack.name, usual, attack.pass_options))
+    return Column(attack.name, (attack,), is_cascade=False)
 
 
-def _column(attack: Attack, context: Context) -> Suite:
+def _column(attack: Attack, context: Context) -> Column:
     """The column of an attack that robench does not bring."""
-    return _named(searching(in_norm(attack, attack.name, context), context.options.search), attack.search)
+    return _named(searching(in_norm(attack, attack.name, context), context.options.pass_options), attack.pass_options)
 
 
-def _columns(name: str, context: Context) -> list[Suite]:
+def _columns(name: str, context: Context) -> list[Column]:
     name, at, path = name.partition("@")
     if at:
-        from robench.attacks.elsewhere import crafted_on
+        from robench.attacks.crafting_targets import crafted_on
 
         source = context.sources[path]
         if source.classifier.n_classes != context.n_classes:
@@ -243,23 +245,27 @@ def _columns(name: str, context: Context) -> list[Suite]:
                 f"{name}@{path}: that model has {source.classifier.n_classes} classes, the one under test {context.n_classes}; images of one "
                 "mean nothing to the other"
             )
-        crafted = [crafted_on(suite.members[0], source) for suite in _columns(name, context)]
-        return [Suite(attack.name, (attack,), cascade=False) for attack in crafted]
+        crafted = [crafted_on(single.stages[0], source) for single in _columns(name, context)]
+        return [Column(attack.name, (attack,), is_cascade=False) for attack in crafted]
     if name not in SUITES and entry_of(name) is None:
         return [_column(load_installed(name, installed_attacks()[name]), context)]
     if name not in SUITES:
-        return [_named(make_attack(name, context), Search(folded=name == "nearest"))]
+        return [_named(make_attack(name, context), PassOptions(folded=name == "nearest"))]
     entry = SUITES[name]
-    if entry.cascade:
-        members, doubt, inner = fast_members(context) if name == "fast" else (entry.members, entry.doubt, context)
+    if entry.is_cascade:
+        stages, gate, inner = fast_members(context) if name == "fast" else (entry.attacks, entry.gate, context)
         screens = [screen for each in entry.screens if context.threat.norm in (screen := make_in_any_norm(each, context)).norms]
-        attacks = (*screens, *(make_attack(member, inner) for member in members))
+        attacks = (*screens, *(make_attack(stage, inner) for stage in stages))
         budget = [f"budget={context.options.budget:g}"] if name == "fast" and context.options.budget is not None else []
-        usual = Search(folded=name == "fast")
-        name = _marked(name, usual, replace(context.options.search, folded=usual.folded or context.options.search.folded), *budget)
+        usual = PassOptions(folded=name == "fast")
+        name = _marked(
+            name, usual, replace(context.options.pass_options, folded=usual.folded or context.options.pass_options.folded), *budget
+        )
         blind = entry is SUITES["fast"]
-        return [Suite(name, attacks, cascade=True, about=entry.about, counts_best=entry.counts_best, doubt=doubt, blind=blind)]
-    return [column for member in entry.members for column in _columns(member, context)]
+        return [
+            Column(name, attacks, is_cascade=True, about=entry.about, count_queries=entry.count_queries, gate=gate, blind=blind)
+        ]
+    return [column for stage in entry.attacks for column in _columns(stage, context)]
 
 
 def fast_members(context: Context) -> tuple[tuple[str, ...], str, Context]:
@@ -273,6 +279,6 @@ def fast_members(context: Context) -> tuple[tuple[str, ...], str, Context]:
     apgd, whole = (sum(autoattack.stage_units(each, n_classes) for each in some) / AUTOATTACK_UNITS for some in (first, stages))
     if budget < apgd + LEAST_SEARCH:
         return ("nearest", "suspect", *stages), "suspect", context
-    doubt, spent = ("suspect", apgd) if budget < whole + LEAST_SEARCH else ("", whole)
+    gate, spent = ("suspect", apgd) if budget < whole + LEAST_SEARCH else ("", whole)
     left = replace(context, options=replace(context.options, budget=budget - spent))
-    return ("nearest", *first, "suspect", *rest), doubt, left
+    return ("nearest", *first, "suspect", *rest), gate, left

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from robench.api import command, subject_of, warn_at_first_look
+from robench.api import command, subject_of, warn_of_sanity_check
 from robench.audit.checks import run_checks
-from robench.audit.desk import Desk
-from robench.audit.evidence import MAIN, Evidence
+from robench.audit.evidence import AUDITED_RADIUS, Evidence
+from robench.audit.experiments import Experiments
 from robench.audit.page import write_audit
 from robench.audit.panel import called_for
 from robench.audit.request import GRID_SAMPLES, AuditRequest
@@ -23,8 +23,8 @@ from robench.data import DATASETS, load_dataset
 from robench.evaluation.device import use_device
 from robench.evaluation.environment import describe_environment
 from robench.evaluation.results import Results
-from robench.models.loading import Subject, of_head
-from robench.types import Dataset, Finding, OwnModel, RobenchError
+from robench.models.subject import Subject, of_head
+from robench.types import Dataset, ExternalModel, Finding, RobenchError
 
 __all__ = ["Audit", "AuditRequest", "audit", "audit_subject"]
 
@@ -47,7 +47,7 @@ class Audit:
 
 
 def audit(
-    request: AuditRequest, *, ckpt: Path | None = None, model: str | OwnModel | None = None, dataset: str | None = None,
+    request: AuditRequest, *, ckpt: Path | None = None, model: str | ExternalModel | None = None, dataset: str | None = None,
     data_dir: Path | None = None, device: str = "auto", threads: int | None = None, out: Path | None = None,
 ) -> Audit:  # fmt: skip
     """Judges a robustness number of a checkpoint or of somebody's model; called again, it computes only what is missing.
@@ -73,7 +73,7 @@ def audit(
     learn_from = load_dataset(name, "train", data_dir) if name in DATASETS else data
     with use_device(device, threads) as chosen:
         subject = subject_of(ckpt, model, data, chosen, request.head)
-        warn_at_first_look(subject, data, request.samples(data))
+        warn_of_sanity_check(subject, data, request.samples(data))
         folder = out or Path("reports") / request.folder_name(subject.name, data)
         return audit_subject(subject, data, request, folder, chosen, learn_from=learn_from, command=command())
 
@@ -95,11 +95,11 @@ def audit_subject(
         show_progress: bars on stderr.
     """
     started = time.perf_counter()
-    desk = Desk(subject, data, request, folder, device, learn_from or data, command, show_progress)
-    evidence = desk.gather()
+    experiments = Experiments(subject, data, request, folder, device, learn_from or data, command, show_progress)
+    evidence = experiments.gather()
     names, not_run = called_for(run_checks(evidence), _needless(evidence), request.budget)
     if names:
-        evidence = desk.follow(evidence, names)
+        evidence = experiments.follow(evidence, names)
     findings = run_checks(evidence)
     verdict = judge_number(evidence, findings, request.claim, not_run)
     seconds = time.perf_counter() - started
@@ -126,10 +126,10 @@ def _about(
         "seconds of attacks": round(sum(float(each["seconds"].sum()) for each in ledgers)),
         "seconds of this call": round(seconds),
         "attack seed": request.seed,
-        "radii other than the audited one": f"on the first {min(GRID_SAMPLES, runs[MAIN].description['n'])} samples",
+        "radii other than the audited one": f"on the first {min(GRID_SAMPLES, runs[AUDITED_RADIUS].description['n'])} samples",
         "weights and code": subject.digest,
-        "machine": "; ".join(sorted(set(runs[MAIN].ledger["machine"]))),
+        "machine": "; ".join(sorted(set(runs[AUDITED_RADIUS].ledger["machine"]))),
         "versions": ", ".join(f"{name} {version}" for name, version in packages.items()),
         "not run for lack of budget": ", ".join(not_run) or "nothing",
-        "commands": runs[MAIN].description["commands"] or ["called from Python"],
+        "commands": runs[AUDITED_RADIUS].description["commands"] or ["called from Python"],
     }

@@ -11,7 +11,7 @@ from functools import partial
 
 from robench.audit import comparisons, protocol
 from robench.audit.evidence import Evidence
-from robench.audit.readings import GRADIENT_FREE, probed
+from robench.audit.rules import GRADIENT_FREE, probed
 from robench.report.paired import holm, p_text
 from robench.types import Finding, Level
 
@@ -43,13 +43,13 @@ def run_checks(evidence: Evidence) -> list[Finding]:
 
     A failure that rests on a paired test which is not significant after the correction becomes a warning.
     """
-    found = [replace(check.judge(evidence), check=name, source=check.source) for name, check in CHECKS.items()]
-    tested = [place for place, finding in enumerate(found) if finding.p is not None]
-    for place, p in zip(tested, holm([found[place].p or 0.0 for place in tested]), strict=True):
-        finding = found[place]
+    findings = [replace(check.judge(evidence), check=name, source=check.source) for name, check in CHECKS.items()]
+    tested = [place for place, finding in enumerate(findings) if finding.p is not None]
+    for place, p in zip(tested, holm([findings[place].p or 0.0 for place in tested]), strict=True):
+        finding = findings[place]
         level = Level.WARN if finding.level == Level.FAIL and p > CONFIDENCE else finding.level
-        found[place] = replace(finding, level=level, p_corrected=p, evidence=f"{finding.evidence}; corrected {p_text(p)}")
-    return sorted(found, key=lambda finding: Level.ALL.index(finding.level))
+        findings[place] = replace(finding, level=level, p_corrected=p, evidence=f"{finding.evidence}; corrected {p_text(p)}")
+    return sorted(findings, key=lambda finding: Level.ALL.index(finding.level))
 
 
 def _probe_check(probe: str, statistic: str, **judged) -> Callable[[Evidence], Finding]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from robench.audit.evidence import MAIN, Evidence
-from robench.audit.readings import (
+from robench.audit.evidence import AUDITED_RADIUS, Evidence
+from robench.audit.rules import (
     GRADIENT_FREE,
     gap_finding,
     left_at,
@@ -55,7 +55,7 @@ def steps_help(evidence: Evidence) -> Finding:
     return rises(evidence, points, "steps", "more steps help the defender: the steps do not follow the loss", "it falls with steps")
 
 
-RADII = ("half", MAIN, "x2", "x4", "large", "unbounded")
+RADII = ("half", AUDITED_RADIUS, "x2", "x4", "large", "unbounded")
 
 
 def eps_helps(evidence: Evidence) -> Finding:
@@ -86,8 +86,8 @@ def black_box(evidence: Evidence) -> Finding:
 
 def transfer_breaks(evidence: Evidence) -> Finding:
     """Images of another model must not break what attacks on this one left."""
-    stored = {each.column for each in evidence.stored}
-    columns = [name for name in evidence.columns() if name.startswith(TRANSFER) and name not in stored]
+    external = {each.column for each in evidence.external}
+    columns = [name for name in evidence.columns() if name.startswith(TRANSFER) and name not in external]
     hits = [hit for name in columns if (hit := evidence.broken(name)) is not None]
     if not hits:
         return unknown("no attack was crafted on a sibling (`robench audit --sibling`)")

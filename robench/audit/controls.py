@@ -14,10 +14,10 @@ from torch import nn
 from robench.api import attack
 from robench.audit.cheats import BatchStatistics, Crop, Detached, Inputs, KWinners, NoGradient, Noise, Outputs, Quantise
 from robench.data.augment import to_unit
-from robench.evaluation.stored import stored_images
-from robench.models.loading import Subject, classifier_of_module, load_classifier
-from robench.models.multihead import MAIN
+from robench.evaluation.external_images import saved_images
+from robench.models.multihead import MAIN_HEAD
 from robench.models.seeded import seeded
+from robench.models.subject import Subject, classifier_of_module, load_classifier
 from robench.request import AttackRequest
 from robench.training.spec import TrainSpec
 from robench.training.trainer import train
@@ -99,7 +99,7 @@ class Control:
         honest: whether no check may fail on it.
         must: checks of which at least one must notice it, see ``complaint_of``.
         about: how it cheats, or why it is honest.
-        stored: where its number's stored images are, and the checkpoint that they are said to come from.
+        external: where its number's stored images are, and the checkpoint that they are said to come from.
         eps: of the threat model, where it is not the data set's own.
     """
 
@@ -107,32 +107,32 @@ class Control:
     honest: bool
     must: tuple[str, ...]
     about: str
-    stored: Callable[[Bench, int, str], tuple[str, Path | None]] | None = None
+    external: Callable[[Bench, int, str], tuple[str, Path | None]] | None = None
     eps: str | None = None
 
 
-def _stored(bench: Bench, name: str, checkpoint: str, n: int, eps: str, heads: str) -> str:
+def _external(bench: Bench, name: str, checkpoint: str, n: int, eps: str, heads: str) -> str:
     """PGD-20 crafted on a trained model, as ``robench attack --save-adv`` keeps it: RUN:ATTACK."""
     run = bench.folder / f"{name}-run-{n}"
     request = AttackRequest("pgd20", eps=eps, n=n, attack_heads=heads, save_adv=True, chunk=n)
     attack(request, ckpt=bench.folder / f"{checkpoint}.safetensors", device=bench.device, out=run, show_progress=False)
-    return f"{run}:pgd20" + (f"(heads={heads})" if heads != MAIN else "")
+    return f"{run}:pgd20" + (f"(heads={heads})" if heads != MAIN_HEAD else "")
 
 
 def _wrong_head(bench: Bench, n: int, eps: str) -> tuple[str, Path | None]:
     bench.trained(arch="supervised")
-    return _stored(bench, "wrong-head", "supervised-none-0", n, eps, "coarse"), None
+    return _external(bench, "wrong-head", "supervised-none-0", n, eps, "coarse"), None
 
 
 def _other_model(bench: Bench, n: int, eps: str) -> tuple[str, Path | None]:
     bench.trained()
-    return _stored(bench, "stored-file", "single-none-0", n, eps, MAIN), None
+    return _external(bench, "stored-file", "single-none-0", n, eps, MAIN_HEAD), None
 
 
 def _unnamed(bench: Bench, n: int, eps: str) -> tuple[str, Path | None]:
     """The images of another model as a file that says nothing about it."""
     images = (
-        stored_images(bench.folder / f"stored-file-run-{n}", "pgd20", bench.test_set, n) if _other_model(bench, n, eps) else None
+        saved_images(bench.folder / f"stored-file-run-{n}", "pgd20", bench.test_set, n) if _other_model(bench, n, eps) else None
     )
     path = bench.folder / f"unknown-{n}.pt"
     torch.save({"adv_inputs": images, "labels": bench.test_set.labels[:n].clone()}, path)
@@ -182,14 +182,14 @@ CONTROLS: dict[str, Control] = {
     "detached": Control(lambda bench: Detached(_copy(bench.undefended)), False, ("zero-gradients",), "gradient cut behind the input"),
     "no-gradient": Control(lambda bench: NoGradient(_copy(bench.undefended)), False, ("zero-gradients",), "computes without gradients"),
     "wrong-head": Control(
-        lambda bench: bench.trained(arch="supervised"), False, ("provenance",), "stored images crafted on the coarse head", stored=_wrong_head,
+        lambda bench: bench.trained(arch="supervised"), False, ("provenance",), "stored images crafted on the coarse head", external=_wrong_head,
     ),
     "stored-file": Control(
         lambda bench: bench.trained(arch="contrastive"), False, ("provenance",), "the paper's protocol: images crafted on another model",
-        stored=_other_model, eps="0.1",
+        external=_other_model, eps="0.1",
     ),
     "unknown-file": Control(
-        lambda bench: bench.trained(arch="contrastive"), False, ("transfer-gap",), "the same, and nobody says on which", stored=_unnamed, eps="0.1",
+        lambda bench: bench.trained(arch="contrastive"), False, ("transfer-gap",), "the same, and nobody says on which", external=_unnamed, eps="0.1",
     ),
 }  # fmt: skip
 

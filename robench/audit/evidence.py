@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 
 from robench.evaluation.results import Results, failing
-from robench.evaluation.store import CLEAN
+from robench.evaluation.run_folder import CLEAN
 from robench.report.paired import Paired, paired
 from robench.types import Outcome
 
-MAIN = "eps"  # the run at the audited radius
+AUDITED_RADIUS = "eps"  # the run at the audited radius
 
 
 @dataclass(frozen=True)
-class Stored:
+class ExternalImages:
     """A column of images that were made before the audit.
 
     Attributes:
@@ -47,7 +47,7 @@ class Evidence:
         norm, eps_text: the threat model.
         defended: whether the model is known to be adversarially trained; None where nobody knows.
         protocol: what the claim says about itself: "white-box", "transfer" or "unknown".
-        stored: columns of images that were made before.
+        external: columns of images that were made before.
         draws: forward passes that a verdict is voted by; 1 where the model is not random.
         claimed: whether a number of somebody's is judged.
     """
@@ -61,12 +61,12 @@ class Evidence:
     eps_text: str
     defended: bool | None = None
     protocol: str = "unknown"
-    stored: tuple[Stored, ...] = ()
+    external: tuple[ExternalImages, ...] = ()
     draws: int = 1
     claimed: bool = False
     _frames: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
 
-    def rows(self, column: str, at: str = MAIN) -> pd.DataFrame | None:
+    def rows(self, column: str, at: str = AUDITED_RADIUS) -> pd.DataFrame | None:
         """The verdicts of a column or stage, sorted by sample; None where it was not measured."""
         if at not in self.runs:
             return None
@@ -76,7 +76,7 @@ class Evidence:
         rows = self._frames[at, column]
         return rows if len(rows) else None
 
-    def said(self, column: str, *, best: bool = True, at: str = MAIN) -> np.ndarray | None:
+    def said(self, column: str, *, best: bool = True, at: str = AUDITED_RADIUS) -> np.ndarray | None:
         """What an attack made of the samples that the model can classify without one, values of ``Outcome``; None where it was not
         measured or failed on one of them. The others say nothing about the attack, and no comparison holds them."""
         rows = self.rows(column, at)
@@ -85,18 +85,18 @@ class Evidence:
         said = rows["best" if best else "outcome"].to_numpy()[~self.unclassified()[: len(rows)]]
         return None if np.isin(said, Outcome.UNDECIDED).any() else said
 
-    def robust(self, column: str, *, best: bool = True, at: str = MAIN) -> np.ndarray | None:
-        """Which samples an attack left standing, bool, of those of ``said``; None where it was not measured or failed on a sample.
+    def robust(self, column: str, *, best: bool = True, at: str = AUDITED_RADIUS) -> np.ndarray | None:
+        """Which samples an attack left standing, bool, of those of ``outcomes``; None where it was not measured or failed on a sample.
 
         Args:
             column: its name.
             best: by every image that it came across, else by those that it returned.
             at: the radius.
         """
-        said = self.said(column, best=best, at=at)
-        return None if said is None else said == Outcome.ROBUST
+        outcomes = self.said(column, best=best, at=at)
+        return None if outcomes is None else outcomes == Outcome.ROBUST
 
-    def broken(self, column: str, *, at: str = MAIN) -> np.ndarray | None:
+    def broken(self, column: str, *, at: str = AUDITED_RADIUS) -> np.ndarray | None:
         """Which samples an attack broke by any image that it came across, clean mistakes left out, bool, of those of ``said``; None where it
         is missing or failed."""
         said = self.said(column, at=at)
@@ -104,9 +104,9 @@ class Evidence:
 
     def failed(self) -> dict[str, str]:
         """Attacks at the audited radius that failed, with the reason."""
-        said = failing(self.runs[MAIN].ledger)
-        said = said[said["attack"] != CLEAN]
-        return {str(name): str(message) for name, message in said.groupby("attack", sort=False)["message"].first().items()}
+        messages = failing(self.runs[AUDITED_RADIUS].ledger)
+        messages = messages[messages["attack"] != CLEAN]
+        return {str(name): str(message) for name, message in messages.groupby("attack", sort=False)["message"].first().items()}
 
     def unclassified(self) -> np.ndarray:
         """Which samples the model cannot classify even without attack, so that nothing can be said of them, bool (n,)."""
@@ -127,12 +127,12 @@ class Evidence:
 
     def columns(self) -> list[str]:
         """The columns of the audited radius."""
-        return self.runs[MAIN].columns
+        return self.runs[AUDITED_RADIUS].columns
 
-    def stored_bounds(self) -> tuple[int, int] | None:
+    def external_bounds(self) -> tuple[int, int] | None:
         """On the stored images that break most, how many samples are right, and how many at most where images are invalid."""
         counts = []
-        for each in self.stored:
+        for each in self.external:
             rows = self.rows(each.column)
             if rows is not None:
                 right = int((rows["outcome"] == Outcome.ROBUST).sum())
@@ -150,7 +150,7 @@ class Evidence:
         for name in columns:
             rows = self.rows(name)
             if rows is not None:
-                said = rows["best"].to_numpy()
-                left = left & ~np.isin(said, (Outcome.BROKEN,))
-                open_ |= np.isin(said, Outcome.UNDECIDED)
+                outcomes = rows["best"].to_numpy()
+                left = left & ~np.isin(outcomes, (Outcome.BROKEN,))
+                open_ |= np.isin(outcomes, Outcome.UNDECIDED)
         return int((left & ~open_).sum()), int(left.sum())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robench.audit.checks import CHECKS
-from robench.audit.evidence import MAIN, Evidence
+from robench.audit.evidence import AUDITED_RADIUS, Evidence
 from robench.audit.verdict import Verdict, verdict_line
 from robench.files import write_atomically
 from robench.report.html.run import render_audit
@@ -37,7 +37,7 @@ def write_audit(folder: Path, evidence: Evidence, findings: list[Finding], verdi
         "about": about,
     })  # fmt: skip
     write_atomically(folder / "findings.json", (json.dumps(content, indent=2) + "\n").encode())
-    write_atomically(folder / "audit.html", render_audit(evidence.runs[MAIN], content).encode())
+    write_atomically(folder / "audit.html", render_audit(evidence.runs[AUDITED_RADIUS], content).encode())
     page = folder / "audit.md"
     write_atomically(page, render(evidence, findings, verdict, about).encode())
     return page
@@ -45,7 +45,7 @@ def write_audit(folder: Path, evidence: Evidence, findings: list[Finding], verdi
 
 def render(evidence: Evidence, findings: list[Finding], verdict: Verdict, about: dict[str, Any]) -> str:
     """The whole page."""
-    run = evidence.runs[MAIN].description
+    run = evidence.runs[AUDITED_RADIUS].description
     grave = [finding for finding in findings if finding.level in (Level.FAIL, Level.WARN)]
     rest = [finding for finding in findings if finding.level not in (Level.FAIL, Level.WARN)]
     name = run["model"]["name"]
@@ -61,8 +61,8 @@ def render(evidence: Evidence, findings: list[Finding], verdict: Verdict, about:
         "## What each step took away\n\n" + _took_away(verdict),
         "## Findings that matter\n\n" + ("\n\n".join(map(_long, grave)) if grave else "None: no check fails or warns."),
         "## The other checks\n\n" + _short(rest),
-        "## Every attack\n\n" + layout_table({name: summarise(evidence.runs[MAIN])}) + "\n\nPercent of all samples."
-        if evidence.runs[MAIN].columns
+        "## Every attack\n\n" + layout_table({name: summarise(evidence.runs[AUDITED_RADIUS])}) + "\n\nPercent of all samples."
+        if evidence.runs[AUDITED_RADIUS].columns
         else "",
         "## How it was obtained\n\n" + _obtained(run, about),
         "```\n" + "\n".join(about["commands"]) + "\n```",

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from robench.attacks import AttackOptions, parse_suites
+from robench.attacks import AttackOptions, parse_columns
 from robench.audit.comparisons import REST
-from robench.audit.readings import GRADIENT_FREE
-from robench.types import AUTOATTACK_UNITS, Attack, Finding, Level, Suite, ThreatModel
+from robench.audit.rules import GRADIENT_FREE
+from robench.types import AUTOATTACK_UNITS, Attack, Column, Finding, Level, ThreatModel
 
 FULL = (
     "pgd7", "pgd20", "pgd50", "pgd100", "pgd50-ce", "pgd50-margin", "pgd50-dlr", "pgd50-rescaled", "pgd50-float64", "noise",
@@ -53,15 +53,15 @@ LADDER = (
 CALLABLE = frozenset((*FULL, *QUICK, "pgd50-eot", *(each.name for each in LADDER)))
 
 
-def panel(threat: ThreatModel, n_classes: int, *, quick: bool) -> list[Suite]:
+def panel(threat: ThreatModel, n_classes: int, *, quick: bool) -> list[Column]:
     """The columns at the audited radius."""
     single = "fgsm" if threat.norm == "Linf" else "pgd1"
     names = [single, *(name for name in (QUICK if quick else FULL) if n_classes >= 3 or name != "pgd50-dlr")]
-    suites = parse_suites(",".join(names), threat, n_classes)
-    return suites if quick else suites + parse_suites("pgd20", threat, n_classes, AttackOptions(restarts=RESTARTS))
+    columns = parse_columns(",".join(names), threat, n_classes)
+    return columns if quick else columns + parse_columns("pgd20", threat, n_classes, AttackOptions(restarts=RESTARTS))
 
 
-def rest(threat: ThreatModel, n_classes: int, broken: np.ndarray) -> Suite:
+def rest(threat: ThreatModel, n_classes: int, broken: np.ndarray) -> Column:
     """AutoAttack's four stages as one column, on what the panel left.
 
     Args:
@@ -70,13 +70,13 @@ def rest(threat: ThreatModel, n_classes: int, broken: np.ndarray) -> Suite:
         broken: bool (n,), samples that are decided.
     """
     names = [name for name in REST_ORDER if n_classes >= 4 or name != "apgd-t"]
-    return _on_what_is_left(REST, [parse_suites(name, threat, n_classes)[0].members[0] for name in names], broken)
+    return _on_what_is_left(REST, [parse_columns(name, threat, n_classes)[0].stages[0] for name in names], broken)
 
 
-def _on_what_is_left(name: str, members: list[Attack], broken: np.ndarray) -> Suite:
+def _on_what_is_left(name: str, stages: list[Attack], broken: np.ndarray) -> Column:
     left = hashlib.sha256(np.packbits(broken).tobytes()).hexdigest()[:12]
-    members = [replace(member, params={**member.params, "on what was left": left}) for member in members]
-    return Suite(name, tuple(members), cascade=True, counts_best=True, skip=frozenset(np.flatnonzero(broken).tolist()))
+    stages = [replace(stage, params={**stage.params, "on what was left": left}) for stage in stages]
+    return Column(name, tuple(stages), is_cascade=True, count_queries=True, skip=frozenset(np.flatnonzero(broken).tolist()))
 
 
 def grid(threat: ThreatModel, image_shape: tuple[int, int, int], *, quick: bool) -> dict[str, tuple[ThreatModel, tuple[str, ...]]]:
@@ -114,7 +114,7 @@ def called_for(findings: Iterable[Finding], done: Iterable[str], budget: float) 
     return chosen, [each.name for each in ladder if each.name not in chosen]
 
 
-def consequences(names: list[str], threat: ThreatModel, n_classes: int, broken: np.ndarray, elsewhere: dict[str, Attack]) -> Suite:
+def consequences(names: list[str], threat: ThreatModel, n_classes: int, broken: np.ndarray, transfers: dict[str, Attack]) -> Column:
     """The stronger attacks as one column: a cascade over what the panel left.
 
     Args:
@@ -122,13 +122,13 @@ def consequences(names: list[str], threat: ThreatModel, n_classes: int, broken: 
         threat: the threat model.
         n_classes: of the main task.
         broken: bool (n,), samples that are decided.
-        elsewhere: attacks that are crafted on another model, by their name.
+        transfers: attacks that are crafted on another model, by their name.
     """
-    members = [elsewhere[name] if name in elsewhere else parse_suites(name, threat, n_classes)[0].members[0] for name in names]
-    return _on_what_is_left(CONSEQUENCES, members, broken)
+    stages = [transfers[name] if name in transfers else parse_columns(name, threat, n_classes)[0].stages[0] for name in names]
+    return _on_what_is_left(CONSEQUENCES, stages, broken)
 
 
 def steps_of(name: str) -> int:
     """The steps in an attack's name, 0 where there are none."""
-    found = re.match(r"pgd(\d+)", name)
-    return int(found[1]) if found else 0
+    match = re.match(r"pgd(\d+)", name)
+    return int(match[1]) if match else 0

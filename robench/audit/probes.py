@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robench.attacks.descent import direction, project, random_start
 from robench.attacks.straight_through import INPUT_STAGE
-from robench.evaluation.verify import margins
+from robench.evaluation.judge import margins
 from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
 from robench.types import RobenchError, ThreatModel
@@ -21,7 +21,7 @@ from robench.types import RobenchError, ThreatModel
 if TYPE_CHECKING:
     from robench.types import Images, Labels, Logits
 
-N = 100  # correctly classified samples that a probe looks at
+PROBE_SAMPLES = 100  # correctly classified samples that a probe looks at
 RANDOM = "the model is random: one draw says nothing here"
 
 Measured = dict[str, Any]
@@ -35,7 +35,7 @@ class Subjects:
     images: Images
     labels: Labels
     threat: ThreatModel
-    stored: dict[str, Images]
+    external: dict[str, Images]
 
     @property
     def is_random(self) -> bool:
@@ -112,8 +112,8 @@ def state(subjects: Subjects) -> Measured:
 
 def outputs(subjects: Subjects) -> Measured:
     """The share of the outputs that lie in [0, 1] and sum to 1."""
-    said = _ask(subjects.classifier, subjects.images)
-    proper = ((said >= 0) & (said <= 1)).all(1) & ((said.sum(1) - 1).abs() < 1e-4)
+    values = _ask(subjects.classifier, subjects.images)
+    proper = ((values >= 0) & (values <= 1)).all(1) & ((values.sum(1) - 1).abs() < 1e-4)
     return {"probabilities": float(proper.float().mean())}
 
 
@@ -156,13 +156,13 @@ def differences(subjects: Subjects, directions: int = 16) -> Measured:
     points = project(subjects.images + random_start(subjects.images, threat) / 2, subjects.images, threat).double()
     free = points.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(margins(victim(free), subjects.labels).sum(), free)
-    promised, kept = [], []
+    promised, measured = [], []
     for _ in range(directions):
         along = direction(torch.randn_like(points), threat)
         ahead, behind = (margins(_ask(victim, points + sign * size * along), subjects.labels) for sign in (1, -1))
         promised.append(2 * size * (gradient * along).flatten(1).sum(1))
-        kept.append(ahead - behind)
-    first, second = torch.stack(promised), torch.stack(kept)
+        measured.append(ahead - behind)
+    first, second = torch.stack(promised), torch.stack(measured)
     scale = second.pow(2).mean(0).sqrt().clamp(min=1e-300)
     first, second = (first / scale).flatten(), (second / scale).flatten()
     product = float(first.norm() * second.norm())
@@ -198,8 +198,8 @@ def jumps(subjects: Subjects, points: int = 33, halvings: int = 12) -> Measured:
         left = (value - first).abs() >= (last - value).abs()
         low, first = torch.where(left, low, middle), torch.where(left, first, value)
         high, last = torch.where(left, middle, high), torch.where(left, value, last)
-    kept = ((last - first).abs() > whole / 4) & (whole > 0)
-    return {"share": float(kept.float().mean()), "n": len(kept)}
+    jumped = ((last - first).abs() > whole / 4) & (whole > 0)
+    return {"share": float(jumped.float().mean()), "n": len(jumped)}
 
 
 def neighbourhood(subjects: Subjects, draws: int = 20) -> Measured:
@@ -238,18 +238,20 @@ def trajectory(subjects: Subjects, steps: int = 50, last: int = 10) -> Measured:
 
 def sign_agreement(subjects: Subjects) -> Measured:
     """The share of moved pixels whose sign is that of the model's own gradient, for stored images and for one step of its own."""
-    if not subjects.stored:
+    if not subjects.external:
         return {"failed": "no stored images were given (`robench audit --adv`)"}
     free = subjects.images.clone().requires_grad_()
     loss = F.cross_entropy(subjects.classifier(free), subjects.labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, free)
-    own = project(subjects.images, subjects.images, subjects.threat)
+    adv_images = project(subjects.images, subjects.images, subjects.threat)
     for _ in range(7):
-        free = own.clone().requires_grad_()
+        free = adv_images.clone().requires_grad_()
         loss = F.cross_entropy(subjects.classifier(free), subjects.labels, reduction="sum")
         (step,) = torch.autograd.grad(loss, free)
-        own = project(own + subjects.threat.eps / 4 * direction(step, subjects.threat), subjects.images, subjects.threat)
-    deltas = {name: images - subjects.images for name, images in subjects.stored.items()} | {"own": own - subjects.images}
+        adv_images = project(
+            adv_images + subjects.threat.eps / 4 * direction(step, subjects.threat), subjects.images, subjects.threat
+        )
+    deltas = {name: images - subjects.images for name, images in subjects.external.items()} | {"own": adv_images - subjects.images}
     return {name: agreement(delta, gradient) for name, delta in deltas.items()}
 
 

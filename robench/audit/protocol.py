@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from robench.audit.evidence import MAIN, Evidence
-from robench.audit.readings import GRADIENT_FREE, gap_finding, missing, unknown
+from robench.audit.evidence import AUDITED_RADIUS, Evidence
+from robench.audit.rules import GRADIENT_FREE, gap_finding, missing, unknown
 from robench.report.published import ROBUSTBENCH
 from robench.report.tables import percent, title
 from robench.types import Finding, Level, Outcome
@@ -13,81 +13,81 @@ from robench.types import Finding, Level, Outcome
 
 def provenance(evidence: Evidence) -> Finding:
     """Stored images must have been crafted on the weights that they are used against."""
-    if not evidence.stored:
+    if not evidence.external:
         if evidence.claimed:
             return unknown(
                 "nobody gave the images that the claim came from (`robench audit --adv`); those of this audit were crafted on the judged weights"
             )
         return Finding("", Level.PASS, "every image was crafted on the judged weights", f"weights {evidence.model[:12]}", "")
-    said, worst = [], Level.PASS
-    for stored in evidence.stored:
-        if not stored.weights:
+    sentences, worst = [], Level.PASS
+    for external in evidence.external:
+        if not external.weights:
             level, text = (
                 Level.UNKNOWN,
-                f"{stored.column}: nobody says what it was crafted on; `robench audit --source` names the model",
+                f"{external.column}: nobody says what it was crafted on; `robench audit --source` names the model",
             )
-        elif stored.heads:
-            level, text = Level.FAIL, f"{stored.column}: crafted on the heads {', '.join(stored.heads)}, not on the judged one"
-        elif stored.weights != evidence.model:
+        elif external.heads:
+            level, text = Level.FAIL, f"{external.column}: crafted on the heads {', '.join(external.heads)}, not on the judged one"
+        elif external.weights != evidence.model:
             level = Level.PASS if evidence.protocol == "transfer" else Level.FAIL
             text = (
-                f"{stored.column}: crafted on {stored.source or 'a model'} (weights {stored.weights[:12]}), evaluated on weights "
+                f"{external.column}: crafted on {external.source or 'a model'} (weights {external.weights[:12]}), evaluated on weights "
                 f"{evidence.model[:12]}"
             )
         else:
-            level, text = Level.PASS, f"{stored.column}: crafted on the evaluated weights {evidence.model[:12]}"
-        said.append(text)
+            level, text = Level.PASS, f"{external.column}: crafted on the evaluated weights {evidence.model[:12]}"
+        sentences.append(text)
         worst = min(worst, level, key=Level.ALL.index)
     words = {
         Level.FAIL: "the stored images attack something else than the judged model: their accuracy is transfer, not robustness",
         Level.UNKNOWN: "where the stored images come from is not known",
         Level.PASS: "the stored images come from where the claim says",
     }
-    return Finding("", worst, words[worst], "; ".join(said), "")
+    return Finding("", worst, words[worst], "; ".join(sentences), "")
 
 
 def transfer_gap(evidence: Evidence) -> Finding:
     """Stored images against a fresh PGD-20 on the model itself."""
-    if not evidence.stored:
+    if not evidence.external:
         return unknown("no stored images were given (`robench audit --adv`)")
-    gaps = {each.column: evidence.compare(each.column, "pgd20") for each in evidence.stored}
+    gaps = {each.column: evidence.compare(each.column, "pgd20") for each in evidence.external}
     known = {name: gap for name, gap in gaps.items() if gap is not None}
     if not known:
         return missing(evidence, *gaps, "pgd20")
     name, gap = max(known.items(), key=lambda item: item[1].difference)
     agreement = evidence.probes.get("sign-agreement", {}).get(name)
-    own = evidence.probes.get("sign-agreement", {}).get("own")
+    own_agreement = evidence.probes.get("sign-agreement", {}).get("own")
     text = (
         ""
         if agreement is None
-        else f", sign agreement with the model's own gradient {agreement:.3f} (own PGD {own:.3f}, chance 0.5)"
+        else f", sign agreement with the model's own gradient {agreement:.3f} (own PGD {own_agreement:.3f}, chance 0.5)"
     )
-    found = gap_finding(
+    finding = gap_finding(
         gap, warn=0.01, fail=0.01,
         says="the stored images are far weaker than a fresh attack on the model itself: they were crafted elsewhere, or with less effort",
         fine="the stored images are as strong as a fresh attack",
         text=f"{title(name)} against fresh PGD-20{text}",
         among=len(known),
     )  # fmt: skip
-    if evidence.protocol == "transfer" and found.level == Level.FAIL:
-        return replace(found, level=Level.WARN, says="as a claim of transfer says: an attack on the model itself leaves far less")
-    return found
+    if evidence.protocol == "transfer" and finding.level == Level.FAIL:
+        return replace(finding, level=Level.WARN, says="as a claim of transfer says: an attack on the model itself leaves far less")
+    return finding
 
 
 def budget(evidence: Evidence) -> Finding:
     """An attack must spend its steps and its radius."""
-    results = evidence.runs[MAIN]
+    results = evidence.runs[AUDITED_RADIUS]
     shares = {}
     correct = int(evidence.correct().sum())
-    for suite in results.description["suites"]:
-        name, params = suite["name"], suite["members"][0]["params"]
+    for column in results.description["suites"]:
+        name, params = column["name"], column["members"][0]["params"]
         ledger = results.ledger[results.ledger["attack"] == name]
         if name in evidence.failed() or not correct:
             continue
         if name.startswith("pgd") and params.get("random_start") and not (ledger["mode"] != "").any() and params["restarts"] == 1:
             shares[f"{title(name)} steps"] = ledger["backwards"].sum() / (correct * params["steps"])
     eps = results.description["threat"]["eps"]
-    for name in ["pgd20", *(each.column for each in evidence.stored)]:
+    for name in ["pgd20", *(each.column for each in evidence.external)]:
         rows = evidence.rows(name)
         if rows is not None and eps:
             # Where an attack finds nothing some keep the clean image, so that those who moved farthest tell.
@@ -106,25 +106,25 @@ def budget(evidence: Evidence) -> Finding:
 
 def randomness(evidence: Evidence) -> Finding:
     """A model that answers differently each time must be attacked in expectation."""
-    found = evidence.probes.get("repeats", {})
-    if found.get("differs") is None:
-        return unknown(str(found.get("failed") or "the probe repeats was not run"))
+    probed = evidence.probes.get("repeats", {})
+    if probed.get("differs") is None:
+        return unknown(str(probed.get("failed") or "the probe repeats was not run"))
     if evidence.draws == 1:
         return Finding(
             "",
             Level.PASS,
             "the same image gets the same answer",
-            f"largest change of a logit {found['differs']:.2g}",
+            f"largest change of a logit {probed['differs']:.2g}",
             "",
-            found["differs"],
+            probed["differs"],
             1e-4,
         )
-    text = f"{percent(found['flips'])} % of the predictions change from draw to draw"
+    text = f"{percent(probed['flips'])} % of the predictions change from draw to draw"
     gap = evidence.compare("pgd50-margin", "pgd50-eot")
     if gap is None:
         return Finding(
             "", Level.WARN, "the model is random: verdicts are by the majority of 100 draws, and attacks must average over draws", text, "",
-            found["flips"], 1e-4, calls_for=("pgd50-eot",),
+            probed["flips"], 1e-4, calls_for=("pgd50-eot",),
         )  # fmt: skip
     judged = gap_finding(
         gap, warn=0.0, fail=0.01, says="randomness hides the gradient: averaging over draws breaks more",

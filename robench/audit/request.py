@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from robench.models.multihead import MAIN as MAIN_HEAD
+from robench.models.multihead import MAIN_HEAD
 from robench.types import Dataset, RobenchError
 
 PROTOCOLS = ("white-box", "transfer", "unknown")
@@ -22,7 +22,7 @@ class AuditRequest:
         norm, eps: the threat model; eps as text, the data set's own by default.
         n: the first n samples; 1,000 (200 with ``quick``), or all where there are fewer.
         seed: of the attacks.
-        adv: stored images, see ``stored_suite``.
+        adv: stored images, see ``external_column``.
         source: the checkpoint that files of stored images were crafted on.
         siblings: checkpoints of the same classes, on which a transfer attack is crafted too.
         budget: of the stronger attacks that findings call for, in multiples of AutoAttack's cost a surviving sample.

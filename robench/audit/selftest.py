@@ -20,11 +20,11 @@ from robench.types import Level
 
 MARKS = {Level.FAIL: "F", Level.WARN: "w", Level.UNKNOWN: "?", Level.PASS: "."}
 SAMPLES = 100
-FALSE = 0.10  # a plain number is false where it is this much above what survives
+FALSE_BY = 0.10  # a plain number is false where it is this much above what survives
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class ControlResult:
     """What the audit said about a control, and whether that is right.
 
     Attributes:
@@ -38,18 +38,18 @@ class Outcome:
     complaint: str
 
 
-def audit_control(name: str, bench: Bench, folder: Path, *, n: int = SAMPLES, seed: int = 0, quick: bool = False) -> Outcome:
+def audit_control(name: str, bench: Bench, folder: Path, *, n: int = SAMPLES, seed: int = 0, quick: bool = False) -> ControlResult:
     """Audits one control without a claim: judged is what its plain suite, or its stored images, would have reported."""
     control = CONTROLS[name]
     eps = control.eps or bench.test_set.default_eps["Linf"]
     subject = subject_of_control(name, bench)
-    where, source = control.stored(bench, n, eps) if control.stored else ("", None)
-    request = AuditRequest(eps=eps, n=n, seed=seed, adv=(where,) if where else (), source=source, quick=quick)
+    adv, source = control.external(bench, n, eps) if control.external else ("", None)
+    request = AuditRequest(eps=eps, n=n, seed=seed, adv=(adv,) if adv else (), source=source, quick=quick)
     audit = audit_subject(
         subject, bench.test_set, request, folder, bench.device, learn_from=bench.train_set, command="robench audit --self-test",
         show_progress=False,
     )  # fmt: skip
-    return Outcome(name, audit, complaint_of(name, audit))
+    return ControlResult(name, audit, complaint_of(name, audit))
 
 
 def complaint_of(name: str, audit: Audit) -> str:
@@ -66,7 +66,7 @@ def complaint_of(name: str, audit: Audit) -> str:
         return f"not said: {', '.join(silent)}" if silent else ""
     verdict = audit.verdict
     left = verdict.most / verdict.n
-    false = verdict.claim is not None and verdict.claim - left > FALSE
+    false = verdict.claim is not None and verdict.claim - left > FALSE_BY
     enough = (Level.FAIL,) if false else (Level.FAIL, Level.WARN)
     if control.must and not any(levels[check] in enough for check in control.must):
         return f"not noticed by {' or '.join(control.must)}"
@@ -114,7 +114,7 @@ def self_test(
     return page, [f"{outcome.name}: {outcome.complaint}" for outcome in outcomes if outcome.complaint]
 
 
-def confusion(outcomes: list[Outcome], n: int, seed: int) -> str:
+def confusion(outcomes: list[ControlResult], n: int, seed: int) -> str:
     """Controls in rows, checks in columns."""
     header = ["control", "kind", "right", "judged", "left", "verdict", *CHECKS]
     rows = []
@@ -129,18 +129,18 @@ def confusion(outcomes: list[Outcome], n: int, seed: int) -> str:
     )
 
 
-def calibration(outcomes: list[Outcome]) -> str:
+def calibration(outcomes: list[ControlResult]) -> str:
     """Each check's threshold between the worst honest model and the mildest cheat that it must notice."""
     rows = []
     for check in CHECKS:
-        found = {
+        findings = {
             outcome.name: finding
             for outcome in outcomes
             for finding in outcome.audit.findings
             if finding.check == check and finding.statistic is not None
         }
-        honest = {name: finding.statistic for name, finding in found.items() if CONTROLS[name].honest}
-        cheats = {name: f.statistic for name, f in found.items() if check in CONTROLS[name].must and f.level == Level.FAIL}
+        honest = {name: finding.statistic for name, finding in findings.items() if CONTROLS[name].honest}
+        cheats = {name: f.statistic for name, f in findings.items() if check in CONTROLS[name].must and f.level == Level.FAIL}
         if honest or cheats:
             rows.append([check, *_extreme(honest, max), *_extreme(cheats, min)])
     return table(["check", "worst honest", "model", "mildest cheat on which it fails", "model"], rows)
@@ -153,7 +153,7 @@ def _extreme(values: dict[str, float | None], which: Callable) -> list[str]:
     return [f"{values[name]:.3g}", name]
 
 
-def _row(outcome: Outcome) -> dict[str, str]:
+def _row(outcome: ControlResult) -> dict[str, str]:
     verdict, levels = outcome.audit.verdict, {finding.check: finding.level for finding in outcome.audit.findings}
     return {
         "control": outcome.name,

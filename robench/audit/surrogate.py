@@ -10,57 +10,57 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import nn
 
-from robench.attacks import parse_suites
-from robench.attacks.elsewhere import Transfer, crafted_on
+from robench.attacks import parse_columns
+from robench.attacks.crafting_targets import Transfer, crafted_on
 from robench.data.augment import to_unit
 from robench.digest import digest_tensors
-from robench.evaluation.verify import classes_of
+from robench.evaluation.judge import classes_of
 from robench.files import write_atomically
 from robench.models.backbones import BACKBONES
 from robench.models.classifier import Classifier
 from robench.models.failures import narrowed
-from robench.models.loading import Subject
 from robench.models.seeded import seeded
+from robench.models.subject import Subject
 from robench.types import Attack, Dataset, ThreatModel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SURROGATE = "pgd50@surrogate"  # the attack's name
-MOST = 20_000  # images that it learns from
+LARGEST_SET = 20_000  # images that it learns from
 BATCH = 128
 STEPS = 600
-FEW = 10_000  # images below which a small backbone learns as much
+SMALL_BACKBONE_BELOW = 10_000  # images below which a small backbone learns as much
 
 
-def surrogate_attack(subject: Subject, learn_from: Dataset, threat: ThreatModel, where: Path, seed: int) -> Attack:
+def surrogate_attack(subject: Subject, learn_from: Dataset, threat: ThreatModel, file: Path, seed: int) -> Attack:
     """PGD-50 crafted on a model that was distilled from the judged one, on the samples that are still robust.
 
     Args:
         subject: the judged model.
         learn_from: images whose labels are asked of it; their own labels are not used.
         threat: the threat model.
-        where: the file that keeps the surrogate's weights.
+        file: the file that keeps the surrogate's weights.
         seed: of the distillation.
 
     Source: Papernot et al. 2017, https://arxiv.org/abs/1602.02697 (substitute models).
     """
     module = _untrained(subject.classifier.n_classes, len(learn_from), learn_from.image_shape[0])
-    if where.exists():
-        module.load_state_dict(load_file(where))
+    if file.exists():
+        module.load_state_dict(load_file(file))
     else:
         _distil(module, subject.classifier, learn_from, seed)
-        write_atomically(where, save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}))
+        write_atomically(file, save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}))
     device = subject.classifier.device
     other = Subject(
         "surrogate", Classifier(module, subject.classifier.n_classes).to(device), digest_tensors(module.state_dict()), {}
     )
-    ((attack,),) = (suite.members for suite in parse_suites("pgd50", threat, subject.classifier.n_classes))
+    ((attack,),) = (column.stages for column in parse_columns("pgd50", threat, subject.classifier.n_classes))
     return crafted_on(attack, other, Transfer(other.classifier, whole_chunks=False))
 
 
 def _untrained(n_classes: int, images: int, n_channels: int) -> nn.Module:
-    entry = BACKBONES["small" if images < FEW else "resnet18"]
+    entry = BACKBONES["small" if images < SMALL_BACKBONE_BELOW else "resnet18"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(entry.build(), nn.Linear(entry.n_features, n_classes))
@@ -72,7 +72,7 @@ def _untrained(n_classes: int, images: int, n_channels: int) -> nn.Module:
 def _distil(module: nn.Module, teacher: Classifier, learn_from: Dataset, seed: int) -> None:
     """Learns the classes that the teacher names, on images and on noisy copies of them."""
     device = teacher.device
-    images = learn_from.images[:MOST]
+    images = learn_from.images[:LARGEST_SET]
     with torch.no_grad():
         named = torch.cat([_named(teacher, _unit(part).to(device)) for part in images.split(250)])
     known = named >= 0

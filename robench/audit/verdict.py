@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from robench.audit.comparisons import REST
-from robench.audit.evidence import MAIN, Evidence
+from robench.audit.evidence import AUDITED_RADIUS, Evidence
 from robench.audit.panel import CONSEQUENCES, steps_of
 from robench.report.tables import interval, percent, title
 from robench.types import Finding, Level, Outcome
 
 REFUTED, WEAKENED, SUPPORTED, OPEN = "refuted", "weakened", "supported", "not established"
 NAMED = 5  # samples that a reason names
-MARGIN = 0.05  # a number is refuted where the upper bound lies further below it than this
+REFUTED_BY = 0.05  # a number is refuted where the upper bound lies further below it than this
 # Checks without whose experiment no number is supported.
 REQUIRED = (
     "one-step", "steps", "eps", "large-eps", "unbounded", "noise", "zero-gradients", "rescaling", "loss-swap", "more-steps", "restarts",
@@ -65,20 +65,20 @@ def judge_number(evidence: Evidence, findings: list[Finding], claim: float | Non
         not_run: attacks that findings call for and the budget did not allow.
     """
     robust, most = evidence.union(evidence.columns())
-    n, stored = len(evidence.correct()), evidence.stored_bounds()
-    number, claimed = (claim, f"the claim ({evidence.protocol})") if claim is not None else _plain(evidence, stored)
+    n, external = len(evidence.correct()), evidence.external_bounds()
+    number, claimed = (claim, f"the claim ({evidence.protocol})") if claim is not None else _plain(evidence, external)
     left, against = (robust, most), "all attacks on the model itself, per sample"
     why = _reasons(evidence, findings, not_run) + _unclassified(evidence)
     if evidence.protocol == "transfer":
         why = _reasons_of_transfer(evidence, findings, claim) + _unclassified(evidence)
-        left, against = (stored, "the stored images, as transfer") if stored is not None else (left, against)
+        left, against = (external, "the stored images, as transfer") if external is not None else (left, against)
     low, high = interval(left[0], n)[0], interval(left[1], n)[1]
     if number is None:
         word = OPEN
         why.insert(0, "there is no number to judge: the plain attacks failed on this model")
-    elif evidence.protocol == "transfer" and (stored is None or claim is None):
+    elif evidence.protocol == "transfer" and (external is None or claim is None):
         word = OPEN
-    elif high < number - MARGIN:
+    elif high < number - REFUTED_BY:
         word = REFUTED
     elif high < number:
         word = WEAKENED
@@ -87,7 +87,7 @@ def judge_number(evidence: Evidence, findings: list[Finding], claim: float | Non
         why.insert(0, f"the number is below what is left after {against}: whoever measured it broke more")
     else:
         word = OPEN if why else SUPPORTED
-    accuracy = None if stored is None else stored[1] / n
+    accuracy = None if external is None else external[1] / n
     return Verdict(word, number, claimed, robust, most, low, high, n, against, tuple(why), tuple(_steps(evidence)), accuracy)
 
 
@@ -107,17 +107,17 @@ def _reasons(evidence: Evidence, findings: list[Finding], not_run: list[str]) ->
 
 def _reasons_of_transfer(evidence: Evidence, findings: list[Finding], claim: float | None) -> list[str]:
     """Why a claim of transfer that lies inside the interval is not supported yet."""
-    if not evidence.stored:
+    if not evidence.external:
         return ["a claim of transfer is judged by the stored images: give them with `robench audit --adv`"]
     reasons = [] if claim is not None else ["without a claim there is nothing to hold the stored images against"]
     reasons += [
         f"nobody says what {each.column} was crafted on: name it with `robench audit --source`"
-        for each in evidence.stored
+        for each in evidence.external
         if not each.weights
     ]
     reasons += [
         f"{each.column} was crafted on the judged weights, which is no transfer"
-        for each in evidence.stored
+        for each in evidence.external
         if each.weights == evidence.model
     ]
     failed = [each.check for each in findings if each.level == Level.FAIL and each.check in ("provenance", "budget")]
@@ -135,11 +135,11 @@ def _unclassified(evidence: Evidence) -> list[str]:
     ]
 
 
-def _plain(evidence: Evidence, stored: tuple[int, int] | None) -> tuple[float | None, str]:
+def _plain(evidence: Evidence, external: tuple[int, int] | None) -> tuple[float | None, str]:
     """What would have been reported: by the stored images, else by FGSM and PGD-20, whichever is lower; at most, where samples are open."""
     n, open_ = len(evidence.correct()), int(evidence.unclassified().sum())
-    if stored is not None:
-        return stored[1] / n, "accuracy on the stored images"
+    if external is not None:
+        return external[1] / n, "accuracy on the stored images"
     shares = [
         (int(robust.sum()) + open_) / n
         for name in ("fgsm", "pgd1", "pgd20")
@@ -152,9 +152,9 @@ def _steps(evidence: Evidence) -> list[tuple[str, float]]:
     """What is left after each step of the audit, all attacks before it counted; at most, where samples are open."""
     left = evidence.correct() | evidence.unclassified()
     n, steps = len(left), [("right without attack", float(left.mean()))]
-    given = [each.column for each in evidence.stored]
-    if (stored := evidence.stored_bounds()) is not None:
-        steps.append(("on the stored images", stored[1] / n))
+    given = [each.column for each in evidence.external]
+    if (external := evidence.external_bounds()) is not None:
+        steps.append(("on the stored images", external[1] / n))
     left &= ~_broken(evidence, given, n)
     columns = [name for name in evidence.columns() if name not in given]
     plain = [name for name in columns if name in ("fgsm", "pgd1", "pgd20")]
@@ -162,11 +162,11 @@ def _steps(evidence: Evidence) -> list[tuple[str, float]]:
     late = [name for name in columns if name not in plain and name not in others and name != CONSEQUENCES]
     groups = [("FGSM and PGD-20, white-box, what they came across", plain), ("more steps, starts and losses", others)]
     groups += [("AutoAttack, on what was left" if name == REST else title(name), [name]) for name in late]
-    for said, names in groups:
+    for step, names in groups:
         left &= ~_broken(evidence, names, n)
         if names:
-            steps.append((said, float(left.mean())))
-    stages = evidence.runs[MAIN].stages.get(CONSEQUENCES, [])
+            steps.append((step, float(left.mean())))
+    stages = evidence.runs[AUDITED_RADIUS].stages.get(CONSEQUENCES, [])
     for stage in stages:
         left &= ~_broken(evidence, [stage], n)
         steps.append((f"{title(stage.partition('/')[2])}, called for by a finding", float(left.mean())))
@@ -189,10 +189,10 @@ def verdict_line(verdict: Verdict) -> str:
         if verdict.robust == verdict.most
         else (f"{percent(verdict.robust / verdict.n)} to {percent(verdict.most / verdict.n)}")
     )
-    found = f"{left} % of {verdict.n:,} samples survive every attack on the model itself"
+    left_text = f"{left} % of {verdict.n:,} samples survive every attack on the model itself"
     if verdict.claim is None:
-        return f"**Not established.** {found}."
-    said = f"{percent(verdict.claim)} % ({verdict.claimed})"
+        return f"**Not established.** {left_text}."
+    claim_text = f"{percent(verdict.claim)} % ({verdict.claimed})"
     bounds = f"95 % interval {percent(verdict.low)} to {percent(verdict.high)}, n = {verdict.n:,}"
     by = f"judged against {verdict.against}: {bounds}"
-    return f"**{verdict.word[0].upper()}{verdict.word[1:]}: {said}.** {found}; {by}."
+    return f"**{verdict.word[0].upper()}{verdict.word[1:]}: {claim_text}.** {left_text}; {by}."

@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from robench.cli.group import hint, main, norm_option, print_run, shared
-from robench.cli.own import own_model
-from robench.types import OwnModel
+from robench.cli.model_options import model_options
+from robench.types import ExternalModel
 
 
 @main.command()
 @click.option("--ckpt", type=click.Path(path_type=Path), help="A checkpoint of `robench train`.")
-@own_model
+@model_options
 @click.option(
     "--suite",
     help="Names of `robench list attacks` and `suites`, comma-separated; NAME@FILE crafts on another checkpoint (transfer) "
@@ -111,7 +111,7 @@ def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, fai
 
 
 def _next_step(
-    ckpt: Path | None, model: OwnModel | None, dataset: str | None, *, norm: str, eps: str | None, head: str, seed: int, **_
+    ckpt: Path | None, model: ExternalModel | None, dataset: str | None, *, norm: str, eps: str | None, head: str, seed: int, **_
 ) -> str:
     """What to do with a number: an attack says what it could not break, an audit whether to believe it."""
     if norm == "L1":
@@ -139,19 +139,19 @@ def _warn_of_clash() -> None:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--ckpt", type=click.Path(path_type=Path), help="The model [default: where the run found it].")
-@own_model
+@model_options
 @click.option("--dataset", help="One of `robench list datasets`, a folder, or a .npz file [default: the run's].")
 @shared
-def verify(run, **where) -> None:
+def verify(run, **options) -> None:
     """Replay the stored adversarial images of a run, or of a bundle of one, against the model, without any attack.
 
     Says what still holds in float32, in float64, one image at a time, and as images of 8 bits a pixel inside the ball. Exits with 1
     where the weights or the images are not those of the run, an attack's images were not kept, or a claim does not hold in float32.
     """
-    from robench.recheck import verify as replay
     from robench.report.markdown import replay_table
+    from robench.verify import verify as replay
 
-    replays, changed = replay(run, **where)
+    replays, changed = replay(run, **options)
     click.echo(replay_table(replays))
     unkept = [each.attack for each in replays if each.unkept]
     failed = [each.attack for each in replays if not each.holds and not each.unkept]

@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from robench.cli.group import main, norm_option, shared
-from robench.cli.own import own_model
+from robench.cli.model_options import model_options
 
 
 @main.command()
 @click.option("--ckpt", type=click.Path(path_type=Path), help="A checkpoint of `robench train`.")
-@own_model
+@model_options
 @click.option("--claim", type=float, help="Robust accuracy to judge, such as 0.606 [default: what FGSM and PGD-20 report].")
 @click.option("--claim-protocol", "protocol", default="unknown", show_default=True, help="white-box, transfer or unknown.")
 @click.option(
@@ -66,15 +66,15 @@ def audit(ckpt, model, dataset, data_dir, device, threads, out, self_test, **ask
     from robench.audit.verdict import REFUTED, verdict_line
     from robench.types import Level
 
-    found = run_audit(
+    judged = run_audit(
         AuditRequest(**asked), ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, out=out
     )
-    click.echo(verdict_line(found.verdict).replace("**", ""))
-    for finding in found.findings:
+    click.echo(verdict_line(judged.verdict).replace("**", ""))
+    for finding in judged.findings:
         if finding.level in (Level.FAIL, Level.WARN):
             click.echo(f"{finding.level}: {finding.check}: {finding.says} ({finding.evidence})")
-    click.echo(found.path)
-    if found.verdict.word == REFUTED or any(finding.level == Level.FAIL for finding in found.findings):
+    click.echo(judged.path)
+    if judged.verdict.word == REFUTED or any(finding.level == Level.FAIL for finding in judged.findings):
         click.get_current_context().exit(3)
 
 

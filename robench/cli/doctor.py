@@ -22,23 +22,23 @@ def doctor(data_dir: Path | None, measure: bool, as_json: bool) -> None:
     """
     from robench.doctor import diagnose
 
-    found = diagnose(data_dir, measure=measure)
-    broken = [each for each in found if each.repair]
+    diagnoses = diagnose(data_dir, measure=measure)
+    broken = [each for each in diagnoses if each.repair]
     if as_json:
-        click.echo(json.dumps([asdict(each) for each in found], indent=2))
+        click.echo(json.dumps([asdict(each) for each in diagnoses], indent=2))
     else:
-        _show(found)
+        _show(diagnoses)
         click.echo(f"{len(broken)} to repair" if broken else "nothing to repair")
     if broken:
         click.get_current_context().exit(1)
 
 
-def _show(found) -> None:
+def _show(diagnoses) -> None:
     """Topic by topic, and under what is broken how to repair it."""
-    width = max(len(each.name) for each in found)
-    for topic in dict.fromkeys(each.topic for each in found):
+    width = max(len(each.name) for each in diagnoses)
+    for topic in dict.fromkeys(each.topic for each in diagnoses):
         click.echo(topic)
-        for each in (each for each in found if each.topic == topic):
+        for each in (each for each in diagnoses if each.topic == topic):
             click.echo(f"{'!' if each.repair else ' '} {each.name:<{width}}  {each.says}")
             if each.repair:
                 click.echo(f"  {'':<{width}}  repair: {each.repair}")

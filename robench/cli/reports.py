@@ -39,7 +39,7 @@ def compare(runs: tuple[Path, ...], out: Path | None, anyway: bool, robustbench:
 
     Models in rows, paired exact tests on the same samples, and how many samples each attack alone breaks.
     """
-    from robench.report.written import compare_runs
+    from robench.report.several_runs import compare_runs
 
     click.echo(compare_runs(list(runs), out, anyway=anyway, robustbench=robustbench))
     if out:
@@ -51,7 +51,7 @@ def compare(runs: tuple[Path, ...], out: Path | None, anyway: bool, robustbench:
 @click.option("--out", type=click.Path(path_type=Path), help="Write a page that sorts to this .html file too.")
 def leaderboard(folder: Path, out: Path | None) -> None:
     """List all runs below FOLDER, by data and threat model, the most robust first."""
-    from robench.report.written import write_leaderboard
+    from robench.report.several_runs import write_leaderboard
 
     click.echo(write_leaderboard(folder, out))
     if out:
@@ -96,9 +96,9 @@ def _show_checkpoints(folder: Path) -> None:
 
 def _known(kind: str) -> dict[str, str]:
     if kind == "datasets":
-        from robench.data import DATASETS, OWN_DATA
+        from robench.data import DATASETS, EXTERNAL_DATA
 
-        return {name: entry.about for name, entry in {**DATASETS, **OWN_DATA}.items()}
+        return {name: entry.about for name, entry in {**DATASETS, **EXTERNAL_DATA}.items()}
     if kind == "models":
         from robench.models.sources import SOURCES
 
@@ -110,7 +110,7 @@ def _known(kind: str) -> dict[str, str]:
     from robench.attacks import ATTACKS, SUITES, installed_attacks, package_of
 
     if kind == "suites":
-        return {name: f"{entry.about} ({', '.join(entry.members)})" for name, entry in SUITES.items()}
+        return {name: f"{entry.about} ({', '.join(entry.attacks)})" for name, entry in SUITES.items()}
     ours = {shown: entry.about for entry in ATTACKS.values() for shown in entry.shown}
     theirs = {
         name: f"of {' and of '.join(map(package_of, entries))}: {entries[0].value}" for name, entries in installed_attacks().items()

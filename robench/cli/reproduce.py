@@ -35,7 +35,7 @@ from robench.cli.group import main, shared
 @click.option("--weights", type=click.Path(path_type=Path), help="Final models, rounded [default: checkpoints/paper].")
 @click.option("--out", type=click.Path(path_type=Path), help="[default: reports/paper]")
 @shared
-def reproduce(table, epochs, adversarial_epochs, seeds, recipe, precision, n, ranks, quick, weights, out, **where) -> None:
+def reproduce(table, epochs, adversarial_epochs, seeds, recipe, precision, n, ranks, quick, weights, out, **options) -> None:
     """Do the paper's two experiments again, under its protocol and under the right one.
 
     Trains, attacks and reports whatever is missing; the same command continues after a kill.
@@ -49,7 +49,7 @@ def reproduce(table, epochs, adversarial_epochs, seeds, recipe, precision, n, ra
     given = Settings(TABLES[table], epochs, adversarial_epochs or epochs, seeds, recipe, n, ranks=ranks, precision=precision)
     settings = QUICK if quick else given
     name = "quick" if quick else "paper"
-    click.echo(run(settings, out=out or Path("reports") / name, weights=weights or Path("checkpoints") / name, **where))
+    click.echo(run(settings, out=out or Path("reports") / name, weights=weights or Path("checkpoints") / name, **options))
 
 
 def _refuse_with_quick(*names: str) -> None:

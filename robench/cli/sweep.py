@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from robench.cli.group import hint, main, norm_option, shared
-from robench.cli.own import own_model
+from robench.cli.model_options import model_options
 
 
 @main.command()
 @click.option("--ckpt", type=click.Path(path_type=Path), help="A checkpoint of `robench train`.")
-@own_model
+@model_options
 @click.option(
     "--eps", help="Radii, such as 0,1/255,2/255,4/255,8/255,16/255 [default: 0, 1/8, 1/4, 1/2, 1 and 2 times the data set's]."
 )
@@ -41,15 +41,15 @@ def sweep(ckpt, model, eps, steps, dataset, data_dir, device, threads, out, ray,
     from robench.sweep import sweep as run_sweep
 
     request = SweepRequest(AttackRequest(**asked, chunk=parse_chunk(chunk)), eps, steps)
-    found = run_sweep(
+    curves = run_sweep(
         request, out=out, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, ray=ray
     )
-    if found is None:
+    if curves is None:
         hint("this process's share is finished; whoever finishes last writes the curves")
         return
-    click.echo(found.table)
-    for line in found.failures:
+    click.echo(curves.table)
+    for line in curves.failures:
         click.echo(f"robench: attack failed: {line}", err=True)
-    click.echo(found.path)
-    if found.failures:
+    click.echo(curves.path)
+    if curves.failures:
         click.get_current_context().exit(1)

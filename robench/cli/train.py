@@ -46,7 +46,7 @@ def train(arch, dataset, recipe, adversarial, out, device, threads, data_dir, **
     """
     from robench.checkpoint import read_description
     from robench.data import load_dataset
-    from robench.evaluation.device import own_device, own_threads, use_device
+    from robench.evaluation.device import device_of_rank, threads_of_rank, use_device
     from robench.processes import Processes
     from robench.training import TrainSpec, check_names, joined
     from robench.training import train as run_training
@@ -54,10 +54,13 @@ def train(arch, dataset, recipe, adversarial, out, device, threads, data_dir, **
     check_names(arch, recipe, adversarial)  # before anything is downloaded
     train_set = load_dataset(dataset, "train", data_dir)
     spec = TrainSpec.of(arch, train_set, recipe=recipe, adversarial=adversarial, **chosen)
-    test_set, here = load_dataset(dataset, "test", data_dir), Processes.here()
-    with use_device(own_device(device, here), threads or own_threads(here)) as chosen_device, joined(here, chosen_device) as ranks:
+    test_set, processes = load_dataset(dataset, "test", data_dir), Processes.here()
+    with (
+        use_device(device_of_rank(device, processes), threads or threads_of_rank(processes)) as chosen_device,
+        joined(processes, chosen_device) as ranks,
+    ):
         path = run_training(spec, train_set, test_set, out=out, device=chosen_device, ranks=ranks)
-    if here.rank == 0:
+    if processes.rank == 0:
         folder = [] if dataset == read_description(path)["dataset"] else ["--dataset", dataset]
         hint(f"attack it: {shlex.join(['robench', 'attack', '--ckpt', str(path), *folder])}")
         print_clean_accuracy(path)

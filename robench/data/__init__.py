@@ -65,22 +65,22 @@ def _parquet(split: str, path: Path) -> Dataset:
     return load_parquet(path, split)
 
 
-OWN_DATA: dict[str, DatasetEntry] = {
+EXTERNAL_DATA: dict[str, DatasetEntry] = {
     "FOLDER": DatasetEntry(_folder, "your images, one sub-folder per class, alone or below train/ and test/; Linf 8/255"),
     "FOLDER of parquet": DatasetEntry(_parquet, "an image set as the Hugging Face Hub keeps it, train-*.parquet, test-*.parquet"),
     "FILE.npz": DatasetEntry(_npz, "your arrays: images and labels, or x_test and y_test (and x_train, y_train), and classes"),
 }
 
 
-def own_data(path: Path) -> DatasetEntry | None:
+def external_data(path: Path) -> DatasetEntry | None:
     """How to load what lies at a path, None where nothing does that looks like data."""
     if path.is_file():
-        return OWN_DATA["FILE.npz"] if path.suffix == ".npz" else None
+        return EXTERNAL_DATA["FILE.npz"] if path.suffix == ".npz" else None
     if not path.is_dir():
         return None
     from robench.data.parquet import parquet_files
 
-    return OWN_DATA["FOLDER of parquet" if parquet_files(path) else "FOLDER"]
+    return EXTERNAL_DATA["FOLDER of parquet" if parquet_files(path) else "FOLDER"]
 
 
 def data_folder(data_dir: str | Path | None = None) -> Path:
@@ -108,9 +108,9 @@ def load_dataset(name: str, split: str = "test", data_dir: str | Path | None = N
         raise RobenchError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     if name in DATASETS:
         return DATASETS[name].load(split, data_folder(data_dir))
-    own = own_data(Path(name))
-    if own is not None:
-        return own.load(split, Path(name))
+    external = external_data(Path(name))
+    if external is not None:
+        return external.load(split, Path(name))
     if Path(name).is_file():
         raise RobenchError(f"--dataset {name}: expected a folder of images per class, a folder of parquet files, or a .npz file")
     raise RobenchError(

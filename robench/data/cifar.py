@@ -58,8 +58,8 @@ def cifar_files(name: str, data_dir: Path) -> tuple[Path, list[str], list[str]]:
     folder = data_dir / official.base_folder
     files = [*official.train_list, *official.test_list, (official.meta["filename"], official.meta["md5"])]
     missing = [file for file, _ in files if not (folder / file).is_file()]
-    there = [(file, md5) for file, md5 in files if file not in missing]
-    return folder, missing, [file for file, md5 in there if hashlib.md5((folder / file).read_bytes()).hexdigest() != md5]
+    present = [(file, md5) for file, md5 in files if file not in missing]
+    return folder, missing, [file for file, md5 in present if hashlib.md5((folder / file).read_bytes()).hexdigest() != md5]
 
 
 def _read(folder: Path, file: str, md5: str) -> dict:

@@ -72,7 +72,7 @@ def balanced_order(labels: list[int]) -> list[int]:
 
     random, rank = np.random.RandomState(0), {}
     for label in sorted(set(labels)):
-        places = [place for place, own in enumerate(labels) if own == label]
+        places = [place for place, each in enumerate(labels) if each == label]
         for turn, place in enumerate(random.permutation(places)):
             rank[int(place)] = (turn, label)
     return sorted(rank, key=rank.__getitem__)
@@ -85,7 +85,7 @@ def _images_of(folder: Path, split: str, *, ours: bool) -> list[Path]:
     return [path for place, path in enumerate(paths) if (place % TEST_SHARE == 0) == (split == "test")]
 
 
-def read_image(source: Path | BinaryIO, where: str) -> np.ndarray:
+def read_image(source: Path | BinaryIO, named: str) -> np.ndarray:
     """An image file as RGB, uint8 (H, W, 3).
 
     Raises:
@@ -96,7 +96,7 @@ def read_image(source: Path | BinaryIO, where: str) -> np.ndarray:
 
     try:
         with Image.open(source) as image:
-            refuse_deep_images(image.mode, where)
+            refuse_deep_images(image.mode, named)
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
-        raise RobenchError(f"cannot read the image {where}: {error}") from None
+        raise RobenchError(f"cannot read the image {named}: {error}") from None

@@ -31,17 +31,17 @@ def load_npz(path: Path, split: str) -> Dataset:
     whole = _pair(arrays, ("",))
     if not any(sets.values()) and whole:
         sets = {"train": None, "test": whole}
-    found = sets[split]
-    if found is None:
+    keys = sets[split]
+    if keys is None:
         raise RobenchError(
             f"{path} has the arrays {', '.join(arrays) or 'nothing'}, expected x_{split} and y_{split}"
             + (", or images and labels" if split == "test" else "; one set, images and labels, is for testing only")
         )
     names = _classes(arrays, path)
-    images = to_images(arrays[found[0]], f"{path}: {found[0]}")
-    labels = to_labels(arrays[found[1]], len(images), names, f"{path}: {found[1]}")
+    images = to_images(arrays[keys[0]], f"{path}: {keys[0]}")
+    labels = to_labels(arrays[keys[1]], len(images), names, f"{path}: {keys[1]}")
     if split == "train" and images.is_floating_point():
-        raise RobenchError(f"{path}: {found[0]} are floats between the 256 levels of 8 bits; to train, store uint8")
+        raise RobenchError(f"{path}: {keys[0]} are floats between the 256 levels of 8 bits; to train, store uint8")
     used = [int(arrays[pair[1]].max()) for pair in sets.values() if pair and np.issubdtype(arrays[pair[1]].dtype, np.integer)]
     return Dataset(
         name=path.stem, split=split, images=images, labels=labels, classes=names or tuple(map(str, range(max(used) + 1))),

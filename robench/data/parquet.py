@@ -32,7 +32,7 @@ def load_parquet(root: Path, split: str) -> Dataset:
     Raises:
         RobenchError: pyarrow is not installed, no file of the split, no image or label column, an unreadable image.
     """
-    rows, schema, where = _read(_of_split(parquet_files(root), split, root), root)
+    rows, schema, source = _read(_of_split(parquet_files(root), split, root), root)
     names = schema.names
     image_column, label_column = (
         _column(names, known, what, root) for known, what in ((IMAGE_COLUMNS, "image"), (LABEL_COLUMNS, "label"))
@@ -40,9 +40,9 @@ def load_parquet(root: Path, split: str) -> Dataset:
     classes = _class_names(schema.metadata or {}, label_column)
     values = rows.column(label_column).to_pylist()
     if None in values:
-        raise RobenchError(f"{where}: {values.count(None)} of {len(values)} labels are missing")
-    labels = to_labels(np.asarray(values), len(values), classes, f"{where}: {label_column}")
-    pixels = [_decode(cell, f"{where}, row {row}") for row, cell in enumerate(rows.column(image_column).to_pylist())]
+        raise RobenchError(f"{source}: {values.count(None)} of {len(values)} labels are missing")
+    labels = to_labels(np.asarray(values), len(values), classes, f"{source}: {label_column}")
+    pixels = [_decode(cell, f"{source}, row {row}") for row, cell in enumerate(rows.column(image_column).to_pylist())]
     order = balanced_order(labels.tolist())
     known = classes or tuple(map(str, range(int(labels.max()) + 1)))
     return Dataset(
@@ -56,9 +56,9 @@ def _of_split(files: list[Path], split: str, root: Path) -> list[Path]:
     stems = {file: file.stem.lower().replace("_", "-").split("-")[0] for file in files}
     known = {name for names in SPLITS.values() for name in names}
     for name in SPLITS[split]:
-        own = [file for file in files if stems[file] == name]
-        if own:
-            return own
+        of_name = [file for file in files if stems[file] == name]
+        if of_name:
+            return of_name
     if split == "test" and not known & set(stems.values()):
         return files
     raise RobenchError(f"{root} has {', '.join(file.name for file in files[:4])}, but no {SPLITS[split][0]}-*.parquet")
@@ -78,10 +78,10 @@ def _read(files: list[Path], root: Path) -> tuple[Any, Any, str]:
 
 
 def _column(names: list[str], known: tuple[str, ...], what: str, root: Path) -> str:
-    found = [name for name in known if name in names]
-    if not found:
+    matching = [name for name in known if name in names]
+    if not matching:
         raise RobenchError(f"{root} has the columns {', '.join(names)}; expected the {what} in one of {', '.join(known)}")
-    return found[0]
+    return matching[0]
 
 
 def _class_names(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...]:
@@ -92,11 +92,11 @@ def _class_names(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...]:
         return ()
 
 
-def _decode(cell: Any, where: str):
+def _decode(cell: Any, named: str):
     """uint8 (H, W, 3)."""
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(content, bytes):
         raise RobenchError(
-            f"{where}: the image is {type(content).__name__}, expected the bytes of an image file in the parquet file"
+            f"{named}: the image is {type(content).__name__}, expected the bytes of an image file in the parquet file"
         )
-    return read_image(io.BytesIO(content), where)
+    return read_image(io.BytesIO(content), named)

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robench.evaluation.adv_images import PackedImages, pack
 from robench.evaluation.crafting import ChunkData, Conditions, Cost, Crafted, craft
-from robench.evaluation.found import Found, judge_crafted, spread
+from robench.evaluation.examples import with_examples
 from robench.evaluation.guard import Guard
-from robench.evaluation.memory import backing_off, peak_bytes
-from robench.evaluation.shown import with_images
-from robench.evaluation.store import BLIND, LEFT_OUT, Chunk, ChunkVerdicts
-from robench.evaluation.verify import NOT_FINITE, answers, classes_of, margins
+from robench.evaluation.judge import NOT_FINITE, answers, classes_of, margins
+from robench.evaluation.memory import peak_bytes, retry_in_smaller_passes
+from robench.evaluation.packed_images import PackedImages, pack
+from robench.evaluation.run_folder import BLIND, LEFT_OUT, Chunk, ChunkVerdicts
+from robench.evaluation.verdicts import AttackedVerdicts, judge_crafted, over_whole_chunk
 from robench.models.classifier import Classifier
 from robench.types import Attack, Outcome
 
@@ -46,7 +46,7 @@ def attack_chunk(
     Returns:
         Verdicts, and images where they are to be saved, of the prefixes in their order and of the attack itself at the end.
     """
-    everywhere = attack.stored is not None or (attack.elsewhere is not None and attack.elsewhere.whole_chunks)
+    everywhere = attack.external_images is not None or (attack.crafting_target is not None and attack.crafting_target.whole_chunks)
     places = np.arange(len(before)) if everywhere else np.flatnonzero(~np.isin(before, DECIDED))
     places = places[data.clean.clean_pred[places] >= 0]  # the others the model cannot classify even without attack
     crafted, snapshots, cost = craft(classifier, guard, attack, data, places, conditions, prefixes)
@@ -55,7 +55,7 @@ def attack_chunk(
         short = snapshots.get(prefix.params["steps"])
         if short is not None:
             made.append(
-                (prefix, Crafted(short.queries, short.best, short.found, short.found_at), Cost(mode=f"prefix of {attack.name}"))
+                (prefix, Crafted(short.queries, short.best, short.broken, short.broken_at), Cost(mode=f"prefix of {attack.name}"))
             )
         elif crafted.returned is None and len(places):  # the run that was to serve both failed before
             made.append((prefix, replace(crafted, ties=0), Cost(mode=f"prefix of {attack.name}")))
@@ -63,8 +63,8 @@ def attack_chunk(
             alone, _, spent = craft(classifier, guard, prefix, data, places, conditions, ())
             made.append((prefix, alone, spent))
     return [
-        (each, *_conclude(classifier, each, data, before, places, own, conditions, spent))
-        for each, own, spent in [*made, (attack, crafted, cost)]
+        (each, *_conclude(classifier, each, data, before, places, result, conditions, spent))
+        for each, result, spent in [*made, (attack, crafted, cost)]
     ]
 
 
@@ -75,19 +75,21 @@ def _conclude(
     """Judges what was crafted for the samples at ``places``, and packs the images."""
     chosen = torch.from_numpy(places).to(data.images.device)
     images, labels = data.images[chosen], data.labels[chosen]
-    found = judge_crafted(classifier, images, labels, crafted, conditions) if len(places) else Found.nothing(images)
-    verdicts = spread(found, data.clean, before, places, cost, describe_machine(classifier), peak_bytes(classifier.device))
-    if found.images is None:
+    judged = judge_crafted(classifier, images, labels, crafted, conditions) if len(places) else AttackedVerdicts.nothing(images)
+    verdicts = over_whole_chunk(
+        judged, data.clean, before, places, cost, describe_machine(classifier), peak_bytes(classifier.device)
+    )
+    if judged.images is None:
         return verdicts, None
-    packed = _pack(classifier, attack, data, places, found, conditions) if conditions.save else None
+    packed = _pack(classifier, attack, data, places, judged, conditions) if conditions.save else None
     if packed is not None:
         verdicts = replace(verdicts, adv_digest=packed.digest)
     if data.chunk.start == 0 and isinstance(crafted.returned, Tensor) and crafted.returned.shape == images.shape:
-        verdicts = with_images(classifier, verdicts, images, found.images, places)
+        verdicts = with_examples(classifier, verdicts, images, judged.images, places)
     return verdicts, packed
 
 
-def pass_over(previous: ChunkVerdicts, why: str) -> ChunkVerdicts:
+def leave_out(previous: ChunkVerdicts, why: str) -> ChunkVerdicts:
     """The verdicts of a stage that is left out: who was robust before it stays so, with the image of the stage before."""
     broken = previous.outcome == Outcome.BROKEN
     outcome = np.where(broken, Outcome.SKIPPED, previous.outcome).astype("U13")
@@ -113,18 +115,18 @@ def pass_over_gradients(verdicts: ChunkVerdicts, previous: ChunkVerdicts) -> Chu
 
 
 def _pack(
-    classifier: Classifier, attack: Attack, data: ChunkData, places: np.ndarray, found: Found, conditions: Conditions
+    classifier: Classifier, attack: Attack, data: ChunkData, places: np.ndarray, judged: AttackedVerdicts, conditions: Conditions
 ) -> PackedImages | None:
     """The images of the samples that were attacked and, where asked for, of those that are misclassified without attack.
 
     None where there are none; an invalid image is left out, and one that an attack which raised never made, unless a query of its sample
     is adversarial.
     """
-    assert found.images is not None
-    kind = np.where(found.best == found.outcome, "returned", "best").astype("U8")
-    made = (found.outcome != Outcome.INVALID) & np.isfinite(found.distance)
-    valid = np.flatnonzero(made | (found.best == Outcome.BROKEN))
-    attacked, places, adv_images, kind = places, places[valid], found.images[torch.from_numpy(valid)], kind[valid]
+    assert judged.images is not None
+    kind = np.where(judged.best == judged.outcome, "returned", "best").astype("U8")
+    made = (judged.outcome != Outcome.INVALID) & np.isfinite(judged.distance)
+    valid = np.flatnonzero(made | (judged.best == Outcome.BROKEN))
+    attacked, places, adv_images, kind = places, places[valid], judged.images[torch.from_numpy(valid)], kind[valid]
     if conditions.craft_all:
         others = np.setdiff1d(np.flatnonzero(data.clean.clean_pred >= 0), attacked)
         rest = replace(conditions, save=False, craft_all=False)
@@ -144,7 +146,7 @@ def _pack(
     def predict(images: Images) -> Tensor:
         images = images.to(classifier.device)
         with classifier.counting():
-            logits, _ = backing_off(classifier, len(images), lambda: answers(classifier, images, data.labels[chosen]))
+            logits, _ = retry_in_smaller_passes(classifier, len(images), lambda: answers(classifier, images, data.labels[chosen]))
         return classes_of(logits).cpu()
 
     return pack(data.images[chosen], adv_images, data.clean.index[places], kind, conditions.threat, predict)
@@ -155,7 +157,7 @@ def classify_chunk(classifier: Classifier, images: Images, labels: Labels, chunk
     """A chunk without attack. An image on which the model raises, or of which it says no class, is an error, and is not attacked."""
     started = time.perf_counter()
     with classifier.counting() as passes:
-        logits, raised = backing_off(classifier, len(images), lambda: answers(classifier, images, labels))
+        logits, raised = retry_in_smaller_passes(classifier, len(images), lambda: answers(classifier, images, labels))
     predicted = classes_of(logits).cpu().numpy()
     truth = labels.cpu().numpy()
     outcome = np.where(predicted == truth, Outcome.ROBUST, Outcome.MISCLASSIFIED).astype("U13")

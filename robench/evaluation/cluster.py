@@ -16,11 +16,11 @@ from torch import Tensor
 
 from robench.code_digest import modules_of
 from robench.evaluation.device import usable_cores, use_device
-from robench.evaluation.engine import Job, Made, Unit, Worklist, compute, plan, refuse_unclassified
-from robench.evaluation.store import Chunk, ChunkVerdicts, RunFolder, split
+from robench.evaluation.engine import ColumnGroup, Job, Made, Worklist, compute, group_columns, refuse_unclassified
+from robench.evaluation.run_folder import Chunk, ChunkVerdicts, RunFolder, split
 from robench.models.classifier import Classifier
 from robench.progress import progress
-from robench.types import RobenchError, Suite, ThreatModel
+from robench.types import Column, RobenchError, ThreatModel
 
 LOCAL = "local"
 RETRIES = 10  # of a task whose worker or node died; what an attack raises is a verdict, and not tried again
@@ -100,10 +100,10 @@ def _named(device: str, threads: int) -> str:
 
 
 def evaluate_on_ray(
-    classifier: Classifier, images: Tensor, labels: Tensor, suites: list[Suite], *, threat: ThreatModel, folder: RunFolder,
+    classifier: Classifier, images: Tensor, labels: Tensor, columns: list[Column], *, threat: ThreatModel, folder: RunFolder,
     cluster: Cluster, save: bool = False, share: bool = True, show_progress: bool = True,
 ) -> None:  # fmt: skip
-    """As ``evaluate_suites``, on a cluster: what a task returns is stored here, so that no folder is shared.
+    """As ``evaluate_columns``, on a cluster: what a task returns is stored here, so that no folder is shared.
 
     Args:
         cluster: see ``connect``.
@@ -113,27 +113,27 @@ def evaluate_on_ray(
     """
     import ray
 
-    _carry_code(classifier, suites)
+    _carry_code(classifier, columns)
     job, worklist = Job(classifier, threat, folder.spec.seed, save), Worklist(folder, save)
-    units = [Unit(()), *sorted(plan(suites, share=share), key=_dearest_first)]
+    groups = [ColumnGroup(()), *sorted(group_columns(columns, share=share), key=_dearest_first)]
     chunks = split(len(images), folder.spec.chunk)
-    shared = ray.put((job, units))
+    shared = ray.put((job, groups))
     options = {"max_retries": RETRIES, "num_cpus": cluster.threads} | ({"num_gpus": 1} if cluster.device == "cuda" else {})
     task = ray.remote(_task).options(**options)
-    for wave in (units[:1], units[1:]):  # every attack needs the clean chunk
-        waiting = [(place, chunk) for place, unit in enumerate(units) if unit in wave for chunk in chunks]
-        finished = progress(waiting, ",".join(unit.name for unit in wave), show_progress, "task")
-        next(finished, None)  # shows the beginning; every further one says that a task is done
+    for wave in (groups[:1], groups[1:]):  # every attack needs the clean chunk
+        waiting = [(place, chunk) for place, group in enumerate(groups) if group in wave for chunk in chunks]
+        ticks = progress(waiting, ",".join(group.name for group in wave), show_progress, "task")
+        next(ticks, None)  # shows the beginning; every further one says that a task is done
         running: dict[Any, Chunk] = {}
         todo = iter(waiting)
         while True:
             for place, chunk in todo:
-                known = worklist.take(units[place], chunk)
-                if known is None:
-                    next(finished, None)
+                finished = worklist.take(groups[place], chunk)
+                if finished is None:
+                    next(ticks, None)
                     continue
                 part = slice(chunk.start, chunk.stop)
-                reference = task.remote(shared, place, images[part], labels[part], chunk, known, cluster.device, cluster.threads)
+                reference = task.remote(shared, place, images[part], labels[part], chunk, finished, cluster.device, cluster.threads)
                 running[reference] = chunk
                 if len(running) >= AHEAD * cluster.slots:
                     break
@@ -141,13 +141,13 @@ def evaluate_on_ray(
                 break
             (done,), _ = ray.wait(list(running), num_returns=1)
             chunk = running.pop(done)
-            for where, verdicts, adv_images in _result(done, chunk):
-                folder.write(where, chunk, verdicts, adv_images)
-            next(finished, None)
+            for subfolder, verdicts, adv_images in _result(done, chunk):
+                folder.write(subfolder, chunk, verdicts, adv_images)
+            next(ticks, None)
         refuse_unclassified(folder, chunks)
 
 
-def _carry_code(classifier: Classifier, suites: list[Suite]) -> None:
+def _carry_code(classifier: Classifier, columns: list[Column]) -> None:
     """Sends the classes of somebody's own Python file with the model, and attacks with theirs: no worker can import them by name."""
     import ray
 
@@ -157,12 +157,12 @@ def _carry_code(classifier: Classifier, suites: list[Suite]) -> None:
         file = getattr(module, "__file__", None) or ""
         if module is not None and not file.startswith(installed) and name.partition(".")[0] != "robench":
             ray.cloudpickle.register_pickle_by_value(module)
-    for module in [module for suite in suites for member in suite.members for module in modules_of(member.fn)]:
+    for module in [module for column in columns for stage in column.stages for module in modules_of(stage.fn)]:
         ray.cloudpickle.register_pickle_by_value(module)
 
 
-def _dearest_first(unit: Unit) -> int:
-    return -sum(len(suite.members) for suite in unit.suites if suite.cascade)
+def _dearest_first(group: ColumnGroup) -> int:
+    return -sum(len(column.stages) for column in group.columns if column.is_cascade)
 
 
 def _result(reference: Any, chunk: Chunk) -> list[Made]:
@@ -185,11 +185,11 @@ def _result(reference: Any, chunk: Chunk) -> list[Made]:
 
 
 def _task(
-    shared: tuple[Job, list[Unit]], place: int, images: Tensor, labels: Tensor, chunk: Chunk, known: dict[str, ChunkVerdicts],
+    shared: tuple[Job, list[ColumnGroup]], place: int, images: Tensor, labels: Tensor, chunk: Chunk, finished: dict[str, ChunkVerdicts],
     device: str, threads: int,
 ) -> list[Made]:  # fmt: skip
     """Runs on a worker."""
-    job, units = shared
+    job, groups = shared
     with use_device(device, threads) as chosen:
         local = replace(job, classifier=job.classifier.to(chosen))
-        return list(compute(local, units[place], images, labels, chunk, known))
+        return list(compute(local, groups[place], images, labels, chunk, finished))

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robench.evaluation.judge import in_box, judge
 from robench.evaluation.linear import linear_case
-from robench.evaluation.verify import in_box, judge
 from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
 from robench.types import Attack, Outcome, ThreatModel

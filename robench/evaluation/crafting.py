@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from robench.evaluation.guard import Guard
-from robench.evaluation.memory import backing_off
+from robench.evaluation.memory import retry_in_smaller_passes
 from robench.evaluation.referee import AllDecided, Referee, Snapshot
-from robench.evaluation.store import BLIND, Chunk, ChunkVerdicts
+from robench.evaluation.run_folder import BLIND, Chunk, ChunkVerdicts
 from robench.models.classifier import Classifier
 from robench.models.failures import is_device_failure, is_out_of_memory
-from robench.models.rewrite import searcher
+from robench.models.rewrite import cheaper_twin
 from robench.models.seeded import seeded
-from robench.types import Attack, Keeps, ThreatModel
+from robench.types import Attack, ReturnPolicy, ThreatModel
 
 if TYPE_CHECKING:
     from robench.types import Images, Labels
@@ -51,14 +51,14 @@ class Conditions:
     Attributes:
         threat: the threat model.
         seed: see ``chunk_seed``.
-        counts_best: the outcome is what the best query shows, not what was returned; the call ends once every sample is decided.
+        count_queries: the outcome is what the best query shows, not what was returned; the call ends once every sample is decided.
         save: keep the adversarial images.
         craft_all: with ``save``, craft on misclassified samples too.
     """
 
     threat: ThreatModel
     seed: int
-    counts_best: bool = False
+    count_queries: bool = False
     save: bool = False
     craft_all: bool = False
 
@@ -69,15 +69,15 @@ class Crafted:
 
     Attributes:
         returned: its images, or None where it failed.
-        best, found, found_at: see ``Referee``; of no meaning where it was not watched.
+        best, broken, broken_at: see ``Referee``; of no meaning where it was not watched.
         message: what it failed with, or "".
         ties: see ``ChunkVerdicts``.
     """
 
     returned: Images | None
     best: Images
-    found: Tensor
-    found_at: Tensor
+    broken: Tensor
+    broken_at: Tensor
     message: str = ""
     ties: int = 0
 
@@ -111,38 +111,42 @@ def craft(
     nothing = Crafted(None, images, nobody, torch.full_like(nobody, float("nan"), dtype=torch.float32))
     if not len(places):
         return nothing, {}, Cost()
-    if attack.stored is not None:
-        return replace(nothing, returned=attack.stored[data.chunk.start : data.chunk.stop][places].to(images.device)), {}, Cost()
+    if attack.external_images is not None:
+        return (
+            replace(nothing, returned=attack.external_images[data.chunk.start : data.chunk.stop][places].to(images.device)),
+            {},
+            Cost(),
+        )
     victim = classifier
     started = time.perf_counter()
-    if attack.elsewhere is not None:
-        victim, victim_labels = attack.elsewhere.prepare(data.images, data.labels, torch.from_numpy(data.clean.index))
+    if attack.crafting_target is not None:
+        victim, victim_labels = attack.crafting_target.prepare(data.images, data.labels, torch.from_numpy(data.clean.index))
         labels = victim_labels[chosen]
-    victim = searcher(victim, attack.search, images)
-    own_guard = guard if victim is classifier else Guard(victim)
-    cut = Keeps.ANY if conditions.counts_best else attack.keeps
+    victim = cheaper_twin(victim, attack.pass_options, images)
+    victim_guard = guard if victim is classifier else Guard(victim)
+    cut = ReturnPolicy.ANY if conditions.count_queries else attack.returns
     if classifier.draws > 1:  # one draw decides nothing
-        cut = Keeps.LAST
+        cut = ReturnPolicy.LAST
     taps = [prefix.params["steps"] for prefix in prefixes]
 
     def attempt() -> tuple[Crafted, Referee, Cost]:
         with victim.counting() as passes:
             referee = Referee(
                 images, labels, conditions.threat, classify=partial(unwatched, victim.exact),
-                cut=cut if attack.elsewhere is None else Keeps.LAST, taps=taps, passes=passes,
+                cut=cut if attack.crafting_target is None else ReturnPolicy.LAST, taps=taps, passes=passes,
             )  # fmt: skip
             with victim.watched_by(referee), victim.forgiving():
                 returned, message = _call(attack, victim, images, labels, conditions)
-        complaint = own_guard.mend()
+        complaint = victim_guard.restore()
         if complaint:
             returned, message = None, complaint
-        found = referee.found if attack.elsewhere is None else torch.zeros_like(referee.found)
+        broken = referee.broken if attack.crafting_target is None else torch.zeros_like(referee.broken)
         cost = Cost(passes.forwards, passes.backwards, time.perf_counter() - started)
         adv_images = referee.best if returned is CUT else returned
-        found_at = torch.where(found, referee.found_at, float("nan"))
-        return Crafted(adv_images, referee.best, found, found_at, message, referee.ties), referee, cost
+        broken_at = torch.where(broken, referee.broken_at, float("nan"))
+        return Crafted(adv_images, referee.best, broken, broken_at, message, referee.ties), referee, cost
 
-    crafted, referee, cost = backing_off(victim, len(images), attempt)
+    crafted, referee, cost = retry_in_smaller_passes(victim, len(images), attempt)
     return crafted, referee.snapshots, cost
 
 
@@ -170,9 +174,9 @@ NO_GRADIENT = (
 )
 
 
-def _hint(said: str) -> str:
+def _hint(message: str) -> str:
     """What to do about an exception that says little by itself, or ""."""
-    if not any(sign in said for sign in NO_GRADIENT):
+    if not any(sign in message for sign in NO_GRADIENT):
         return ""
     return (
         f"; {BLIND} (no_grad, detach, rounding, NumPy or a quantised layer in it?): ask an attack that needs none, such as square, or "

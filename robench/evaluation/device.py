@@ -49,20 +49,20 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def own_device(device: str, here: Processes) -> str:
+def device_of_rank(device: str, processes: Processes) -> str:
     """The device of one of several processes on a machine: "cuda" and "auto" become the GPU of its local rank.
 
     Where each process sees only its own GPUs (``srun --gpus-per-task 1``), it takes the first of them.
     """
-    several_gpus = here.local_world_size > 1 and torch.cuda.is_available()
+    several_gpus = processes.local_world_size > 1 and torch.cuda.is_available()
     if not several_gpus or device not in ("auto", "cuda"):
         return device
-    return f"cuda:{here.local_rank % torch.cuda.device_count()}"
+    return f"cuda:{processes.local_rank % torch.cuda.device_count()}"
 
 
-def own_threads(here: Processes) -> int:
+def threads_of_rank(processes: Processes) -> int:
     """The share of this machine's cores that one of its processes gets: what SLURM says, where it says so, else equal parts."""
     by_slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if here.local_world_size > 1 and by_slurm.isdecimal():
+    if processes.local_world_size > 1 and by_slurm.isdecimal():
         return max(1, min(usable_cores(), int(by_slurm)))
-    return max(1, usable_cores() // here.local_world_size)
+    return max(1, usable_cores() // processes.local_world_size)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from robench.data.augment import to_unit
-from robench.evaluation.chunk import attack_chunk, classify_chunk, pass_over, pass_over_gradients
+from robench.evaluation.chunk import attack_chunk, classify_chunk, leave_out, pass_over_gradients
 from robench.evaluation.crafting import ChunkData, Conditions
 from robench.evaluation.guard import Guard
-from robench.evaluation.store import (
+from robench.evaluation.run_folder import (
     BLIND,
     CLEAN,
     LEFT_OUT,
@@ -32,12 +32,12 @@ from robench.models.classifier import Classifier
 from robench.models.failures import is_device_failure
 from robench.processes import Processes
 from robench.progress import duration, progress
-from robench.types import Outcome, RobenchError, Suite, ThreatModel
+from robench.types import Column, Outcome, RobenchError, ThreatModel
 
 if TYPE_CHECKING:
-    from robench.evaluation.adv_images import PackedImages
+    from robench.evaluation.packed_images import PackedImages
 
-LONG = 30  # seconds that are worth a forecast
+WORTH_A_FORECAST = 30  # seconds that are worth a forecast
 
 Made = tuple[str, ChunkVerdicts, "PackedImages | None"]
 
@@ -64,52 +64,52 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Unit:
+class ColumnGroup:
     """Columns that are computed together on a chunk: a cascade, one attack, or several that share one trajectory. None: no attack."""
 
-    suites: tuple[Suite, ...]
+    columns: tuple[Column, ...]
 
     @property
     def name(self) -> str:
-        return ",".join(suite.name for suite in self.suites) or CLEAN
+        return ",".join(column.name for column in self.columns) or CLEAN
 
     @property
     def folders(self) -> list[str]:
         """Where its chunks lie, in the order in which they are written."""
-        return [attack_folder(suite, member) for suite in self.suites for member in suite.members] or [CLEAN]
+        return [attack_folder(column, stage) for column in self.columns for stage in column.stages] or [CLEAN]
 
 
-def plan(suites: Iterable[Suite], *, share: bool = True) -> list[Unit]:
+def group_columns(columns: Iterable[Column], *, share: bool = True) -> list[ColumnGroup]:
     """The columns in groups that one computation serves.
 
     Attacks of one trajectory are ordered by their steps, so that the longest, which pays for all, is written last.
 
     Args:
-        suites: the columns.
+        columns: the columns.
         share: group attacks whose steps are the same but for their number.
     """
-    groups: dict[str, list[Suite]] = {}
-    for suite in suites:
-        together = "" if suite.cascade or not share else suite.members[0].prefix_of
-        groups.setdefault(together or f"alone {suite.name}", []).append(suite)
-    return [Unit(tuple(sorted(group, key=_steps))) for group in groups.values()]
+    by_trajectory: dict[str, list[Column]] = {}
+    for column in columns:
+        together = "" if column.is_cascade or not share else column.stages[0].prefix_of
+        by_trajectory.setdefault(together or f"alone {column.name}", []).append(column)
+    return [ColumnGroup(tuple(sorted(of_one, key=_steps))) for of_one in by_trajectory.values()]
 
 
-def _steps(suite: Suite) -> int:
-    return suite.members[0].params.get("steps", 0) if len(suite.members) == 1 else 0
+def _steps(column: Column) -> int:
+    return column.stages[0].params.get("steps", 0) if len(column.stages) == 1 else 0
 
 
 def compute(
-    job: Job, unit: Unit, images: Tensor, labels: Tensor, chunk: Chunk, known: Mapping[str, ChunkVerdicts]
+    job: Job, group: ColumnGroup, images: Tensor, labels: Tensor, chunk: Chunk, finished: Mapping[str, ChunkVerdicts]
 ) -> Iterator[Made]:
-    """Whatever of a unit is not known yet on a chunk, in the order in which it must be stored.
+    """Whatever of a group is not finished yet on a chunk, in the order in which it must be stored.
 
     Args:
         job: the run.
-        unit: the columns.
+        group: the columns.
         images, labels: of the chunk, uint8 or float in [0, 1].
         chunk: its place.
-        known: the unit's finished folders, and ``CLEAN``.
+        finished: the group's folders that are, and ``CLEAN``.
 
     Raises:
         RobenchError: the device is lost.
@@ -118,11 +118,15 @@ def compute(
         images = images.to(job.classifier.device)
         images = to_unit(images) if images.dtype == torch.uint8 else images.float()
         labels = labels.to(images.device, torch.int64)
-        if not unit.suites:
+        if not group.columns:
             yield CLEAN, classify_chunk(job.classifier, images, labels, chunk), None
             return
-        data = ChunkData(chunk, images, labels, known[CLEAN])
-        yield from _cascade(job, unit.suites[0], data, known) if unit.suites[0].cascade else _together(job, unit, data, known)
+        data = ChunkData(chunk, images, labels, finished[CLEAN])
+        yield from (
+            _cascade(job, group.columns[0], data, finished)
+            if group.columns[0].is_cascade
+            else _together(job, group, data, finished)
+        )
     except RuntimeError as error:
         if not is_device_failure(error):
             raise
@@ -130,37 +134,37 @@ def compute(
         raise RobenchError(f"the device is lost ({first[:150]}); what was finished is kept, and the same command goes on") from None
 
 
-def _cascade(job: Job, suite: Suite, data: ChunkData, known: Mapping[str, ChunkVerdicts]) -> Iterator[Made]:
+def _cascade(job: Job, column: Column, data: ChunkData, finished: Mapping[str, ChunkVerdicts]) -> Iterator[Made]:
     """Each member gets what the earlier ones left undecided or robust; behind a member of doubt only if that one broke something. Where
     the suite allows it, members that need a gradient are left out once the model has passed none to one of them."""
     before = data.clean.outcome
-    if suite.skip:
-        decided = np.isin(data.clean.index, list(suite.skip)) & (before != Outcome.MISCLASSIFIED)
+    if column.skip:
+        decided = np.isin(data.clean.index, list(column.skip)) & (before != Outcome.MISCLASSIFIED)
         before = np.where(decided, Outcome.SKIPPED, before)
     needed, previous, failed, blind = True, data.clean, False, False
-    for member in suite.members:
-        folder = attack_folder(suite, member)
-        verdicts = known.get(folder)
-        if verdicts is None and (not needed or (blind and member.gradients)):
-            verdicts = pass_over(previous, BLIND if needed else f"{suite.doubt} broke nothing")
+    for stage in column.stages:
+        folder = attack_folder(column, stage)
+        verdicts = finished.get(folder)
+        if verdicts is None and (not needed or (blind and stage.gradients)):
+            verdicts = leave_out(previous, BLIND if needed else f"{column.gate} broke nothing")
             yield folder, verdicts, None
         elif verdicts is None:
-            seed = chunk_seed(job.seed, member.family, data.chunk)
-            conditions = Conditions(job.threat, seed, counts_best=suite.counts_best, save=job.save)
-            ((_, verdicts, images),) = attack_chunk(job.classifier, job.guard, member, data, before, conditions)
-            if suite.blind and BLIND in verdicts.message:
+            seed = chunk_seed(job.seed, stage.family, data.chunk)
+            conditions = Conditions(job.threat, seed, count_queries=column.count_queries, save=job.save)
+            ((_, verdicts, images),) = attack_chunk(job.classifier, job.guard, stage, data, before, conditions)
+            if column.blind and BLIND in verdicts.message:
                 verdicts = pass_over_gradients(verdicts, previous)
             yield folder, verdicts, images
         blind |= verdicts.mode == f"{LEFT_OUT}: {BLIND}"
         failed |= blind or bool(verdicts.undecided.any())  # trusted as little as one that was caught
-        needed = failed or bool((verdicts.outcome == Outcome.BROKEN).any()) if member.name == suite.doubt else needed
+        needed = failed or bool((verdicts.outcome == Outcome.BROKEN).any()) if stage.name == column.gate else needed
         before, previous = verdicts.outcome, verdicts
 
 
-def _together(job: Job, unit: Unit, data: ChunkData, known: Mapping[str, ChunkVerdicts]) -> Iterator[Made]:
+def _together(job: Job, group: ColumnGroup, data: ChunkData, finished: Mapping[str, ChunkVerdicts]) -> Iterator[Made]:
     """The missing ones of attacks that share a trajectory, of which the longest runs."""
-    folders = {suite.members[0].name: attack_folder(suite, suite.members[0]) for suite in unit.suites}
-    *shorter, longest = [suite.members[0] for suite in unit.suites if folders[suite.members[0].name] not in known]
+    folders = {column.stages[0].name: attack_folder(column, column.stages[0]) for column in group.columns}
+    *shorter, longest = [column.stages[0] for column in group.columns if folders[column.stages[0].name] not in finished]
     conditions = Conditions(job.threat, chunk_seed(job.seed, longest.family, data.chunk), save=job.save, craft_all=job.save)
     made = attack_chunk(job.classifier, job.guard, longest, data, data.clean.outcome, conditions, tuple(shorter))
     for attack, verdicts, images in made:
@@ -179,61 +183,66 @@ class Worklist:
     folder: RunFolder
     save: bool = False
 
-    def known(self, unit: Unit, chunk: Chunk) -> dict[str, ChunkVerdicts] | None:
-        """What the folder has of a unit, and the clean chunk; None where nothing is missing.
+    def finished(self, group: ColumnGroup, chunk: Chunk) -> dict[str, ChunkVerdicts]:
+        """What the folder has of a group of columns.
 
         A failed attack is missing, and so are the stages of a cascade behind a missing one.
         """
-        found: dict[str, ChunkVerdicts] = {}
-        cascade = bool(unit.suites) and unit.suites[0].cascade
-        for place, where in enumerate(unit.folders):
-            if cascade and len(found) < place:
+        verdicts_of: dict[str, ChunkVerdicts] = {}
+        is_cascade = bool(group.columns) and group.columns[0].is_cascade
+        for place, subfolder in enumerate(group.folders):
+            if is_cascade and len(verdicts_of) < place:
                 break
-            verdicts = self.folder.read(where, chunk)
+            verdicts = self.folder.read(subfolder, chunk)
             if (
                 verdicts is not None
                 and not verdicts.failed
-                and (not self.save or self._has_images(where, chunk, verdicts, cascade))
+                and (not self.save or self._has_images(subfolder, chunk, verdicts, is_cascade))
             ):
-                found[where] = verdicts
-        if len(found) == len(unit.folders):
-            return None
-        clean = self.folder.read(CLEAN, chunk)
-        return found if clean is None else found | {CLEAN: clean}
+                verdicts_of[subfolder] = verdicts
+        return verdicts_of
 
-    def take(self, unit: Unit, chunk: Chunk) -> dict[str, ChunkVerdicts] | None:
-        """As ``known``, of what is about to be computed.
+    def is_complete(self, group: ColumnGroup, chunk: Chunk) -> bool:
+        """Whether nothing of a group of columns is missing."""
+        return len(self.finished(group, chunk)) == len(group.folders)
+
+    def take(self, group: ColumnGroup, chunk: Chunk) -> dict[str, ChunkVerdicts] | None:
+        """What is finished of what is about to be computed, and the clean chunk; None where nothing is missing.
 
         The stages of a cascade behind one that failed or is not there do not hold any more: they are removed first, so that a kill
         leaves none of them. Behind one that is only computed again for its images they hold, and stay until they are replaced.
         """
-        if unit.suites and unit.suites[0].cascade:
+        if group.columns and group.columns[0].is_cascade:
             holds = True
-            for where in unit.folders:
-                verdicts = self.folder.read(where, chunk) if holds else None
+            for subfolder in group.folders:
+                verdicts = self.folder.read(subfolder, chunk) if holds else None
                 if not holds:
-                    self.folder.forget(where, chunk)
+                    self.folder.forget(subfolder, chunk)
                 holds = verdicts is not None and not verdicts.failed
-        return self.known(unit, chunk)
+        finished = self.finished(group, chunk)
+        if len(finished) == len(group.folders):
+            return None
+        clean = self.folder.read(CLEAN, chunk)
+        return finished if clean is None else finished | {CLEAN: clean}
 
-    def _has_images(self, where: str, chunk: Chunk, verdicts: ChunkVerdicts, cascade: bool) -> bool:
+    def _has_images(self, subfolder: str, chunk: Chunk, verdicts: ChunkVerdicts, is_cascade: bool) -> bool:
         if verdicts.adv_digest:
-            return self.folder.images_path(where, chunk).exists()
-        return where == CLEAN or not keeps_images(verdicts, cascade)
+            return self.folder.images_path(subfolder, chunk).exists()
+        return subfolder == CLEAN or not keeps_images(verdicts, is_cascade)
 
-    def seconds(self, unit: Unit, chunks: Iterable[Chunk]) -> tuple[float, int]:
-        """Seconds and samples of the chunks of a unit that are finished."""
+    def seconds(self, group: ColumnGroup, chunks: Iterable[Chunk]) -> tuple[float, int]:
+        """Seconds and samples of the chunks of a group that are finished."""
         total, samples = 0.0, 0
         for chunk in chunks:
-            parts = [self.folder.read(where, chunk) for where in unit.folders]
+            parts = [self.folder.read(subfolder, chunk) for subfolder in group.folders]
             if all(part is not None for part in parts):
                 total += sum(part.seconds for part in parts if part is not None)
                 samples += chunk.stop - chunk.start
         return total, samples
 
 
-def evaluate_suites(
-    classifier: Classifier, images: Tensor, labels: Tensor, suites: list[Suite], *, threat: ThreatModel, folder: RunFolder,
+def evaluate_columns(
+    classifier: Classifier, images: Tensor, labels: Tensor, columns: list[Column], *, threat: ThreatModel, folder: RunFolder,
     processes: Processes | None = None, save: bool = False, share: bool = True, show_progress: bool = True,
 ) -> None:  # fmt: skip
     """Computes every chunk whose file does not exist yet and which is this process's share: first without attack, then suite by suite.
@@ -242,7 +251,7 @@ def evaluate_suites(
         classifier: on its device.
         images: (N, C, H, W), uint8 or float32 in [0, 1].
         labels: int64 (N,).
-        suites: the columns to fill.
+        columns: the columns to fill.
         threat: the threat model.
         folder: where verdicts go.
         processes: who we are among how many; chunk k is the share of process k modulo their number.
@@ -254,29 +263,29 @@ def evaluate_suites(
         RobenchError: the model cannot classify a single clean image, the device is lost, or the folder cannot be written. What an attack
             raises is recorded as its outcome on that chunk, and the run goes on.
     """
-    here = processes or Processes()
-    chunks = split(len(images), folder.spec.chunk)[here.rank :: here.world_size]
+    processes = processes or Processes()
+    chunks = split(len(images), folder.spec.chunk)[processes.rank :: processes.world_size]
     job = Job(classifier, threat, folder.spec.seed, save)
     worklist = Worklist(folder, save)
-    units = plan(suites, share=share)
+    groups = group_columns(columns, share=share)
 
-    def finish(unit: Unit, chunk: Chunk) -> None:
-        known = worklist.take(unit, chunk)
-        if known is not None:
+    def finish(group: ColumnGroup, chunk: Chunk) -> None:
+        finished = worklist.take(group, chunk)
+        if finished is not None:
             part = slice(chunk.start, chunk.stop)
-            for where, verdicts, adv_images in compute(job, unit, images[part], labels[part], chunk, known):
-                folder.write(where, chunk, verdicts, adv_images)
+            for subfolder, verdicts, adv_images in compute(job, group, images[part], labels[part], chunk, finished):
+                folder.write(subfolder, chunk, verdicts, adv_images)
 
     for chunk in progress(chunks, CLEAN, show_progress):
-        finish(Unit(()), chunk)
+        finish(ColumnGroup(()), chunk)
     refuse_unclassified(folder, split(len(images), folder.spec.chunk))
-    for unit in progress(units if len(chunks) > 1 else [], "first chunk", show_progress, "column"):
-        finish(unit, chunks[0])
+    for group in progress(groups if len(chunks) > 1 else [], "first chunk", show_progress, "column"):
+        finish(group, chunks[0])
     if show_progress:
-        _forecast(worklist, units, chunks)
-    for unit in units:
-        for chunk in progress(chunks, unit.name, show_progress):
-            finish(unit, chunk)
+        _forecast(worklist, groups, chunks)
+    for group in groups:
+        for chunk in progress(chunks, group.name, show_progress):
+            finish(group, chunk)
 
 
 def refuse_unclassified(folder: RunFolder, chunks: list[Chunk]) -> None:
@@ -294,14 +303,14 @@ def refuse_unclassified(folder: RunFolder, chunks: list[Chunk]) -> None:
     raise RobenchError(f"{message}; so it is with every other, and nothing can be said about it")
 
 
-def _forecast(worklist: Worklist, units: list[Unit], chunks: list[Chunk]) -> None:
+def _forecast(worklist: Worklist, groups: list[ColumnGroup], chunks: list[Chunk]) -> None:
     """Says on stderr how long the missing chunks will take, judged by the finished ones."""
     left: dict[str, float] = {}
-    for unit in units:
-        missing = [chunk for chunk in chunks if worklist.known(unit, chunk) is not None]
-        seconds, samples = worklist.seconds(unit, [chunk for chunk in chunks if chunk not in missing])
-        left[unit.name] = seconds / max(samples, 1) * sum(chunk.stop - chunk.start for chunk in missing)
+    for group in groups:
+        missing = [chunk for chunk in chunks if not worklist.is_complete(group, chunk)]
+        seconds, samples = worklist.seconds(group, [chunk for chunk in chunks if chunk not in missing])
+        left[group.name] = seconds / max(samples, 1) * sum(chunk.stop - chunk.start for chunk in missing)
     total = sum(left.values())
-    if total > LONG:
+    if total > WORTH_A_FORECAST:
         parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in left.items() if seconds > total / 20)
         print(f"robench: about {duration(total)} to go ({parts})", file=sys.stderr)

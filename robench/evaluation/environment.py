@@ -25,7 +25,7 @@ def describe_environment(device: str, threads: int) -> dict[str, object]:
         "device": device,
         "processor": named,
         "threads": threads,
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: installed for name in PACKAGES if (installed := _version(name))},
     }
 
 
@@ -46,12 +46,12 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """The commit of the checkout that this file lies in, with ``-dirty`` behind it where files were changed."""
-    here = Path(robench.__file__).resolve().parent
-    if not (here.parent / ".git").exists():
+    package = Path(robench.__file__).resolve().parent
+    if not (package.parent / ".git").exists():
         return None
     try:
         described = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=12"],
             capture_output=True,
             text=True,
             timeout=10,

@@ -20,7 +20,7 @@ class Guard:
         self._weights = {name: tensor.detach().clone() for name, tensor in _tensors(classifier).items()}
 
     @torch.no_grad()
-    def mend(self) -> str:
+    def restore(self) -> str:
         """What was changed since the guard was made, put back to what it was; "" if nothing was."""
         training = [
             name for name, module in self.classifier.named_modules() if getattr(module, "training", False)
@@ -32,9 +32,9 @@ class Guard:
             if getattr(module, "training", False):
                 module.training = False
         self.classifier.requires_grad_(False)
-        said = [f"changed the model's weights ({_some(changed)})"] if changed else []
-        said += [f"switched layers to train mode ({_some(training)})"] if training else []
-        return f"the attack {' and '.join(said)}; they were put back" if said else ""
+        changes = [f"changed the model's weights ({_some(changed)})"] if changed else []
+        changes += [f"switched layers to train mode ({_some(training)})"] if training else []
+        return f"the attack {' and '.join(changes)}; they were put back" if changes else ""
 
 
 def _tensors(classifier: Classifier) -> dict[str, Tensor]:

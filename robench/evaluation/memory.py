@@ -14,7 +14,7 @@ from robench.models.failures import is_out_of_memory
 T = TypeVar("T")
 
 
-def backing_off(classifier: Classifier, n: int, attempt: Callable[[], T]) -> T:
+def retry_in_smaller_passes(classifier: Classifier, n: int, attempt: Callable[[], T]) -> T:
     """What ``attempt`` returns; where it runs out of memory, it is called again with smaller passes through the model.
 
     The chunk stays whole, so that random draws and everything but last bits stay as they are.

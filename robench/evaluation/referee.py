@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robench.evaluation.verify import classes_of, in_box, margins
+from robench.evaluation.judge import classes_of, in_box, margins
 from robench.models.classifier import Passes
-from robench.types import Keeps, ThreatModel
+from robench.types import ReturnPolicy, ThreatModel
 
 if TYPE_CHECKING:
     from robench.types import Images, Labels, Logits
@@ -29,8 +29,8 @@ class Snapshot:
 
     queries: Images
     best: Images
-    found: Tensor
-    found_at: Tensor
+    broken: Tensor
+    broken_at: Tensor
 
 
 class Referee:
@@ -43,30 +43,30 @@ class Referee:
         images, labels: what the attack was given.
         threat: the threat model.
         classify: logits of images, unwatched; what is to end the call is classified again first, in one batch.
-        cut: which queries end the call with ``AllDecided`` once they decided every sample, see ``Keeps``; ``LAST`` for none.
+        cut: which queries end the call with ``AllDecided`` once they decided every sample, see ``ReturnPolicy``; ``LAST`` for none.
         taps: numbers of queries to take a ``Snapshot`` of; the first query is 0.
         passes: what the call has cost so far.
 
     Attributes:
-        found: whether a query broke the sample, bool (N,).
-        found_at: units (a forward pass 1, a backward pass 2) that the whole call had cost by then, float32 (N,); NaN for the others.
+        broken: whether a query broke the sample, bool (N,).
+        broken_at: units (a forward pass 1, a backward pass 2) that the whole call had cost by then, float32 (N,); NaN for the others.
         best: the query of least margin among those, else the clean image.
     """
 
     def __init__(
         self, images: Images, labels: Labels, threat: ThreatModel, *, classify: Callable[[Images], Logits],
-        cut: str = Keeps.LAST, taps: Iterable[int] = (), passes: Passes | None = None,
+        cut: str = ReturnPolicy.LAST, taps: Iterable[int] = (), passes: Passes | None = None,
     ) -> None:  # fmt: skip
         self.images, self.labels, self.threat, self.cut, self.taps = images, labels, threat, cut, frozenset(taps)
         n = len(images)
         self.best = images.clone()
-        self.found = torch.zeros(n, dtype=torch.bool, device=images.device)
-        self.found_at = torch.full((n,), float("nan"), device=images.device)
+        self.broken = torch.zeros(n, dtype=torch.bool, device=images.device)
+        self.broken_at = torch.full((n,), float("nan"), device=images.device)
         self.passes = passes or Passes()
         self.ties = 0
         self.snapshots: dict[int, Snapshot] = {}
         self._margin = torch.full((n,), float("inf"), device=images.device)
-        self._decided = torch.zeros_like(self.found)
+        self._decided = torch.zeros_like(self.broken)
         self._classify = classify
         self._queries = 0
         self._places: Tensor | None = None
@@ -82,10 +82,10 @@ class Referee:
                 news = self._note(queries.detach().float(), logits.detach().float(), for_gradient)
                 if self._queries in self.taps and len(queries) == len(self.images):
                     self.snapshots[self._queries] = Snapshot(
-                        queries.detach().clone(), self.best.clone(), self.found.clone(), self.found_at.clone()
+                        queries.detach().clone(), self.best.clone(), self.broken.clone(), self.broken_at.clone()
                     )
             self._queries += 1
-            if news and self.cut != Keeps.LAST and bool(self._decided.all()):
+            if news and self.cut != ReturnPolicy.LAST and bool(self._decided.all()):
                 self._confirm()
                 if bool(self._decided.all()):
                     raise AllDecided
@@ -107,19 +107,19 @@ class Referee:
         queries, places, margin, distance = queries[rows[proof]], places[rows[proof]], margin[proof], distance[proof]
         self._decide(places, distance, for_gradient)
         lowest = self._margin.scatter_reduce(0, places, margin, "amin")
-        known = self.found[places]
+        known = self.broken[places]
         better = ((margin <= lowest[places]) & ((margin < self._margin[places]) | ~known)).nonzero().flatten()
         self.best[places[better]] = queries[better]
         self._margin = lowest
-        self.found_at[places] = torch.where(known, self.found_at[places], self.passes.forwards + 2 * self.passes.backwards)
-        self.found[places] = True
+        self.broken_at[places] = torch.where(known, self.broken_at[places], self.passes.forwards + 2 * self.passes.backwards)
+        self.broken[places] = True
         return True
 
     def _decide(self, places: Tensor, distance: Tensor, for_gradient: bool) -> None:
         """Marks the samples for which the attack itself keeps such a query."""
-        if self.cut == Keeps.ANY:
+        if self.cut == ReturnPolicy.ANY:
             self._decided[places] = True
-        elif self.cut == Keeps.FORWARD and not for_gradient:
+        elif self.cut == ReturnPolicy.FORWARD and not for_gradient:
             # In L2 and L1 the last bits depend on how the norm is summed up, so that what is too near to call is left to the attack.
             eps = self.threat.eps * {"Linf": 1, "L2": 1 - 1e-5, "L1": 1 - 1e-5}[self.threat.norm]
             self._decided[places[distance <= eps]] = True
@@ -152,5 +152,5 @@ class Referee:
         said = classes_of(self._classify(self.best))
         robust = ((said == self.labels) | (said < 0)) & self._decided
         self.ties += int(robust.sum())
-        self.found[robust] = self._decided[robust] = False
-        self._margin[robust], self.found_at[robust] = float("inf"), float("nan")
+        self.broken[robust] = self._decided[robust] = False
+        self._margin[robust], self.broken_at[robust] = float("inf"), float("nan")

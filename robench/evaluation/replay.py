@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from robench.data.augment import to_unit
-from robench.evaluation.adv_images import PackedImages, read_packed
-from robench.evaluation.memory import backing_off
-from robench.evaluation.store import LEFT_OUT, ChunkVerdicts, read_chunk, read_run, split
-from robench.evaluation.verify import NOT_FINITE, answers, classes_of, in_box
+from robench.evaluation.judge import NOT_FINITE, answers, classes_of, in_box
+from robench.evaluation.memory import retry_in_smaller_passes
+from robench.evaluation.packed_images import PackedImages, read_packed
+from robench.evaluation.run_folder import LEFT_OUT, ChunkVerdicts, read_chunk, read_run, split
 from robench.models.classifier import Classifier
 from robench.types import Dataset, Outcome, RobenchError, ThreatModel
 
@@ -110,8 +110,8 @@ def replay_run(run: Path, classifier: Classifier, dataset: Dataset) -> list[Repl
 
 def _attacks(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for column in description["suites"]:
-        for member in column["members"]:
-            yield f"{column['name']}/{member['name']}" if column["cascade"] else column["name"], member["folder"]
+        for stage in column["members"]:
+            yield f"{column['name']}/{stage['name']}" if column["cascade"] else column["name"], stage["folder"]
 
 
 def _replay_chunk(
@@ -176,7 +176,7 @@ def _classes(classifier: Classifier, images: Images, labels: Tensor, size: int |
     raised: dict[int, str] = {}
     for start in range(0, len(images), size):
         part = slice(start, start + size)
-        logits, found = backing_off(classifier, size, partial(answers, classifier, images[part], labels[part]))
+        logits, found = retry_in_smaller_passes(classifier, size, partial(answers, classifier, images[part], labels[part]))
         classes.append(classes_of(logits).cpu())
         raised |= {start + place: said for place, said in found.items()}
     return torch.cat(classes), raised

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robench.evaluation.store import CLEAN, Chunk, ChunkVerdicts, RunFolder, attack_folder, read_chunk, read_run, split
-from robench.types import Outcome, RobenchError, Suite
+from robench.evaluation.run_folder import CLEAN, Chunk, ChunkVerdicts, RunFolder, attack_folder, read_chunk, read_run, split
+from robench.types import Column, Outcome, RobenchError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ class Results:
     Attributes:
         path: the folder.
         description: run.json.
-        verdicts: a row per sample and attack: attack, index, label, clean_pred, outcome, adv_pred, distance, margin, best, found_at, chunk. Attacks
+        verdicts: a row per sample and attack: attack, index, label, clean_pred, outcome, adv_pred, distance, margin, best, broken_at, chunk. Attacks
             are "clean", every column, and every stage of a cascade as "autoattack/apgd-ce"; outcome is about what an attack returned,
             best about everything that it came across.
         ledger: a row per attack that ran and chunk: attack, chunk, forwards, backwards, seconds, machine, message, ties, mode,
@@ -88,20 +88,20 @@ def read_results(path: Path) -> Results:
     if clean is None:
         raise RobenchError(f"{path} has no finished results yet; run the same `robench attack` again")
     loaded, columns, stages, unfinished = {CLEAN: clean}, [], {}, []
-    for suite in description["suites"]:
-        found = {member["name"]: load(member["folder"]) for member in suite["members"]}
-        parts = {name: part for name, part in found.items() if part is not None}
-        if len(parts) < len(found):
-            unfinished.append(suite["name"])
+    for column in description["suites"]:
+        loaded_stages = {stage["name"]: load(stage["folder"]) for stage in column["members"]}
+        parts = {name: part for name, part in loaded_stages.items() if part is not None}
+        if len(parts) < len(loaded_stages):
+            unfinished.append(column["name"])
             continue
-        columns.append(suite["name"])
-        named = {f"{suite['name']}/{name}" if suite["cascade"] else suite["name"]: part for name, part in parts.items()}
-        stages[suite["name"]] = list(named) if suite["cascade"] else []
+        columns.append(column["name"])
+        named = {f"{column['name']}/{name}" if column["cascade"] else column["name"]: part for name, part in parts.items()}
+        stages[column["name"]] = list(named) if column["cascade"] else []
         loaded |= named
     frames = {name: _verdict_frame(name, parts, chunks) for name, parts in loaded.items()}
     for name in columns:
         if stages[name]:
-            frames[name] = decide([frames[stage] for stage in stages[name]], name)
+            frames[name] = decide([frames[each] for each in stages[name]], name)
     order = [CLEAN] + [row for name in columns for row in (name, *stages[name])]
     return Results(
         Path(path), description, pd.concat([frames[name] for name in order], ignore_index=True), _ledger_frame(loaded, chunks),
@@ -109,16 +109,16 @@ def read_results(path: Path) -> Results:
     )  # fmt: skip
 
 
-def is_complete(folder: RunFolder, suites: list[Suite], n: int) -> bool:
+def is_complete(folder: RunFolder, columns: list[Column], n: int) -> bool:
     """Whether every chunk of every suite is there, whoever computed it."""
-    wanted = [CLEAN, *(attack_folder(suite, member) for suite in suites for member in suite.members)]
-    return all(folder.has(where, chunk) for where in wanted for chunk in split(n, folder.spec.chunk))
+    wanted = [CLEAN, *(attack_folder(column, stage) for column in columns for stage in column.stages)]
+    return all(folder.has(subfolder, chunk) for subfolder in wanted for chunk in split(n, folder.spec.chunk))
 
 
 def failures(results: Results) -> list[str]:
     """What attacks failed with, and which images the model cannot classify without one, one line each; empty where every verdict stands."""
-    said = failing(results.ledger)
-    return [f"{row.attack}, chunk {row.chunk}: {row.message}" for row in said.itertuples()]
+    failed = failing(results.ledger)
+    return [f"{row.attack}, chunk {row.chunk}: {row.message}" for row in failed.itertuples()]
 
 
 def failing(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -146,14 +146,14 @@ def decide(frames: list[pd.DataFrame], name: str) -> pd.DataFrame:
 
 def _deciding(frames: list[pd.DataFrame], which: str) -> np.ndarray:
     """For each sample the place of the attack whose word counts."""
-    said = np.stack([frame[which].map(_SAYS).to_numpy() for frame in frames])
-    return len(frames) - 1 - said[::-1].argmax(0)
+    ranks = np.stack([frame[which].map(_SAYS).to_numpy() for frame in frames])
+    return len(frames) - 1 - ranks[::-1].argmax(0)
 
 
 def _verdict_frame(name: str, parts: list[ChunkVerdicts], chunks: list[Chunk]) -> pd.DataFrame:
     import pandas as pd
 
-    fields = ("index", "label", "clean_pred", "outcome", "adv_pred", "distance", "margin", "best", "found_at")
+    fields = ("index", "label", "clean_pred", "outcome", "adv_pred", "distance", "margin", "best", "broken_at")
     frame = pd.DataFrame({field: np.concatenate([getattr(part, field) for part in parts]) for field in fields})
     frame["chunk"] = np.concatenate([np.full(len(part.index), chunk.name) for chunk, part in zip(chunks, parts, strict=True)])
     frame.insert(0, "attack", name)

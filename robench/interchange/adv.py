@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from robench.evaluation.external_images import saved_images
 from robench.evaluation.results import read_results
-from robench.evaluation.stored import stored_images
 from robench.files import write_atomically
 from robench.report.tables import UNION
 from robench.types import Dataset, Outcome, RobenchError
@@ -29,14 +29,14 @@ def adv_images_of(run: Path, attack: str, dataset: Dataset) -> Tensor:
     results = read_results(run)
     n = results.description["n"]
     if attack != UNION:
-        return stored_images(run, attack, dataset, n)
+        return saved_images(run, attack, dataset, n)
     if not results.columns:
         raise RobenchError(f"{run} has no finished attack; run the same `robench attack` again")
-    images = stored_images(run, results.columns[0], dataset, n)
+    images = saved_images(run, results.columns[0], dataset, n)
     for column in results.columns[1:]:
         rows = results.verdicts[results.verdicts["attack"] == column]
         broken = torch.from_numpy(((rows["outcome"] == Outcome.BROKEN) | (rows["best"] == Outcome.BROKEN)).to_numpy(copy=True))
-        images[broken] = stored_images(run, column, dataset, n)[broken]
+        images[broken] = saved_images(run, column, dataset, n)[broken]
     return images
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from robench import __version__
 from robench.evaluation.results import read_results
-from robench.evaluation.store import CLEAN, keeps_images, read_chunk, read_run, split
+from robench.evaluation.run_folder import CLEAN, keeps_images, read_chunk, read_run, split
 from robench.files import write_atomically
 from robench.report.tables import percent, summarise
-from robench.types import OwnModel, RobenchError
+from robench.types import ExternalModel, RobenchError
 
 SCHEMA = 1
 MANIFEST, README = "bundle.json", "VERIFY.txt"
@@ -72,7 +72,7 @@ def _is_bundle(path: Path) -> bool:
 
 def _names(run: Path, description: dict[str, Any]) -> list[str]:
     """The files of the run that the table is made of, and what was made of them."""
-    folders = [CLEAN, *(member["folder"] for column in description["suites"] for member in column["members"])]
+    folders = [CLEAN, *(stage["folder"] for column in description["suites"] for stage in column["members"])]
     chunks = [f"{chunk.name}.npz" for chunk in split(description["n"], description["spec"]["chunk"])]
     names = [f"{kind}/{folder}/{chunk}" for kind in ("chunks", "adv") for folder in folders for chunk in chunks]
     names += [*PAGES, *(f"figures/{path.name}" for path in sorted((run / "figures").glob("*.png")))]
@@ -85,9 +85,9 @@ def _refuse_without_images(run: Path, description: dict[str, Any]) -> None:
         column["name"]
         for column in description["suites"]
         if any(
-            keeps_images(read_chunk(run / "chunks" / member["folder"] / f"{chunk.name}.npz"), column["cascade"])
-            and not (run / "adv" / member["folder"] / f"{chunk.name}.npz").is_file()
-            for member in column["members"]
+            keeps_images(read_chunk(run / "chunks" / stage["folder"] / f"{chunk.name}.npz"), column["cascade"])
+            and not (run / "adv" / stage["folder"] / f"{chunk.name}.npz").is_file()
+            for stage in column["members"]
             for chunk in chunks
         )
     ]
@@ -114,10 +114,10 @@ def _command(name: str, description: dict[str, Any]) -> str:
     if "checkpoint" in origin:
         return shlex.join(["robench", "verify", name, "--ckpt", Path(origin["checkpoint"]).name])
     weights = Path(origin["weights file"]) if "weights file" in origin else None
-    own = OwnModel(
+    external = ExternalModel(
         str(origin.get("model", "FILE.py:FACTORY")), weights, tuple(origin.get("mean", ())), tuple(origin.get("std", ()))
     )
-    return shlex.join(["robench", "verify", name, *own.options, "--dataset", data.get("path") or data["name"]])
+    return shlex.join(["robench", "verify", name, *external.options, "--dataset", data.get("path") or data["name"]])
 
 
 def _readme(name: str, command: str) -> str:
@@ -229,10 +229,10 @@ def refuse_other_table(run: Path) -> None:
     if not claimed:
         return
     for _, row in summarise(read_results(run)).iterrows():
-        said, found = claimed.get(row["attack"]), row["robust_accuracy"]
-        if found == found and (said is None or abs(said - found) > 1e-9):
-            told = "nothing" if said is None else f"{percent(said)} %"
-            raise RobenchError(f"{run}: run.json says {told} of {row['attack']}, its verdicts say {percent(found)} %")
+        claim, accuracy = claimed.get(row["attack"]), row["robust_accuracy"]
+        if accuracy == accuracy and (claim is None or abs(claim - accuracy) > 1e-9):
+            claim_text = "nothing" if claim is None else f"{percent(claim)} %"
+            raise RobenchError(f"{run}: run.json says {claim_text} of {row['attack']}, its verdicts say {percent(accuracy)} %")
 
 
 def _digest(content: bytes) -> str:

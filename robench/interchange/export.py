@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from robench.data import load_dataset
-from robench.evaluation.store import read_run
+from robench.evaluation.run_folder import read_run
 from robench.files import write_atomically
 from robench.interchange import robustbench
 from robench.interchange.adv import write_adv
 from robench.interchange.model_card import model_card
-from robench.models.loading import of_head
-from robench.models.multihead import MAIN
+from robench.models.multihead import MAIN_HEAD
+from robench.models.subject import of_head
 
 
 def export_run(
@@ -37,9 +37,9 @@ def export_run(
     """
     described = read_run(run)
     if form == "adv":
-        origin, where = described["model"]["origin"], dataset or described["data"].get("path") or described["data"]["name"]
-        data = load_dataset(where, "test", data_dir)
-        data = of_head(data, origin.get("head", MAIN)) if "checkpoint" in origin else data
+        origin, source = described["model"]["origin"], dataset or described["data"].get("path") or described["data"]["name"]
+        data = load_dataset(source, "test", data_dir)
+        data = of_head(data, origin.get("head", MAIN_HEAD)) if "checkpoint" in origin else data
         path = out or run / "export" / f"{described['model']['name']}-{attack.replace('/', '-')}.pt"
         write_adv(run, attack, data, path)
         return path

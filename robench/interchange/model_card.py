@@ -10,7 +10,7 @@ import pandas as pd
 
 from robench import __version__
 from robench.evaluation.results import read_results
-from robench.evaluation.store import CLEAN
+from robench.evaluation.run_folder import CLEAN
 from robench.report.markdown import table
 from robench.report.tables import UNION, is_stage, percent, summarise, title
 

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-_PUBLIC = {"Classifier": "robench.models.classifier", "load_classifier": "robench.models.loading"}
+_PUBLIC = {"Classifier": "robench.models.classifier", "load_classifier": "robench.models.subject"}
 
 __all__ = ["Classifier", "load_classifier"]
 

@@ -20,7 +20,7 @@ from robench.models.asking import ask, first_answer, state_kept
 from robench.models.binary import is_probability, other_images, values_of
 from robench.models.contents import Contents
 from robench.models.hidden import digest_of_hidden, register_hidden_modules
-from robench.models.output import MAIN, Output, describe, remedy
+from robench.models.output import MAIN_HEAD, Output, describe, remedy
 from robench.models.programs import Program, refuse_training_mode
 from robench.types import RobenchError
 
@@ -107,7 +107,7 @@ class TwoClasses(nn.Module):
 
 
 def adapt(
-    model: Any, images: Images | None, *, device: str = "cpu", head: str = MAIN, mean: Sequence[float] = (), std: Sequence[float] = (),
+    model: Any, images: Images | None, *, device: str = "cpu", head: str = MAIN_HEAD, mean: Sequence[float] = (), std: Sequence[float] = (),
     weights_dtype: str = "float32", expected: int | None = None,
 ) -> Adapted:  # fmt: skip
     """A copy of anybody's model that fits; the original keeps its mode, its gradients and its place.
@@ -134,7 +134,7 @@ def adapt(
         notes.append(
             f"the model keeps modules outside of its parts, as in a plain list ({named}), where eval() does not reach them; it was set to eval mode too"
         )
-    if head != MAIN:
+    if head != MAIN_HEAD:
         module = Output(module, head)
     module, more = _in_dtype(module, weights_dtype)
     if images is None:

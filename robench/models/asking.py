@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robench.models.batches import ANY, BatchRule, find_rule, own_copy
 from robench.models.failures import fails_at_random, first_line
 from robench.models.hidden import changeable
-from robench.models.output import MAIN, describe
+from robench.models.output import MAIN_HEAD, describe
 from robench.models.seeded import seeded
 from robench.types import RobenchError
 
@@ -104,7 +104,7 @@ def state_kept(module: nn.Module, inputs: Tensor, rule: BatchRule) -> tuple[str,
 
 
 def _main(outputs: Any) -> Any:
-    return outputs[MAIN] if isinstance(outputs, Mapping) and MAIN in outputs else outputs
+    return outputs[MAIN_HEAD] if isinstance(outputs, Mapping) and MAIN_HEAD in outputs else outputs
 
 
 def _no_output(outputs: Any, n: int) -> str:

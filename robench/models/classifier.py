@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from robench.digest import digest_tensors
 from robench.models.batches import ANY, BatchRule, find_rule, own_copy
 from robench.models.failures import fails_at_random, first_line, is_device_failure, is_out_of_memory, narrowed
-from robench.models.output import MAIN, describe, likely
+from robench.models.output import MAIN_HEAD, describe, likely
 from robench.models.seeded import seeded
 from robench.types import RobenchError
 
@@ -335,8 +335,8 @@ def _source(kind: type) -> str:
 
 
 def _checked(logits: Any, n: int, n_classes: int, dtype: torch.dtype) -> Tensor:
-    if isinstance(logits, Mapping) and MAIN in logits:
-        logits = logits[MAIN]
+    if isinstance(logits, Mapping) and MAIN_HEAD in logits:
+        logits = logits[MAIN_HEAD]
     if not isinstance(logits, Tensor):
         raise RobenchError(
             f"the model returned {describe(logits)}, expected one tensor of logits (N, {n_classes}); name the output that holds them with "

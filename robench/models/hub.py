@@ -9,28 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from robench.models.library import build_timm
-from robench.models.loaded import Loaded
+from robench.models.sources import LoadedModel
 from robench.models.weights import fit, read_weights
-from robench.types import Dataset, OwnModel, RobenchError
+from robench.types import Dataset, ExternalModel, RobenchError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Settings of timm.create_model that reach for other files; a config that has them is none of timm's.
 FORBIDDEN = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable", "exportable"}
 
 
-def load_hub(own: OwnModel, dataset: Dataset) -> Loaded:
+def load_hub(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     """``hf:ORG/NAME``, or ``hf:ORG/NAME@REVISION``, fetched into the Hub's own cache and compared with the Hub's own hash.
 
     Raises:
         RobenchError: huggingface_hub is not installed, the files cannot be had or are damaged; see ``load_folder``.
     """
-    name, _, revision = own.where.partition(":")[2].partition("@")
+    name, _, revision = external.reference.partition(":")[2].partition("@")
     if name.count("/") != 1 or not all(name.split("/")):
-        raise RobenchError(f"--model {own.where}: expected hf:ORG/NAME, or hf:ORG/NAME@REVISION")
+        raise RobenchError(f"--model {external.reference}: expected hf:ORG/NAME, or hf:ORG/NAME@REVISION")
     files = [_fetch(name, file, revision or None) for file in (CONFIG, WEIGHTS)]
     loaded = _build(files[0], files[1], name.replace("/", "-"), dataset)
     snapshot = files[1].parent.name
-    return Loaded(
+    return LoadedModel(
         loaded.module,
         loaded.name,
         {**loaded.origin, "revision": snapshot},
@@ -40,21 +40,21 @@ def load_hub(own: OwnModel, dataset: Dataset) -> Loaded:
     )
 
 
-def load_folder(own: OwnModel, dataset: Dataset) -> Loaded:
+def load_folder(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     """A folder with config.json and model.safetensors, as ``timm.models.push_to_hf_hub`` and ``huggingface-cli download`` leave it.
 
     Raises:
         RobenchError: a file is missing, or not what its name says; the model has other classes than the data.
     """
-    folder = Path(own.where)
+    folder = Path(external.reference)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
-            raise RobenchError(f"--model {folder}: no {name} in it ({there}); expected a Hub model's {CONFIG} and {WEIGHTS}")
+            present = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
+            raise RobenchError(f"--model {folder}: no {name} in it ({present}); expected a Hub model's {CONFIG} and {WEIGHTS}")
     return _build(folder / CONFIG, folder / WEIGHTS, folder.resolve().name, dataset)
 
 
-def _build(config_file: Path, weights_file: Path, name: str, dataset: Dataset) -> Loaded:
+def _build(config_file: Path, weights_file: Path, name: str, dataset: Dataset) -> LoadedModel:
     config = _read_config(config_file)
     settings = dict(config.get("model_args") or {})
     if settings.keys() & FORBIDDEN:
@@ -74,7 +74,7 @@ def _build(config_file: Path, weights_file: Path, name: str, dataset: Dataset) -
     fit(module, weights, config["architecture"], dataset)
     mean, std = (tuple(float(value) for value in pretrained.get(key) or ()) for key in ("mean", "std"))
     names = config.get("label_names") or pretrained.get("label_names") or ()
-    return Loaded(
+    return LoadedModel(
         module, name, {"architecture": config["architecture"], **weights.origin}, mean=mean, std=std, classes=tuple(map(str, names))
     )
 

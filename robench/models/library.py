@@ -7,13 +7,13 @@ from typing import Any
 from torch import nn
 
 from robench.data import did_you_mean
-from robench.models.loaded import Loaded
-from robench.types import Dataset, OwnModel, RobenchError
+from robench.models.sources import LoadedModel
+from robench.types import Dataset, ExternalModel, RobenchError
 
 NO_TIMM = "timm is not installed: pip install 'robench[models]'"
 
 
-def load_torchvision(own: OwnModel, dataset: Dataset) -> Loaded:
+def load_torchvision(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     """``torchvision:NAME``, a classifier of torchvision.models with as many outputs as the data has classes.
 
     Raises:
@@ -21,26 +21,26 @@ def load_torchvision(own: OwnModel, dataset: Dataset) -> Loaded:
     """
     import torchvision
 
-    name = own.where.partition(":")[2]
+    name = external.reference.partition(":")[2]
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise RobenchError(
             f"--model torchvision:{name}: torchvision {torchvision.__version__} has no classifier of that name{did_you_mean(name, known)}"
         )
-    weights = _needs_weights(own)
-    return Loaded(torchvision.models.get_model(name, weights=None, num_classes=len(dataset.classes)), f"{name}-{weights}")
+    weights = _needs_weights(external)
+    return LoadedModel(torchvision.models.get_model(name, weights=None, num_classes=len(dataset.classes)), f"{name}-{weights}")
 
 
-def load_timm(own: OwnModel, dataset: Dataset) -> Loaded:
+def load_timm(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     """``timm:NAME``, with as many outputs as the data has classes and as many inputs as its images have channels.
 
     Raises:
         RobenchError: timm is not installed or has no such model, or no weights were named.
     """
-    name = own.where.partition(":")[2]
+    name = external.reference.partition(":")[2]
     _timm()
-    weights = _needs_weights(own)
-    return Loaded(build_timm(name, num_classes=len(dataset.classes), in_chans=dataset.image_shape[0]), f"{name}-{weights}")
+    weights = _needs_weights(external)
+    return LoadedModel(build_timm(name, num_classes=len(dataset.classes), in_chans=dataset.image_shape[0]), f"{name}-{weights}")
 
 
 def build_timm(name: str, **settings) -> nn.Module:
@@ -66,11 +66,11 @@ def _timm() -> Any:
     return timm
 
 
-def _needs_weights(own: OwnModel) -> str:
+def _needs_weights(external: ExternalModel) -> str:
     """The stem of the weights file."""
-    if own.weights is None:
+    if external.weights is None:
         raise RobenchError(
-            f"--model {own.where} names an architecture, whose weights would be random: add --weights FILE, its state dict "
+            f"--model {external.reference} names an architecture, whose weights would be random: add --weights FILE, its state dict "
             "(safetensors, or torch.save of one)"
         )
-    return own.weights.stem
+    return external.weights.stem

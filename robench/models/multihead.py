@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from robench.models.backbones import BACKBONES
-from robench.models.output import MAIN
+from robench.models.output import MAIN_HEAD
 from robench.types import Checkpoint, RobenchError
 
-__all__ = ["MAIN", "HeadLogits", "MultiHead", "rebuild"]
+__all__ = ["MAIN_HEAD", "HeadLogits", "MultiHead", "rebuild"]
 
 
 class MultiHead(nn.Module):

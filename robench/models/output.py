@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robench.types import RobenchError
 
-MAIN = "main"
+MAIN_HEAD = "main"
 
 
 class Output(nn.Module):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robench.formats import Format, recognise
-from robench.models.loaded import Loaded
-from robench.types import Dataset, OwnModel, RobenchError
+from robench.models.sources import LoadedModel
+from robench.types import Dataset, ExternalModel, RobenchError
 
 
 class Program(nn.Module):
@@ -47,17 +47,17 @@ def _filled(images: Tensor, n: int) -> Tensor:
     return images[torch.arange(n, device=images.device) % len(images)]
 
 
-def load_program(own: OwnModel, dataset: Dataset) -> Loaded:
+def load_program(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     """The program in a ``.pt``, ``.ts`` or ``.pt2`` file.
 
     Raises:
         RobenchError: it is no program (said what, and which option takes it), it may not be run, or it cannot be loaded.
     """
-    path = Path(own.where)
+    path = Path(external.reference)
     kind = recognise(path)
     if kind not in Format.PROGRAMS:
         raise RobenchError(f"--model {path} is {kind}{_instead(kind, path)}")
-    if not own.trust:
+    if not external.trust:
         raise RobenchError(
             f"--model {path} is {kind}: using it runs code that came with the file; add --trust where you trust its source, or rebuild "
             "the model from its weights: --model torchvision:NAME --weights FILE"
@@ -73,7 +73,7 @@ def load_program(own: OwnModel, dataset: Dataset) -> Loaded:
             f"--model {path}: torch {torch.__version__} cannot load this program ({type(error).__name__}: {first[:150]}); save it "
             "again with this version"
         ) from None
-    return Loaded(program, path.stem, {"program": kind}, code=content)
+    return LoadedModel(program, path.stem, {"program": kind}, code=content)
 
 
 def _instead(kind: str, path: Path) -> str:
@@ -106,7 +106,7 @@ def _exported(path: Path, dataset: Dataset) -> nn.Module:
     if len(inputs) != 1 or inputs[0].ndim != 4:
         raise RobenchError(f"--model {path} takes {len(inputs)} inputs, expected one batch of images (N, C, H, W)")
     size, shape = inputs[0].shape, dataset.image_shape
-    if any(isinstance(own, int) and own != here for own, here in zip(size[1:], shape, strict=True)):
+    if any(isinstance(side, int) and side != expected for side, expected in zip(size[1:], shape, strict=True)):
         raise RobenchError(f"--model {path} was exported for images of shape {tuple(size[1:])}, {dataset.name} has {shape}")
     return Program(exported.module(), size[0] if isinstance(size[0], int) else None)
 

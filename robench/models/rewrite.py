@@ -15,14 +15,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from robench.models.backbones import SmallMapConv2d
 from robench.models.classifier import Classifier
-from robench.types import OWN, RobenchError, Search
+from robench.types import NO_REWRITE, PassOptions, RobenchError
 
 if TYPE_CHECKING:
     from robench.types import Images
 
-WORTH = 1.2  # below it, what bf16 gains is spent on checking in float32 what it found
-SAME_WAY = 0.05  # of a gradient's length: a ReLU that switches at a rounding moves it less, a lost hook more
-CLOSE = 1e-4  # of the largest logit: more than float32 rounding makes of a deep network, far less than any mistake
+LEAST_SPEEDUP = 1.2  # below it, what bf16 gains is spent on checking in float32 what it found
+GRADIENT_TOLERANCE = 0.05  # of a gradient's length: a ReLU that switches at a rounding moves it less, a lost hook more
+LOGIT_TOLERANCE = 1e-4  # of the largest logit: more than float32 rounding makes of a deep network, far less than any mistake
 
 
 class FrozenSmallMapConv2d(nn.Module):
@@ -87,7 +87,7 @@ class _Tracer(fx.Tracer):
         return isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
 
 
-def searcher(classifier: Classifier, search: Search, images: Images) -> Classifier:
+def cheaper_twin(classifier: Classifier, options: PassOptions, images: Images) -> Classifier:
     """A twin of a classifier whose passes are cheaper; the classifier itself where nothing is asked for, or where it is random.
 
     Logits differ in their last bits, in bf16 in their third digit: what a twin finds is judged by the classifier. Passes of the twin are
@@ -95,31 +95,31 @@ def searcher(classifier: Classifier, search: Search, images: Images) -> Classifi
 
     Args:
         classifier: stays as it is.
-        search: what to change.
+        options: what to change.
         images: a few, to see that the folded function is the same.
 
     Raises:
         RobenchError: torch cannot compile the model here.
     """
-    if search == OWN or classifier.draws > 1:
+    if options == NO_REWRITE or classifier.draws > 1:
         return classifier
-    key = (search, classifier.device)
+    key = (options, classifier.device)
     if key not in classifier.twins:
-        classifier.twins[key] = _rewrite(classifier, search, images[:8])
+        classifier.twins[key] = _rewrite(classifier, options, images[:8])
     twin = classifier.twins[key]
     twin.largest_pass = min((each for each in (twin.largest_pass, classifier.largest_pass) if each), default=None)
     return twin
 
 
-def _rewrite(classifier: Classifier, search: Search, images: Images) -> Classifier:
-    module = _alike(classifier, images) if search.folded else copy.deepcopy(classifier.module)
-    if search.precision == "bf16":
+def _rewrite(classifier: Classifier, options: PassOptions, images: Images) -> Classifier:
+    module = _alike(classifier, images) if options.folded else copy.deepcopy(classifier.module)
+    if options.precision == "bf16":
         module = InPrecision(module, torch.bfloat16)
-    if search.compiled:
+    if options.compiled:
         module = cast(nn.Module, torch.compile(module))
     twin = classifier.twin(module)
     twin.requires_grad_(False).eval()
-    if search.compiled:
+    if options.compiled:
         _try(twin, images)
     return twin
 
@@ -128,11 +128,11 @@ def quicker_precision(classifier: Classifier, images: Images) -> str:
     """ "bf16" where gradient steps in it are at least ``WORTH`` times as fast as in float32 on this device, else "fp32"."""
     seconds = {}
     for precision in ("fp32", "bf16"):
-        twin = _rewrite(classifier, Search(folded=True, precision=precision), images)
+        twin = _rewrite(classifier, PassOptions(folded=True, precision=precision), images)
         with twin.counting(), twin.forgiving():
             spent = [_step_seconds(twin, images) for _ in range(4)]
         seconds[precision] = min(spent[1:])
-    return "bf16" if seconds["fp32"] >= WORTH * seconds["bf16"] else "fp32"
+    return "bf16" if seconds["fp32"] >= LEAST_SPEEDUP * seconds["bf16"] else "fp32"
 
 
 def _step_seconds(twin: Classifier, images: Images) -> float:
@@ -182,9 +182,9 @@ def _try(twin: Classifier, images: Images) -> None:
 
 def _agree(classifier: Classifier, twin: Classifier, images: Images) -> bool:
     """Whether two classifiers have the same logits, and the same gradient of every image up to single units that switch."""
-    (own, own_gradient), (other, gradient) = (_passes(each, images) for each in (classifier, twin))
-    close = (own - other).abs().amax() <= CLOSE * own.abs().amax().clamp(min=1)
-    return bool(close) and bool((own_gradient - gradient).norm() <= SAME_WAY * own_gradient.norm())
+    (logits, gradient), (twin_logits, twin_gradient) = (_passes(each, images) for each in (classifier, twin))
+    close = (logits - twin_logits).abs().amax() <= LOGIT_TOLERANCE * logits.abs().amax().clamp(min=1)
+    return bool(close) and bool((gradient - twin_gradient).norm() <= GRADIENT_TOLERANCE * gradient.norm())
 
 
 @torch.enable_grad()
@@ -287,5 +287,5 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, mean: Tensor, variance: Tenso
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, layer)
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, layer)

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from robench.models.loaded import Loaded
-from robench.types import Dataset, OwnModel, RobenchError
+from robench.types import Dataset, ExternalModel, RobenchError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model that a source has loaded.
+
+    Attributes:
+        module: takes images, [0, 1] or normalised by ``mean`` and ``std``.
+        name: for titles and folder names.
+        origin: what run.json says about it beside ``--model``.
+        code: of the program that it is, which its digest covers; b"" where its classes say it all.
+        mean, std: of the normalisation that its files name; empty where they name none.
+        classes: what its files call its outputs; empty where they do not.
+    """
+
+    module: nn.Module
+    name: str
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    code: bytes = b""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -24,58 +49,58 @@ class Source:
     """
 
     pattern: str
-    load: Callable[[OwnModel, Dataset], Loaded]
+    load: Callable[[ExternalModel, Dataset], LoadedModel]
     about: str
     takes_weights: bool = False
     runs_code: bool = False
 
 
-def _torchvision(own: OwnModel, dataset: Dataset) -> Loaded:
+def _torchvision(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     from robench.models.library import load_torchvision
 
-    return load_torchvision(own, dataset)
+    return load_torchvision(external, dataset)
 
 
-def _timm(own: OwnModel, dataset: Dataset) -> Loaded:
+def _timm(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     from robench.models.library import load_timm
 
-    return load_timm(own, dataset)
+    return load_timm(external, dataset)
 
 
-def _hub(own: OwnModel, dataset: Dataset) -> Loaded:
+def _hub(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     from robench.models.hub import load_hub
 
-    return load_hub(own, dataset)
+    return load_hub(external, dataset)
 
 
-def _robustbench(own: OwnModel, dataset: Dataset) -> Loaded:
+def _robustbench(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     from robench.models.zoo import load_zoo
 
-    return load_zoo(own, dataset)
+    return load_zoo(external, dataset)
 
 
-def _file(own: OwnModel, dataset: Dataset) -> Loaded:
+def _file(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     from robench.models.factory import load_file
 
-    return load_file(own, dataset)
+    return load_file(external, dataset)
 
 
-def _folder(own: OwnModel, dataset: Dataset) -> Loaded:
+def _folder(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     from robench.models.hub import load_folder
 
-    return load_folder(own, dataset)
+    return load_folder(external, dataset)
 
 
-def _program(own: OwnModel, dataset: Dataset) -> Loaded:
+def _program(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     from robench.models.programs import load_program
 
-    return load_program(own, dataset)
+    return load_program(external, dataset)
 
 
-def _package(own: OwnModel, dataset: Dataset) -> Loaded:
+def _package(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     from robench.models.factory import load_package
 
-    return load_package(own, dataset)
+    return load_package(external, dataset)
 
 
 SOURCES: dict[str, Source] = {  # the first whose pattern fits
@@ -107,37 +132,37 @@ SOURCES: dict[str, Source] = {  # the first whose pattern fits
 }
 
 
-def source_of(where: str) -> Source:
+def source_of(reference: str) -> Source:
     """The way that a text takes.
 
     Raises:
         RobenchError: none; lists them all.
     """
     for shown, source in SOURCES.items():
-        if shown == "FOLDER" and not Path(where).is_dir():
+        if shown == "FOLDER" and not Path(reference).is_dir():
             continue
-        if re.fullmatch(source.pattern, where) or (shown == "FILE.pt" and Path(where).is_file()):
+        if re.fullmatch(source.pattern, reference) or (shown == "FILE.pt" and Path(reference).is_file()):
             return source
-    raise RobenchError(f"--model {where!r}: expected one of {', '.join(SOURCES)}; `robench list models` explains them")
+    raise RobenchError(f"--model {reference!r}: expected one of {', '.join(SOURCES)}; `robench list models` explains them")
 
 
-def load_own(own: OwnModel, dataset: Dataset) -> Loaded:
+def load_external(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     """The model that ``--model`` names, with its weights.
 
     Raises:
         RobenchError: see the sources; ``--weights`` is missing, unneeded, or does not fit.
     """
-    source = source_of(own.where)
-    if own.weights is not None and not source.takes_weights:
-        raise RobenchError(f"--weights {own.weights}: --model {own.where} brings its own weights; leave it out")
-    if own.weights is None:
-        return source.load(own, dataset)
+    source = source_of(external.reference)
+    if external.weights is not None and not source.takes_weights:
+        raise RobenchError(f"--weights {external.weights}: --model {external.reference} brings its own weights; leave it out")
+    if external.weights is None:
+        return source.load(external, dataset)
     from robench.models.weights import fit, read_weights
 
-    weights = read_weights(own.weights)  # first, since it is the quicker one to be refused
-    loaded = source.load(own, dataset)
-    fit(loaded.module, weights, own.where, dataset)
-    return Loaded(
+    weights = read_weights(external.weights)  # first, since it is the quicker one to be refused
+    loaded = source.load(external, dataset)
+    fit(loaded.module, weights, external.reference, dataset)
+    return LoadedModel(
         loaded.module,
         loaded.name,
         {**loaded.origin, **weights.origin},

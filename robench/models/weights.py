@@ -113,10 +113,10 @@ def read_plain(path: Path) -> Any:
         raise RobenchError(f"{path} is damaged or no file of torch.save ({first[:120]}); copy it again") from None
 
 
-def _why_not_plain(said: str) -> str:
-    found = re.search(r"GLOBAL ([\w.]+)", said) or re.search(r"`([\w.]+)`", said)
+def _why_not_plain(message: str) -> str:
+    asked_for = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"`([\w.]+)`", message)
     return (
-        f"is a full pickle{f' (it asks for {found[1]})' if found else ''}: loading it can run code, so robench does not. The safe way: "
+        f"is a full pickle{f' (it asks for {asked_for[1]})' if asked_for else ''}: loading it can run code, so robench does not. The safe way: "
         "where you trust it, save only the weights, torch.save(model.state_dict(), 'weights.pt') or "
         "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'), and pass that with --weights"
     )
@@ -129,8 +129,8 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
         inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
         if inner is None:
             break
-        own = content.get("normalize")
-        beside = own if isinstance(own, Mapping) else content
+        normalise = content.get("normalize")
+        beside = normalise if isinstance(normalise, Mapping) else content
         about |= {name: beside[name] for name in ("mean", "std") if name in beside}
         content = inner
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
@@ -166,27 +166,27 @@ def fit(module: nn.Module, weights: Weights, what: str, dataset: Dataset) -> Non
             another number of classes.
     """
     expected = module.state_dict()
-    found = _without_prefix(dict(weights.tensors), set(expected))
-    shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in found.keys() & expected.keys()}
+    given = _without_prefix(dict(weights.tensors), set(expected))
+    shapes = {name: (tuple(given[name].shape), tuple(expected[name].shape)) for name in given.keys() & expected.keys()}
     unequal = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
     # BatchNorm counts its batches only since torch 0.4.1, and evaluation does not read the count.
-    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in found if name not in expected]
+    missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in given if name not in expected]
     if not missing and not unexpected and unequal:
         _refuse_other_classes(unequal, weights.path, dataset)
     if missing or unexpected or unequal:
-        told = [
+        complaints = [
             f"{len(missing)} missing ({_some(missing)})" if missing else "",
             f"{len(unexpected)} unexpected ({_some(unexpected)})" if unexpected else "",
-            f"{len(unequal)} of another shape ({_some(f'{name} {here}, expected {there}' for name, (here, there) in unequal.items())})"
+            f"{len(unequal)} of another shape ({_some(f'{name} {got}, expected {needed}' for name, (got, needed) in unequal.items())})"
             if unequal
             else "",
         ]
         raise RobenchError(
-            f"the weights in {weights.path} do not fit {what}: {'; '.join(part for part in told if part)}; name the architecture that "
+            f"the weights in {weights.path} do not fit {what}: {'; '.join(part for part in complaints if part)}; name the architecture that "
             "they were trained in, or build it in a Python file: --model FILE.py:FACTORY --weights FILE"
         )
-    module.load_state_dict(found, strict=False)
+    module.load_state_dict(given, strict=False)
 
 
 def _without_prefix(tensors: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
@@ -203,8 +203,8 @@ def _without_prefix(tensors: dict[str, Tensor], expected: set[str]) -> dict[str,
 def _refuse_other_classes(unequal: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], path: Path, dataset: Dataset) -> None:
     """Where only the outputs of the last layer differ, the model is one of other data."""
     n_classes = len(dataset.classes)
-    if all(here[1:] == there[1:] and there[:1] == (n_classes,) for here, there in unequal.values()):
-        outputs = " and ".join(sorted({str(here[0]) for here, _ in unequal.values()}))
+    if all(got[1:] == needed[1:] and needed[:1] == (n_classes,) for got, needed in unequal.values()):
+        outputs = " and ".join(sorted({str(got[0]) for got, _ in unequal.values()}))
         raise RobenchError(
             f"the weights in {path} are of a model with {outputs} classes, {dataset.name} has {n_classes} ({_some(dataset.classes)}); "
             "name the data that it was trained on with --dataset"

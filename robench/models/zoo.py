@@ -12,12 +12,12 @@ from robench.adapters import robustbench
 from robench.data import data_folder, did_you_mean
 from robench.files import PARTIAL
 from robench.formats import Format, recognise
-from robench.models.loaded import Loaded
+from robench.models.sources import LoadedModel
 from robench.models.weights import read_plain
-from robench.types import Dataset, OwnModel, RobenchError
+from robench.types import Dataset, ExternalModel, RobenchError
 
 
-def load_zoo(own: OwnModel, dataset: Dataset) -> Loaded:
+def load_zoo(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     """A model of the zoo, whose weights are fetched once, checked, and kept beside the data sets.
 
     RobustBench publishes no hashes: a file must be one of torch.save that loads as plain tensors; its sha256 goes into run.json.
@@ -25,16 +25,16 @@ def load_zoo(own: OwnModel, dataset: Dataset) -> Loaded:
     Raises:
         RobenchError: robustbench is not installed or damaged, has no such model, or the download is none.
     """
-    parts = own.where.partition(":")[2].split("/")
+    parts = external.reference.partition(":")[2].split("/")
     entry = _choose(parts[-1], parts[:-1], dataset, robustbench.zoo())
-    folder = data_folder(own.data_dir) / "robustbench"
+    folder = data_folder(external.data_dir) / "robustbench"
     files = {file: _fetched(folder / file, identifier) for file, identifier in entry.files.items()}
     origin = {
         "zoo": robustbench.library(),
         "zoo entry": "/".join((entry.dataset, entry.threat, entry.name)),
         "weights file sha256": files,
     }
-    return Loaded(robustbench.load(entry, folder), entry.name, origin)
+    return LoadedModel(robustbench.load(entry, folder), entry.name, origin)
 
 
 def _choose(
@@ -48,24 +48,24 @@ def _choose(
             f"robustbench:{'/'.join([*given, name])}: expected robustbench:NAME on {', '.join(sorted(datasets))}, or "
             f"robustbench:DATASET/THREAT/NAME with one of these and of {', '.join(sorted(threats))}; the data here is {dataset.name}"
         )
-    found = [
-        entry for (of, threat, own), entry in entries.items()
-        if (of, own) == (wanted[0], name) and (threat in given or not threats & set(given))
+    matching = [
+        entry for (of, threat, named), entry in entries.items()
+        if (of, named) == (wanted[0], name) and (threat in given or not threats & set(given))
     ]  # fmt: skip
-    if len(found) > 1:
-        ways = ", ".join(f"robustbench:{'/'.join((entry.dataset, entry.threat, entry.name))}" for entry in found)
+    if len(matching) > 1:
+        ways = ", ".join(f"robustbench:{'/'.join((entry.dataset, entry.threat, entry.name))}" for entry in matching)
         raise RobenchError(f"robustbench:{name} is the name of several models; say which: {ways}")
-    if not found:
-        known = sorted({own for of, _, own in entries if of == wanted[0]})
+    if not matching:
+        known = sorted({named for of, _, named in entries if of == wanted[0]})
         raise RobenchError(
             f"robustbench has no model {name!r} for {'/'.join([*wanted, *(set(given) & threats)])}{did_you_mean(name, known)}"
         )
-    if not found[0].files:
+    if not matching[0].files:
         raise RobenchError(
             f"robustbench:{name} is one of those whose weights other libraries fetch unchecked; get its file and use --model timm:NAME "
             "or torchvision:NAME with --weights FILE"
         )
-    return found[0]
+    return matching[0]
 
 
 def _fetched(path: Path, identifier: str) -> str:

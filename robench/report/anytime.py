@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from robench.evaluation.results import Results
-from robench.evaluation.store import CLEAN
+from robench.evaluation.run_folder import CLEAN
 from robench.report.tables import CONFIDENCE, title
 from robench.types import Outcome
 
@@ -32,10 +32,10 @@ def cost_curve(results: Results, column: str) -> pd.DataFrame:
     for stage in results.stages[column] or [column]:
         rows = results.verdicts[(results.verdicts["attack"] == stage) & (results.verdicts["best"] == Outcome.BROKEN)]
         costs = results.ledger[results.ledger["attack"] == stage].set_index("chunk")
-        if rows["found_at"].isna().any() or costs["mode"].str.startswith("prefix").any():
+        if rows["broken_at"].isna().any() or costs["mode"].str.startswith("prefix").any():
             return pd.DataFrame(columns=["units", "robust_accuracy"])
         chunks = rows["chunk"]
-        when.append((rows["found_at"].to_numpy() + offset[chunks].to_numpy()) / sizes[chunks].to_numpy())
+        when.append((rows["broken_at"].to_numpy() + offset[chunks].to_numpy()) / sizes[chunks].to_numpy())
         offset = offset + costs["forwards"] + 2 * costs["backwards"]
         total += float((costs["forwards"] + 2 * costs["backwards"]).sum()) / n
     if not total:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from robench.evaluation.results import Results
-from robench.evaluation.store import CLEAN
+from robench.evaluation.run_folder import CLEAN
 from robench.report.tables import interval
 from robench.types import Outcome
 
@@ -47,7 +47,7 @@ def superclass_errors(results: Results) -> list[SuperclassErrors]:
         return []
     of_class = np.array(coarse["of_class"])
     siblings = np.bincount(of_class)[of_class] - 1  # other classes of the same superclass, per class
-    found = []
+    errors = []
     for name in [CLEAN, *results.columns]:
         rows = results.verdicts[results.verdicts["attack"] == name]
         wrong = rows[rows["outcome"] == (Outcome.MISCLASSIFIED if name == CLEAN else Outcome.BROKEN)]
@@ -55,5 +55,5 @@ def superclass_errors(results: Results) -> list[SuperclassErrors]:
             label, answer = wrong["label"].to_numpy(), wrong["adv_pred"].to_numpy()
             within = int((of_class[label] == of_class[answer]).sum())
             chance = float(siblings[label].mean() / (len(of_class) - 1))
-            found.append(SuperclassErrors(name, len(wrong), within, *interval(within, len(wrong)), chance))
-    return found
+            errors.append(SuperclassErrors(name, len(wrong), within, *interval(within, len(wrong)), chance))
+    return errors

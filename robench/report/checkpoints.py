@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from robench.checkpoint import read_description
-from robench.report.trained import stored, trained_short
+from robench.report.trained import trained_short, weights_format
 from robench.types import RobenchError
 
 COLUMNS = ("checkpoint", "arch", "dataset", "epochs", "seed", "natural %", "trained on", "stored")
@@ -36,4 +36,4 @@ def _row(described: dict[str, Any]) -> tuple[str, ...]:
     arch = described["arch"] + ("" if adversarial == "none" else f", {adversarial}")
     natural = f"{100 * described['clean_accuracy']['main']:.2f}"
     numbers = (str(described["epochs"]), str(described["seed"]), natural)
-    return (arch, described["dataset"], *numbers, trained_short(described), stored(described))
+    return (arch, described["dataset"], *numbers, trained_short(described), weights_format(described))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from robench.evaluation.results import Results, read_results
-from robench.evaluation.store import CLEAN
+from robench.evaluation.run_folder import CLEAN
 from robench.report.breakdown import broken_alone
 from robench.report.markdown import layout_table, table
 from robench.report.paired import Paired, holm, p_text, paired
@@ -118,13 +118,13 @@ def main_attacks(shared: list[str]) -> list[str]:
 
 def _family(results: dict[str, Results], shared: list[str], attacks: list[str]) -> list[Pair]:
     """Pairs whose p-values are corrected together."""
-    found = [
+    tested = [
         (first, second, attack, *_decided_pairs(_said(results[first], attack, shared), _said(results[second], attack, shared)))
         for first, second in itertools.combinations(results, 2)
         for attack in attacks
     ]
-    corrected = holm([test.p for *_, test, _ in found])
-    return [Pair(*each, p) for each, p in zip(found, corrected, strict=True)]
+    corrected = holm([test.p for *_, test, _ in tested])
+    return [Pair(*each, p) for each, p in zip(tested, corrected, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,44 +167,44 @@ def _unlike(read: list[Results], shared: list[str]) -> list[str]:
     """The shared columns whose attacks have other parameters or other versions of their library in some run."""
 
     def made(results: Results, column: str) -> str:
-        (suite,) = (suite for suite in results.description["suites"] if suite["name"] == column)
-        return json.dumps([[member["name"], member["library"], member["params"]] for member in suite["members"]], sort_keys=True)
+        (described,) = (described for described in results.description["suites"] if described["name"] == column)
+        return json.dumps([[stage["name"], stage["library"], stage["params"]] for stage in described["members"]], sort_keys=True)
 
     return [column for column in shared if len({made(results, column) for results in read}) > 1]
 
 
-def remarks(found: Comparison) -> list[str]:
+def remarks(comparison: Comparison) -> list[str]:
     """What a reader of the table has to know, a sentence each: what is unfinished, not shared, or not computed alike."""
-    said = [
+    sentences = [
         f"Unfinished, and not shown: {name}, {', '.join(each.unfinished)}."
-        for name, each in found.results.items()
+        for name, each in comparison.results.items()
         if each.unfinished
     ]
-    if found.pairs and not found.shared:
-        said.append("No attack is shared by all runs, so that only their natural accuracy is tested in pairs.")
-    if any(pair.undecided for pair in found.pairs):
-        said.append(
+    if comparison.pairs and not comparison.shared:
+        sentences.append("No attack is shared by all runs, so that only their natural accuracy is tested in pairs.")
+    if any(pair.undecided for pair in comparison.pairs):
+        sentences.append(
             "Samples that are undecided in one of two runs, since an attack failed on them or the model cannot classify them, are left out of "
             "their paired test; the tables of pairs count them."
         )
-    if found.unlike:
-        said.append(
-            f"Not computed alike in all runs, by other versions of the attack or with other parameters: {', '.join(map(title, found.unlike))}; "
+    if comparison.unlike:
+        sentences.append(
+            f"Not computed alike in all runs, by other versions of the attack or with other parameters: {', '.join(map(title, comparison.unlike))}; "
             "each run's report names them."
         )
-    return said
+    return sentences
 
 
-def comparison_text(found: Comparison) -> str:
+def comparison_text(comparison: Comparison) -> str:
     """The comparison as markdown, without a heading."""
-    parts = ["; ".join(found.about) + "; percent of all samples"]
-    if found.differences:
-        parts.append(f"**These runs cannot be compared number by number.** They differ in {'; '.join(found.differences)}.")
-    parts += [f"**{each}**" for each in remarks(found)]
-    parts.append(layout_table(found.summaries))
-    best = [pair for pair in found.pairs if pair.attack in main_attacks(found.shared)]
+    parts = ["; ".join(comparison.about) + "; percent of all samples"]
+    if comparison.differences:
+        parts.append(f"**These runs cannot be compared number by number.** They differ in {'; '.join(comparison.differences)}.")
+    parts += [f"**{each}**" for each in remarks(comparison)]
+    parts.append(layout_table(comparison.summaries))
+    best = [pair for pair in comparison.pairs if pair.attack in main_attacks(comparison.shared)]
     if best:
-        left_out = any(pair.undecided for pair in found.pairs)
+        left_out = any(pair.undecided for pair in comparison.pairs)
         rows = [
             [f"{pair.first} - {pair.second}", attack_title(pair.attack), f"{100 * pair.test.difference:+.2f}", f"{100 * pair.test.low:+.2f} to {100 * pair.test.high:+.2f}",
              str(pair.test.only_first), str(pair.test.only_second), p_text(pair.p_corrected), *([str(pair.undecided)] if left_out else [])]
@@ -213,7 +213,9 @@ def comparison_text(found: Comparison) -> str:
         header = ["models", "under", "points", "95 % interval", "first alone", "second alone", "exact McNemar, Holm"]
         header += ["undecided"] if left_out else []
         parts.append("Paired, on the same samples:\n\n" + table(header, rows))
-    alone = [[name, title(attack), str(len(places))] for name, by in found.alone.items() for attack, places in by.items() if places]
+    alone = [
+        [name, title(attack), str(len(places))] for name, by in comparison.alone.items() for attack, places in by.items() if places
+    ]
     if alone:
         parts.append("Samples that one attack alone breaks:\n\n" + table(["model", "attack", "samples"], alone))
     return "\n\n".join(parts) + "\n"

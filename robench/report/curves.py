@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from robench.evaluation.results import Results, read_results
-from robench.evaluation.store import CLEAN, read_run
+from robench.evaluation.run_folder import CLEAN, read_run
 from robench.report.tables import UNION, summarise, title
 from robench.types import RobenchError
 
 ITERATIVE = re.compile(r"^(\D+)(\d+)(\D.*)?$")
-SAME = ("model", "data", "norm", "seed", "precision")  # of the key of a sibling: only its radius is another
+SAME_IN_SIBLINGS = ("model", "data", "norm", "seed", "precision")  # of the key of a sibling: only its radius is another
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Point:
 
     Attributes:
         x: eps in pixel units, or steps.
-        said: x as it is printed.
+        x_text: x as it is printed.
         n: samples.
         accuracy: robust accuracy; where an attack failed on samples, its upper bound.
         low, high: its 95 % interval, which undecided samples lengthen.
     """
 
     x: float
-    said: str
+    x_text: str
     n: int
     accuracy: float
     low: float
@@ -49,10 +49,10 @@ def against_steps(results: Results, summary: pd.DataFrame) -> list[Curve]:
     """A curve per iterative attack that the run holds with two numbers of steps or more: pgd7, pgd20, pgd50 make "PGD"."""
     families: dict[str, list[Point]] = {}
     for _, row in summary[summary["attack"].isin(results.columns)].iterrows():
-        found = ITERATIVE.match(row["attack"])
-        if found and _steps(results, row["attack"]) == int(found[2]):
-            name = f"{title(found[1]).rstrip('-')}{found[3] or ''}"
-            families.setdefault(name, []).append(_point(row, float(found[2]), found[2]))
+        match = ITERATIVE.match(row["attack"])
+        if match and _steps(results, row["attack"]) == int(match[2]):
+            name = f"{title(match[1]).rstrip('-')}{match[3] or ''}"
+            families.setdefault(name, []).append(_point(row, float(match[2]), match[2]))
     return [_curve(name, points) for name, points in families.items() if len(points) > 1]
 
 
@@ -68,10 +68,10 @@ def against_eps(results: Results, summary: pd.DataFrame) -> list[Curve]:
         if known is None or (known[1] is not results and known[1].description["n"] < other.description["n"]):
             at[radius["eps"]] = (radius["eps_text"], other, summarise(other))
     curves: dict[str, list[Point]] = {}
-    for eps, (said, run, table) in sorted(at.items()):
+    for eps, (x_text, run, table) in sorted(at.items()):
         for _, row in table[table["attack"].isin([*results.columns, UNION])].iterrows():
             if row["attack"] != UNION or set(run.columns) == set(results.columns):
-                curves.setdefault(row["attack"], []).append(_point(row, eps, said))
+                curves.setdefault(row["attack"], []).append(_point(row, eps, x_text))
     clean = _point(summary[summary["attack"] == CLEAN].iloc[0], 0.0, "0")
     zero = [] if 0.0 in at else [clean]
     return [_curve(title(name), [*zero, *points]) for name, points in curves.items() if len(points) > 1]
@@ -79,28 +79,28 @@ def against_eps(results: Results, summary: pd.DataFrame) -> list[Curve]:
 
 def siblings(results: Results) -> list[Results]:
     """Runs in folders beside this one that differ in the radius: the points of a sweep, or an audit's grid."""
-    here, found = results.path.resolve(), []
-    for file in sorted(here.parent.glob("*/run.json")):
+    folder, others = results.path.resolve(), []
+    for file in sorted(folder.parent.glob("*/run.json")):
         try:
-            if file.parent != here and _is_sibling(read_run(file.parent), results.description):
-                found.append(read_results(file.parent))
+            if file.parent != folder and _is_sibling(read_run(file.parent), results.description):
+                others.append(read_results(file.parent))
         except RobenchError:  # unfinished or damaged: its own report says so
             continue
-    return found
+    return others
 
 
 def _is_sibling(other: dict, description: dict) -> bool:
     theirs, ours = other["spec"], description["spec"]
-    return theirs["eps"] != ours["eps"] and all(theirs.get(name) == ours.get(name) for name in SAME)
+    return theirs["eps"] != ours["eps"] and all(theirs.get(name) == ours.get(name) for name in SAME_IN_SIBLINGS)
 
 
 def _steps(results: Results, column: str) -> int | None:
-    suite = next(each for each in results.description["suites"] if each["name"] == column)
-    return suite["members"][0]["params"].get("steps") if len(suite["members"]) == 1 else None
+    described = next(each for each in results.description["suites"] if each["name"] == column)
+    return described["members"][0]["params"].get("steps") if len(described["members"]) == 1 else None
 
 
-def _point(row: pd.Series, x: float, said: str) -> Point:
-    return Point(x, said, int(row["n"]), float(row["robust_high"]), float(row["ci_low"]), float(row["ci_high"]))
+def _point(row: pd.Series, x: float, x_text: str) -> Point:
+    return Point(x, x_text, int(row["n"]), float(row["robust_high"]), float(row["ci_low"]), float(row["ci_high"]))
 
 
 def _curve(name: str, points: list[Point]) -> Curve:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from robench.evaluation.results import Results
-from robench.evaluation.store import CLEAN
+from robench.evaluation.run_folder import CLEAN
 from robench.report.anytime import draw_costs
 from robench.report.tables import UNION, accuracy_text, per_class, title
 
@@ -90,13 +90,13 @@ def _columns_to_show(results: Results) -> list[str]:
 
 def _examples_of(results: Results, column: str, clean_images: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
     """Adversarial image per sample index: a cascade's is from the last stage that attacked the sample."""
-    found: dict[int, np.ndarray] = {}
+    by_index: dict[int, np.ndarray] = {}
     for name in results.stages[column] or [column]:
         if name in results.examples:
             examples = results.examples[name]
-            found |= zip(examples.index.tolist(), examples.adv, strict=True)
+            by_index |= zip(examples.index.tolist(), examples.adv, strict=True)
             clean_images |= zip(examples.index.tolist(), examples.clean, strict=True)
-    return found
+    return by_index
 
 
 def _show(axes, image: np.ndarray, caption: str, color: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from robench.evaluation.results import read_results
-from robench.evaluation.store import CLEAN, read_run
+from robench.evaluation.run_folder import CLEAN, read_run
 from robench.report.markdown import table
 from robench.report.tables import UNION, accuracy_text, is_stage, summarise, title
 from robench.types import RobenchError
@@ -102,15 +102,15 @@ def _what(description: dict[str, Any]) -> str:
     return f"{description['data']['name']}, {threat['norm']} {threat['eps_text']} (data {spec['data'][:8]})"
 
 
-def leaderboard_text(found: Leaderboard) -> str:
+def leaderboard_text(leaderboard: Leaderboard) -> str:
     """The groups as markdown tables."""
     parts = []
-    for what, entries in found.groups.items():
+    for what, entries in leaderboard.groups.items():
         rows = [
             [entry.description["model"]["name"], accuracy_text(entry.summary.iloc[0]), accuracy_text(entry.last) if entry.attacks else "", str(entry.last["n"]),
              ", ".join(map(title, entry.attacks)), entry.note]
             for entry in entries
         ]  # fmt: skip
         parts.append(f"{what}\n\n" + table(["model", "natural", "robust", "n", "attacks", "note"], rows))
-    parts += ["not shown:\n\n" + "\n".join(f"- {path}: {why}" for path, why in found.unread)] if found.unread else []
+    parts += ["not shown:\n\n" + "\n".join(f"- {path}: {why}" for path, why in leaderboard.unread)] if leaderboard.unread else []
     return "\n\n".join(parts) + "\n"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from robench.evaluation.results import Results
-from robench.evaluation.store import LEFT_OUT
+from robench.evaluation.run_folder import LEFT_OUT
 from robench.report.anytime import outlook_lines
-from robench.report.facts import READING, attack_facts, commands, notes, provenance
+from robench.report.metadata import READING, attack_settings, commands, notes, provenance
 from robench.report.tables import UNION, accuracy_text, is_stage, left_out, percent, table_rows, title
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _detail_table(summary: pd.DataFrame) -> str:
 
 def _provenance(results: Results) -> str:
     facts = "\n".join(f"- {name}: {f'`{text}`' if 'digest' in name else text}" for name, text in provenance(results))
-    listed = "\n".join(f"| {' | '.join(row)} |" for row in attack_facts(results))
+    listed = "\n".join(f"| {' | '.join(row)} |" for row in attack_settings(results))
     return f"{facts}\n\n| attack | library | parameters | source |\n|---|---|---|---|\n{listed}" if listed else facts
 
 
@@ -135,7 +135,8 @@ def replay_table(replays: list[Replay]) -> str:
     columns = ("claimed", "float32", "float64", "single", "rounded", "tampered", "missing")
     counts = [[getattr(each, name) for name in columns] for each in replays]
     rows = [
-        [each.attack, *("-" if count is None else str(count) for count in own)] for each, own in zip(replays, counts, strict=True)
+        [each.attack, *("-" if count is None else str(count) for count in counted)]
+        for each, counted in zip(replays, counts, strict=True)
     ]
     return aligned(header, rows)
 

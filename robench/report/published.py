@@ -41,8 +41,8 @@ def read_robustbench(folder: Path, dataset: str, norm: str, eps: float) -> list[
         raise RobenchError(
             f"`robustbench={folder}`: no entries of RobustBench there; expected its model_info folder, as a clone of its repository has it"
         )
-    found = [_published(file, entry) for file, entry in entries if _is_about(file, entry, dataset, norm, eps)]
-    return sorted((each for each in found if each is not None), key=lambda each: -each.robust)
+    published = [_published(file, entry) for file, entry in entries if _is_about(file, entry, dataset, norm, eps)]
+    return sorted((each for each in published if each is not None), key=lambda each: -each.robust)
 
 
 def _read(file: Path) -> dict[str, Any] | None:

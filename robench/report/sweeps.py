@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from robench.evaluation.results import Results, decide
-from robench.evaluation.store import CLEAN
+from robench.evaluation.run_folder import CLEAN
 from robench.files import write_atomically
 from robench.report.markdown import table
 from robench.report.tables import UNION, percent, robust_share, title
@@ -39,14 +39,14 @@ def eps_curve(runs: Mapping[float, Results]) -> pd.DataFrame:
     for name in [*columns, UNION] if len(columns) > 1 else columns:
         clean = _of(runs[radii[0]], CLEAN)
         frames = {0.0: clean} | {radius: _of(runs[radius], name, columns) for radius in radii}
-        where = {radius: runs[radius].path.name for radius in radii}
-        rows += _points(EPS, name, frames, where)
+        run_names = {radius: runs[radius].path.name for radius in radii}
+        rows += _points(EPS, name, frames, run_names)
     return pd.DataFrame(rows)
 
 
 def steps_curve(run: Results) -> pd.DataFrame:
     """As ``eps_curve``, of one run whose columns are PGD with so many steps each."""
-    steps = {suite["name"]: suite["members"][0]["params"]["steps"] for suite in run.description["suites"]}
+    steps = {column["name"]: column["members"][0]["params"]["steps"] for column in run.description["suites"]}
     frames = {steps[name]: _of(run, name) for name in sorted(run.columns, key=lambda name: steps[name])}
     return pd.DataFrame(_points(STEPS, "pgd", frames, dict.fromkeys(frames, run.path.name)))
 
@@ -59,7 +59,7 @@ def _of(results: Results, name: str, columns: list[str] | None = None) -> pd.Dat
     return union.assign(outcome=union["best"])
 
 
-def _points(axis: str, name: str, frames: Mapping[float, pd.DataFrame], where: Mapping[float, str]) -> list[dict]:
+def _points(axis: str, name: str, frames: Mapping[float, pd.DataFrame], run_names: Mapping[float, str]) -> list[dict]:
     """One attack's rows, in ascending order; the envelope is of everything up to a row."""
     rows, so_far = [], []
     for value, frame in sorted(frames.items()):
@@ -69,7 +69,7 @@ def _points(axis: str, name: str, frames: Mapping[float, pd.DataFrame], where: M
             {"axis": axis, "value": value, "attack": name}
             | robust_share(frame["outcome"])
             | {f"envelope_{key}": share for key, share in envelope.items() if key != "n"}
-            | {"run": where.get(value, "")}
+            | {"run": run_names.get(value, "")}
         )
     return rows
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from robench.evaluation.results import Results, decide
-from robench.evaluation.store import CLEAN, LEFT_OUT
+from robench.evaluation.run_folder import CLEAN, LEFT_OUT
 from robench.types import AUTOATTACK_UNITS, Outcome
 
 UNION = "union"
@@ -59,8 +59,8 @@ def _own_success(rows: pd.DataFrame, cost: pd.Series) -> dict:
     outcomes = rows["outcome"]
     broken = int((outcomes == Outcome.BROKEN).sum())
     given = int((~outcomes.isin((Outcome.MISCLASSIFIED, Outcome.SKIPPED))).sum())
-    found = int((rows["best"] == Outcome.BROKEN).sum())
-    success = {"broken": broken, "best_broken": found, "attack_success_rate": broken / given if given else float("nan")}
+    best_broken = int((rows["best"] == Outcome.BROKEN).sum())
+    success = {"broken": broken, "best_broken": best_broken, "attack_success_rate": broken / given if given else float("nan")}
     return success | _per_sample(cost, given - int(outcomes.isin(Outcome.UNDECIDED).sum()))
 
 

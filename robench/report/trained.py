@@ -47,10 +47,10 @@ def training_facts(origin: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("device", versions.get("device", NOT_RECORDED)),
         ("precision", recipe["precision"]),
         *((name, versions[name]) for name in ("convolutions", "step") if name in versions),
-        ("stored", stored(origin)),
+        ("stored", weights_format(origin)),
     ]
 
 
-def stored(origin: Mapping[str, Any]) -> str:
+def weights_format(origin: Mapping[str, Any]) -> str:
     """How the weights lie in the file: rounded to what, where that was recorded."""
     return str(origin["versions"].get("stored", NOT_RECORDED))

@@ -14,10 +14,10 @@ from robench.checkpoint import XZ, load_checkpoint, read_description, save_check
 from robench.data import load_dataset
 from robench.evaluation.device import use_device
 from robench.evaluation.results import read_results
-from robench.evaluation.store import read_run
-from robench.models.loading import classifier_of_checkpoint
+from robench.evaluation.run_folder import read_run
+from robench.models.subject import classifier_of_checkpoint
 from robench.reproduce.estimate import Work, epochs_done, forecast
-from robench.reproduce.measured import Measured, condense, recall, store, stored_columns
+from robench.reproduce.measured import Measured, condense, load_measured, save_measured, stored_columns
 from robench.reproduce.mechanism import explain
 from robench.reproduce.page import write_page
 from robench.reproduce.plan import ATTACKS, AUTOATTACK, TABLES, Trained
@@ -65,11 +65,15 @@ def reproduce(
         _say(model, "training")
         path = bench.train(model)
         _say(model, "attacking")
-        found = recall(bench.out, model)
+        measured = load_measured(bench.out, model)
         renewed = (
-            found is not None and found.n >= bench.samples(model) and found.origin["weights"] == read_description(path)["digest"]
+            measured is not None
+            and measured.n >= bench.samples(model)
+            and measured.origin["weights"] == read_description(path)["digest"]
         )
-        store(bench.out, bench.renew(model, path, found) if renewed and found is not None else bench.measure(model, path))
+        save_measured(
+            bench.out, bench.renew(model, path, measured) if renewed and measured is not None else bench.measure(model, path)
+        )
         write_page(bench.out, settings.whole_plan(), commands)
     return write_page(bench.out, settings.whole_plan(), commands)
 
@@ -90,23 +94,25 @@ class _Bench:
     settings: Settings
     out: Path
     weights: Path
-    where: dict[str, Any]
+    options: dict[str, Any]
 
     def is_missing(self, model: Trained) -> bool:
         """Whether it has not been attacked on all the samples that it is to be attacked on."""
-        found = recall(self.out, model)
-        if found is not None:
-            self.refuse_difference(model, found.origin["recipe"], self.out)
-        return found is None or found.n < self.samples(model) or self.has_other_images(model, found)
+        measured = load_measured(self.out, model)
+        if measured is not None:
+            self.refuse_difference(model, measured.origin["recipe"], self.out)
+        return measured is None or measured.n < self.samples(model) or self.has_other_images(model, measured)
 
-    def has_other_images(self, model: Trained, found: Measured) -> bool:
+    def has_other_images(self, model: Trained, measured: Measured) -> bool:
         """Whether its verdicts on stored images are about another single-task model's, or an earlier robench explained less of them, and it
         is there to be asked about these."""
         path, _ = self.paths(model)
         source, _ = self.paths(model.source)
         if model.is_source or not (path.exists() and source.exists()):
             return False
-        return found.about["source digest"] != read_description(source)["digest"] or "same size" not in found.about["mechanism"]
+        return (
+            measured.about["source digest"] != read_description(source)["digest"] or "same size" not in measured.about["mechanism"]
+        )
 
     def say_how_long(self, missing: list[Trained]) -> None:
         """On stderr, how long the missing models will take."""
@@ -114,9 +120,9 @@ class _Bench:
         spec = self.settings.spec(missing[0], self.data(missing[0].dataset, "train"))
         train_set = self.data((work.trainings[0][0] if work.trainings else spec).dataset, "train")
         test_set = self.data(spec.dataset, "test")
-        with use_device(self.where["device"], self.where["threads"]) as device:
-            said = forecast(work, train_set, test_set, spec, device)
-        print(f"robench: {said}", file=sys.stderr)
+        with use_device(self.options["device"], self.options["threads"]) as device:
+            text = forecast(work, train_set, test_set, spec, device)
+        print(f"robench: {text}", file=sys.stderr)
 
     def work(self, missing: list[Trained]) -> Work:
         """What the missing models need: also their sources, where those lie nowhere."""
@@ -135,7 +141,7 @@ class _Bench:
         return spec, max(spec.epochs - done, 0) * (len(train_set) // spec.batch_size)
 
     def data(self, dataset: str, split: str) -> Dataset:
-        return _load(dataset, split, self.where["data_dir"])
+        return _load(dataset, split, self.options["data_dir"])
 
     def paths(self, model: Trained) -> tuple[Path, Path]:
         """Of its rounded checkpoint, which is compressed unless a plain one is there, and of the trained one."""
@@ -153,19 +159,19 @@ class _Bench:
         if trained.exists():
             self.refuse_difference(model, read_description(trained)["recipe"], trained)
         else:
-            with use_device(self.where["device"], self.where["threads"]) as device:
+            with use_device(self.options["device"], self.options["threads"]) as device:
                 train(self.settings.spec(model, train_set), train_set, test_set, out=trained, device=device)
         save_checkpoint(path, compact(load_checkpoint(trained)))
         return path
 
-    def refuse_difference(self, model: Trained, found: dict[str, Any], where: Path) -> None:
+    def refuse_difference(self, model: Trained, recipe: dict[str, Any], place: Path) -> None:
         """All models of a table are trained alike, but for the precision, which the table says where it differs."""
         wanted = asdict(self.settings.spec(model, self.data(model.dataset, "train")))
-        different = [name for name, value in wanted.items() if name != "precision" and found.get(name) != value]
+        different = [name for name, value in wanted.items() if name != "precision" and recipe.get(name) != value]
         if different:
-            said = ", ".join(f"{name} {found.get(name)!r} there and {wanted[name]!r} here" for name in different)
+            text = ", ".join(f"{name} {recipe.get(name)!r} there and {wanted[name]!r} here" for name in different)
             raise RobenchError(
-                f"{where}: {model.name} was trained with other settings: {said}; give the same settings, or another `out` and `weights`"
+                f"{place}: {model.name} was trained with other settings: {text}; give the same settings, or another `out` and `weights`"
             )
 
     def samples(self, model: Trained) -> int:
@@ -180,11 +186,11 @@ class _Bench:
         n, run, source = self.settings.samples(model, dataset), self.run_of(model), self.run_of(model.source)
         if model.is_source:
             self._craft(model, path, n)
-            attack(AttackRequest(AUTOATTACK, n=n), ckpt=path, out=run, **self.where)
+            attack(AttackRequest(AUTOATTACK, n=n), ckpt=path, out=run, **self.options)
         else:
             self._craft(model.source, self.train(model.source), self.settings.samples(model.source, dataset))
             stored = tuple(f"{source}:{name}" for name in ATTACKS)
-            attack(AttackRequest(",".join((*ATTACKS, AUTOATTACK)), n=n, adv=stored), ckpt=path, out=run, **self.where)
+            attack(AttackRequest(",".join((*ATTACKS, AUTOATTACK)), n=n, adv=stored), ckpt=path, out=run, **self.options)
         results = read_results(run)
         about = {
             "n": n, "model": results.description["model"], "data": results.description["spec"]["data"],
@@ -200,23 +206,23 @@ class _Bench:
         }  # fmt: skip
         return Measured(model, condense(results, model.source.name), about)
 
-    def renew(self, model: Trained, path: Path, found: Measured) -> Measured:
+    def renew(self, model: Trained, path: Path, measured: Measured) -> Measured:
         """A finished model on the images of another single-task model; what it did under attack itself stays."""
         dataset, source = self.data(model.dataset, "test"), self.run_of(model.source)
-        n, weights = found.n, read_description(self.paths(model.source)[0])["digest"]
+        n, weights = measured.n, read_description(self.paths(model.source)[0])["digest"]
         self._craft(model.source, self.train(model.source), self.settings.samples(model.source, dataset))
         run = self.out / "runs" / f"{model.name}-on-{weights[:8]}"
-        attack(AttackRequest(None, n=n, adv=tuple(f"{source}:{name}" for name in ATTACKS)), ckpt=path, out=run, **self.where)
-        verdicts = found.verdicts.assign(**stored_columns(read_results(run), model.source.name))
-        told = {"source digest": weights, "mechanism": self._explain(model, path, dataset, n)}
-        return Measured(model, verdicts, {**found.about, **told, "stored with": shlex.join(["robench", *sys.argv[1:]])})
+        attack(AttackRequest(None, n=n, adv=tuple(f"{source}:{name}" for name in ATTACKS)), ckpt=path, out=run, **self.options)
+        verdicts = measured.verdicts.assign(**stored_columns(read_results(run), model.source.name))
+        renewed = {"source digest": weights, "mechanism": self._explain(model, path, dataset, n)}
+        return Measured(model, verdicts, {**measured.about, **renewed, "stored with": shlex.join(["robench", *sys.argv[1:]])})
 
     def _craft(self, source: Trained, path: Path, n: int) -> None:
         """The source's images, of every test sample, as the paper's authors stored them."""
-        attack(AttackRequest(",".join(ATTACKS), n=n, save_adv=True), ckpt=path, out=self.run_of(source), **self.where)
+        attack(AttackRequest(",".join(ATTACKS), n=n, save_adv=True), ckpt=path, out=self.run_of(source), **self.options)
 
     def _explain(self, model: Trained, path: Path, dataset: Dataset, n: int) -> dict[str, Any]:
-        with use_device(self.where["device"], self.where["threads"]) as device:
+        with use_device(self.options["device"], self.options["threads"]) as device:
             classifier = classifier_of_checkpoint(path, dataset, device).classifier
             threat = AttackRequest().threat(dataset)
             return explain(classifier, dataset, threat, self.run_of(model.source), ATTACKS, n)

@@ -44,23 +44,23 @@ class Cell:
         return f"{self.distance:+.2f}" if self.distance else INSIDE
 
 
-def cells_of(dataset: str, found: Measured) -> list[Cell]:
+def cells_of(dataset: str, measured: Measured) -> list[Cell]:
     """The published cells of a model and ours under the paper's protocol; none where the paper has no such model."""
-    published = PUBLISHED.get(dataset, {}).get(found.model.arch) if found.model.role == "paper" else None
-    if published is None or not found.has_stored:
+    published = PUBLISHED.get(dataset, {}).get(measured.model.arch) if measured.model.role == "paper" else None
+    if published is None or not measured.has_stored:
         return []
     return [
         Cell(
-            found.model.title, attack, value, 100 * found.accuracy(attack, stored=attack != "clean"),
-            *(100 * bound for bound in found.bounds(attack, stored=attack != "clean")),
+            measured.model.title, attack, value, 100 * measured.accuracy(attack, stored=attack != "clean"),
+            *(100 * bound for bound in measured.bounds(attack, stored=attack != "clean")),
         )
         for attack, value in zip(COLUMNS, published, strict=True)
     ]  # fmt: skip
 
 
-def cell_by_cell(dataset: str, there: list[Measured]) -> str:
+def cell_by_cell(dataset: str, models: list[Measured]) -> str:
     """A table of distances, and in words how many cells lie inside and which lie furthest off; "" where the paper has none of the models."""
-    rows = [cells for found in there if (cells := cells_of(dataset, found))]
+    rows = [cells for measured in models if (cells := cells_of(dataset, measured))]
     if not rows:
         return ""
     cells = [cell for row in rows for cell in row]

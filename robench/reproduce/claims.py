@@ -12,20 +12,20 @@ from robench.report.tables import UNION, percent
 from robench.reproduce.measured import Measured
 from robench.reproduce.plan import ATTACKS, AUTOATTACK, PUBLISHED
 
-MARGIN = 0.05  # a number is refuted where the upper bound lies further below it than this
+REFUTED_BY = 0.05  # a number is refuted where the upper bound lies further below it than this
 POINT = 0.01  # less than this between two models is no difference worth a claim
 PGD7, PGD20 = 1 + ATTACKS.index("pgd7"), 1 + ATTACKS.index("pgd20")  # places in ``PUBLISHED``
 
 
-def claims(dataset: str, there: list[Measured]) -> Iterator[str]:
+def claims(dataset: str, models: list[Measured]) -> Iterator[str]:
     """Each claim with its verdict and the evidence, in markdown.
 
     Args:
         dataset: of the table.
-        there: the finished models on it.
+        models: the finished models on it.
     """
-    evaluated = [found for found in there if found.has_stored]
-    first = {found.model.arch: found for found in evaluated if found.model.role == "paper" and found.model.seed == 0}
+    evaluated = [measured for measured in models if measured.has_stored]
+    first = {measured.model.arch: measured for measured in evaluated if measured.model.role == "paper" and measured.model.seed == 0}
     if "single" not in first:
         return
     for arch in ("contrastive", "supervised"):
@@ -35,51 +35,51 @@ def claims(dataset: str, there: list[Measured]) -> Iterator[str]:
         yield _contrastive_or_supervised(first["contrastive"], first["supervised"])
     if "contrastive" in first and dataset in ROBUSTBENCH:
         yield _state_of_the_art(dataset, first["contrastive"])
-    trained = [found for found in there if found.model.role == "adversarial"]
+    trained = [measured for measured in models if measured.model.role == "adversarial"]
     if "contrastive" in first and trained:
         yield _without_adversarial_training(first["contrastive"], trained)
-    for found in evaluated:
-        if found.model.role in ("views", "second seed"):
-            yield _undefended_control(found)
-        if found.model.role == "paper" and found.model.seed != 0 and found.model.arch in first:
-            yield _other_seed(dataset, found, first[found.model.arch])
+    for measured in evaluated:
+        if measured.model.role in ("views", "second seed"):
+            yield _undefended_control(measured)
+        if measured.model.role == "paper" and measured.model.seed != 0 and measured.model.arch in first:
+            yield _other_seed(dataset, measured, first[measured.model.arch])
 
 
 def verdict(claim: float, low: float, high: float) -> str:
     """What an interval says about a claimed accuracy: refuted, weakened, supported or exceeded."""
-    if high < claim - MARGIN:
+    if high < claim - REFUTED_BY:
         return "refuted"
     return "weakened" if high < claim else "supported" if low <= claim else "exceeded"
 
 
-def _of_variant(dataset: str, found: Measured, single: Measured) -> Iterator[str]:
-    published = PUBLISHED.get(dataset, {}).get(found.model.arch)
-    name = found.model.title.capitalize()
+def _of_variant(dataset: str, measured: Measured, single: Measured) -> Iterator[str]:
+    published = PUBLISHED.get(dataset, {}).get(measured.model.arch)
+    name = measured.model.title.capitalize()
     if published:
         claim = published[PGD20] / 100
         yield (
-            f"**{name} keeps {percent(claim)} % under PGD-20.** As a white-box number: **{verdict(claim, *found.bounds('pgd20'))}**, "
-            f"{_share(found, 'pgd20')} of all test images survive PGD-20 on the model itself and {_share(found, UNION)} survive every attack "
-            f"({percent(found.accuracy('clean'))} % are right without any). As what it was, transfer from the single-task model: "
-            f"**{verdict(claim, *found.bounds('pgd20', stored=True))}**, ours is {_share(found, 'pgd20', stored=True)}."
+            f"**{name} keeps {percent(claim)} % under PGD-20.** As a white-box number: **{verdict(claim, *measured.bounds('pgd20'))}**, "
+            f"{_share(measured, 'pgd20')} of all test images survive PGD-20 on the model itself and {_share(measured, UNION)} survive every attack "
+            f"({percent(measured.accuracy('clean'))} % are right without any). As what it was, transfer from the single-task model: "
+            f"**{verdict(claim, *measured.bounds('pgd20', stored=True))}**, ours is {_share(measured, 'pgd20', stored=True)}."
         )
         gain = (published[PGD7] - PUBLISHED[dataset]["single"][PGD7]) / 100
-        real, bounds = _difference(found.correct("pgd7"), single.correct("pgd7"))
-        seeming = found.accuracy("pgd7", stored=True) - single.accuracy("pgd7")
+        real, bounds = _difference(measured.correct("pgd7"), single.correct("pgd7"))
+        seeming = measured.accuracy("pgd7", stored=True) - single.accuracy("pgd7")
         yield (
             f"**{100 * gain:+.1f} points over the single-task model (PGD-7).** With both attacked alike: **{verdict(gain, *bounds)}**, "
             f"{100 * real:+.2f} points [{100 * bounds[0]:.2f}, {100 * bounds[1]:.2f}]. With the single-task model attacked and the other evaluated on its "
             f"images: {100 * seeming:+.1f}."
         )
-    change, bounds = _difference(found.correct("clean"), single.correct("clean"))
-    said = ""
+    change, bounds = _difference(measured.correct("clean"), single.correct("clean"))
+    by_how_much = ""
     if published:
         claimed = published[0] - PUBLISHED[dataset]["single"][0]
         holds = bounds[0] > 0 if claimed > 0 else bounds[1] < 0
-        said = f" by {claimed:+.1f} points.** The direction **{'holds' if holds else 'does not hold'}**: ours"
+        by_how_much = f" by {claimed:+.1f} points.** The direction **{'holds' if holds else 'does not hold'}**: ours"
     yield (
-        f"**Natural accuracy changes{said or '.** Ours'} is {100 * change:+.1f} points [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}] "
-        f"({found.model.title} against single-task; {paired(found.correct('clean'), single.correct('clean'))})."
+        f"**Natural accuracy changes{by_how_much or '.** Ours'} is {100 * change:+.1f} points [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}] "
+        f"({measured.model.title} against single-task; {paired(measured.correct('clean'), single.correct('clean'))})."
     )
 
 
@@ -87,7 +87,7 @@ def _contrastive_or_supervised(contrastive: Measured, supervised: Measured) -> s
     first, second = contrastive.correct(UNION), supervised.correct(UNION)
     gain, bounds = _difference(first, second)
     holds = bounds[0] > 0 and gain >= POINT
-    one, two = (found.accuracy("pgd20", stored=True) for found in (contrastive, supervised))
+    one, two = (measured.accuracy("pgd20", stored=True) for measured in (contrastive, supervised))
     return (
         f"**Contrastive is more robust than supervised.** White-box, all attacks together: **{'holds' if holds else 'does not hold'}**, "
         f"{percent(contrastive.accuracy(UNION))} against {percent(supervised.accuracy(UNION))} % ({paired(first, second)}). Under the paper's "
@@ -96,63 +96,63 @@ def _contrastive_or_supervised(contrastive: Measured, supervised: Measured) -> s
     )
 
 
-def _state_of_the_art(dataset: str, found: Measured) -> str:
-    accuracy, high = found.accuracy(UNION), found.bounds(UNION)[1]
+def _state_of_the_art(dataset: str, measured: Measured) -> str:
+    accuracy, high = measured.accuracy(UNION), measured.bounds(UNION)[1]
     weakest, best = ROBUSTBENCH[dataset]
-    said = "Holds" if 100 * accuracy >= best else "Not refuted" if 100 * high >= best else "Does not hold"
+    word = "Holds" if 100 * accuracy >= best else "Not refuted" if 100 * high >= best else "Does not hold"
     return (
-        f"**State of the art.** **{said}**: {percent(accuracy)} % survive (at most {100 * high:.2f} %, the upper 95 % bound), where "
+        f"**State of the art.** **{word}**: {percent(accuracy)} % survive (at most {100 * high:.2f} %, the upper 95 % bound), where "
         f"RobustBench's adversarially trained ResNet-18s keep {weakest} to {best} % under AutoAttack on the same threat model."
     )
 
 
-def _without_adversarial_training(found: Measured, trained: list[Measured]) -> str:
+def _without_adversarial_training(measured: Measured, trained: list[Measured]) -> str:
     controls = "; ".join(
-        f"{other.model.title} {_share(other, AUTOATTACK)} under AutoAttack, natural {percent(other.accuracy('clean'))}, n = {other.n:,}{_epochs(other, found)}"
+        f"{other.model.title} {_share(other, AUTOATTACK)} under AutoAttack, natural {percent(other.accuracy('clean'))}, n = {other.n:,}{_epochs(other, measured)}"
         for other in trained
     )
     control = next((other for other in trained if other.model.arch == "single"), trained[0])
-    if control.accuracy(UNION) < MARGIN:
-        said = "Cannot be told: the control itself is not robust"
+    if control.accuracy(UNION) < REFUTED_BY:
+        word = "Cannot be told: the control itself is not robust"
     else:
-        said = "Holds" if found.accuracy(UNION) >= control.accuracy(UNION) else "Does not hold"
-    return f"**Robust without adversarial training.** **{said}**: {_share(found, UNION)} white-box, the same backbone with it: {controls}."
+        word = "Holds" if measured.accuracy(UNION) >= control.accuracy(UNION) else "Does not hold"
+    return f"**Robust without adversarial training.** **{word}**: {_share(measured, UNION)} white-box, the same backbone with it: {controls}."
 
 
-def _epochs(control: Measured, found: Measured) -> str:
+def _epochs(control: Measured, measured: Measured) -> str:
     """That a control was trained for longer or shorter than what it is compared with, or ""."""
-    own, others = control.origin["recipe"]["epochs"], found.origin["recipe"]["epochs"]
-    return "" if own == others else f", {own} epochs (against {others})"
+    control_epochs, others = control.origin["recipe"]["epochs"], measured.origin["recipe"]["epochs"]
+    return "" if control_epochs == others else f", {control_epochs} epochs (against {others})"
 
 
-def _undefended_control(found: Measured) -> str:
+def _undefended_control(measured: Measured) -> str:
     return (
-        f"**Control: {found.model.title}.** No second head and no defence of any kind: {_share(found, 'pgd20', stored=True)} under the paper's protocol "
-        f"(PGD-20), {_share(found, UNION)} white-box."
+        f"**Control: {measured.model.title}.** No second head and no defence of any kind: {_share(measured, 'pgd20', stored=True)} under the paper's protocol "
+        f"(PGD-20), {_share(measured, UNION)} white-box."
     )
 
 
-def _other_seed(dataset: str, found: Measured, same: Measured) -> str:
+def _other_seed(dataset: str, measured: Measured, same: Measured) -> str:
     """The same training begun elsewhere; the model of seed 0 shares first weights and the order of images with the one that was attacked."""
-    published = PUBLISHED.get(dataset, {}).get(found.model.arch)
+    published = PUBLISHED.get(dataset, {}).get(measured.model.arch)
     judged = (
-        f" (published {published[PGD20]}: **{verdict(published[PGD20] / 100, *found.bounds('pgd20', stored=True))}**)"
+        f" (published {published[PGD20]}: **{verdict(published[PGD20] / 100, *measured.bounds('pgd20', stored=True))}**)"
         if published
         else ""
     )
     return (
-        f"**Control: {found.model.title}.** Under the paper's protocol (PGD-20) {_share(found, 'pgd20', stored=True)}{judged}, where the model with "
+        f"**Control: {measured.model.title}.** Under the paper's protocol (PGD-20) {_share(measured, 'pgd20', stored=True)}{judged}, where the model with "
         f"the seed of the single-task one, and so with its backbone's first weights and its order of images, has {_share(same, 'pgd20', stored=True)}. "
-        f"White-box {_share(found, UNION)}."
+        f"White-box {_share(measured, UNION)}."
     )
 
 
-def _share(found: Measured, attack: str, *, stored: bool = False) -> str:
-    low, high = found.bounds(attack, stored=stored)
-    return f"{percent(found.accuracy(attack, stored=stored))} % [{100 * low:.2f}, {100 * high:.2f}]"
+def _share(measured: Measured, attack: str, *, stored: bool = False) -> str:
+    low, high = measured.bounds(attack, stored=stored)
+    return f"{percent(measured.accuracy(attack, stored=stored))} % [{100 * low:.2f}, {100 * high:.2f}]"
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> tuple[float, tuple[float, float]]:
     """How much more often the first is correct on the same samples, with a 95 % interval."""
-    found = paired(first, second)
-    return found.difference, (found.low, found.high)
+    gap = paired(first, second)
+    return gap.difference, (gap.low, gap.high)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robench.data.augment import to_unit
-from robench.models.multihead import MAIN, MultiHead
+from robench.models.multihead import MAIN_HEAD, MultiHead
 from robench.progress import duration
 from robench.runs import DEFAULT_CHUNK
 from robench.training.adversarial import ADVERSARIAL
@@ -100,11 +100,11 @@ def _pass_seconds(test_set: Dataset, spec: TrainSpec, device: str) -> tuple[floa
 
     @torch.no_grad()
     def forward() -> Tensor:
-        return model(images)[MAIN].sum()
+        return model(images)[MAIN_HEAD].sum()
 
     def both() -> Tensor:
         moved = images.clone().requires_grad_()
-        return torch.autograd.grad(F.cross_entropy(model(moved)[MAIN], labels), moved)[0].sum()
+        return torch.autograd.grad(F.cross_entropy(model(moved)[MAIN_HEAD], labels), moved)[0].sum()
 
     once, twice = _mean_seconds(forward), _mean_seconds(both)
     return once / len(images), max(twice - once, 0.0) / len(images)

@@ -54,8 +54,8 @@ class Measured:
 
     def without_stored(self) -> Measured:
         """The same without what it said of stored images, where those are not the table's."""
-        kept = [name for name in self.verdicts if not name.startswith("stored ")]
-        return replace(self, verdicts=self.verdicts[kept], about={**self.about, "mechanism": {}})
+        columns = [name for name in self.verdicts if not name.startswith("stored ")]
+        return replace(self, verdicts=self.verdicts[columns], about={**self.about, "mechanism": {}})
 
     def correct(self, attack: str, *, stored: bool = False) -> np.ndarray:
         """Which samples are classified correctly, bool (n,).
@@ -123,14 +123,14 @@ def _paths(out: Path, model: Trained) -> tuple[Path, Path]:
     return folder / f"{model.name}.csv", folder / f"{model.name}.json"
 
 
-def store(out: Path, found: Measured) -> None:
+def save_measured(out: Path, measured: Measured) -> None:
     """Writes the verdicts below ``out``; what is about them comes last, and says that they are complete."""
-    table, about = _paths(out, found.model)
-    write_atomically(table, found.verdicts.to_csv(index=False, lineterminator="\n").encode())
-    write_atomically(about, (json.dumps(found.about, indent=1) + "\n").encode())
+    table, about = _paths(out, measured.model)
+    write_atomically(table, measured.verdicts.to_csv(index=False, lineterminator="\n").encode())
+    write_atomically(about, (json.dumps(measured.about, indent=1) + "\n").encode())
 
 
-def recall(out: Path, model: Trained) -> Measured | None:
+def load_measured(out: Path, model: Trained) -> Measured | None:
     """What is stored of a model, or None.
 
     Raises:
@@ -142,9 +142,9 @@ def recall(out: Path, model: Trained) -> Measured | None:
     if not about.exists():
         return None
     try:
-        verdicts, told = pd.read_csv(table), json.loads(about.read_text())
-        if len(verdicts) != told["n"]:
-            raise ValueError(f"{len(verdicts)} rows, {told['n']} expected")
+        verdicts, about_it = pd.read_csv(table), json.loads(about.read_text())
+        if len(verdicts) != about_it["n"]:
+            raise ValueError(f"{len(verdicts)} rows, {about_it['n']} expected")
     except (OSError, ValueError, KeyError) as error:
         raise RobenchError(f"{table} is damaged ({error}); delete it and {about.name}, and run the same command again") from None
-    return Measured(model, verdicts, told)
+    return Measured(model, verdicts, about_it)

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robench.attacks import parse_suites
+from robench.attacks import parse_columns
 from robench.audit.probes import agreement
 from robench.data.augment import to_unit
-from robench.evaluation.store import chunk_seed, split
-from robench.evaluation.stored import stored_images
+from robench.evaluation.external_images import saved_images
+from robench.evaluation.run_folder import chunk_seed, split
 from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
 from robench.types import ThreatModel
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from robench.types import Dataset, Images, Labels
 
-N = 500  # first samples of the test split
+SAMPLES = 500  # first samples of the test split
 BATCH = 250
 STEPS = 9  # points along a perturbation, both ends included
 
@@ -46,17 +46,17 @@ def explain(
         clean image to the stored image, and to the model's own, of the last attack), and ``same size``: accuracy on images that are changed as
         much as the last attack's stored ones, but without its knowledge, see ``_same_size``; "none" and "stored" beside them.
     """
-    n = min(n, N)
+    n = min(n, SAMPLES)
     images, labels = to_unit(dataset.images[:n]), dataset.labels[:n]
     gradient = _gradient(classifier, images, labels)
-    deltas = {attack: stored_images(source_run, attack, dataset, n) - images for attack in attacks}
-    own = _craft(classifier, images, labels, threat, attacks[-1]) - images
+    deltas = {attack: saved_images(source_run, attack, dataset, n) - images for attack in attacks}
+    white_box = _craft(classifier, images, labels, threat, attacks[-1]) - images
     return {
         "n": n,
         "l2": {attack: float(delta.flatten(1).norm(dim=1).mean()) for attack, delta in deltas.items()},
         "sign agreement": {attack: agreement(delta, gradient) for attack, delta in deltas.items()},
         "transfer": _losses(classifier, images, labels, deltas[attacks[-1]]),
-        "white-box": _losses(classifier, images, labels, own),
+        "white-box": _losses(classifier, images, labels, white_box),
         "same size": {
             kind: _accuracy(classifier, (images + change).clamp(0, 1), labels)
             for kind, change in _same_size(images, deltas[attacks[-1]]).items()
@@ -90,27 +90,29 @@ def _scaled(change: Tensor, size: Tensor) -> Tensor:
 @torch.no_grad()
 def _accuracy(classifier: Classifier, images: Images, labels: Labels) -> float:
     parts = zip(images.split(BATCH), labels.split(BATCH), strict=True)
-    hits = sum(int((classifier(batch.to(classifier.device)).argmax(1).cpu() == own).sum()) for batch, own in parts)
+    hits = sum(
+        int((classifier(batch.to(classifier.device)).argmax(1).cpu() == batch_labels).sum()) for batch, batch_labels in parts
+    )
     return hits / len(images)
 
 
 def _craft(classifier: Classifier, images: Images, labels: Labels, threat: ThreatModel, name: str) -> Images:
     """An attack on every image, also on those that the model gets wrong."""
-    ((attack,),) = (suite.members for suite in parse_suites(name, threat, classifier.n_classes))
+    ((attack,),) = (column.stages for column in parse_columns(name, threat, classifier.n_classes))
     parts = []
     for chunk in split(len(images), BATCH):
         part, seed = slice(chunk.start, chunk.stop), chunk_seed(0, attack.family, chunk)
-        batch, own = images[part].to(classifier.device), labels[part].to(classifier.device)
+        batch, batch_labels = images[part].to(classifier.device), labels[part].to(classifier.device)
         with seeded(seed, batch.device):
-            parts.append(attack.fn(classifier, batch, own, threat, seed).detach().cpu())
+            parts.append(attack.fn(classifier, batch, batch_labels, threat, seed).detach().cpu())
     return torch.cat(parts)
 
 
 def _gradient(classifier: Classifier, images: Images, labels: Labels) -> Tensor:
     parts = []
-    for batch, own in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+    for batch, batch_labels in zip(images.split(BATCH), labels.split(BATCH), strict=True):
         batch = batch.to(classifier.device).requires_grad_()
-        (gradient,) = torch.autograd.grad(F.cross_entropy(classifier(batch), own.to(batch.device), reduction="sum"), batch)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(classifier(batch), batch_labels.to(batch.device), reduction="sum"), batch)
         parts.append(gradient.cpu())
     return torch.cat(parts)
 

@@ -32,8 +32,8 @@ def compact(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, weights=weights, versions={**checkpoint.versions, "stored": STORED})
 
 
-def _refuse_infinite(name: str, tensor: Tensor, kept: Tensor) -> None:
-    if not kept.isfinite().all():
+def _refuse_infinite(name: str, tensor: Tensor, rounded: Tensor) -> None:
+    if not rounded.isfinite().all():
         raise RobenchError(
             f"{name} has weights up to {float(tensor.abs().max()):g}, and float16 ends at 65,280; train again with a lower learning rate, "
             "or attack the trained checkpoint as it is"

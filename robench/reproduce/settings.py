@@ -47,9 +47,9 @@ class Settings:
 
     def whole_plan(self) -> list[Trained]:
         """What the report speaks about: also what another call was or will be for."""
-        own = self.plan()
+        planned = self.plan()
         others = Settings().plan() if set(self.datasets) <= set(TABLES["all"]) else []
-        return sorted(dict.fromkeys([*own, *others]), key=lambda model: (TABLES["all"] + self.datasets).index(model.dataset))
+        return sorted(dict.fromkeys([*planned, *others]), key=lambda model: (TABLES["all"] + self.datasets).index(model.dataset))
 
     def command(self, dataset: str) -> str:
         """What completes a table, with the same settings: models of both tables are trained alike."""

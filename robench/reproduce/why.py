@@ -13,21 +13,25 @@ from robench.reproduce.plan import ATTACKS, SAME_SIZE
 ASKED = "pgd20"  # the attack whose stored images are compared
 
 
-def why(there: list[Measured]) -> Iterator[str]:
+def why(models: list[Measured]) -> Iterator[str]:
     """Sections in markdown: what is kept, step by step from one training to another, by direction, and by size alone.
 
     Args:
-        there: the finished models of one data set.
+        models: the finished models of one data set.
     """
-    evaluated = [found for found in there if found.has_stored and not found.model.is_source and found.model.adversarial == "none"]
-    explained = [found for found in evaluated if found.about["mechanism"]]
+    evaluated = [
+        measured
+        for measured in models
+        if measured.has_stored and not measured.model.is_source and measured.model.adversarial == "none"
+    ]
+    explained = [measured for measured in evaluated if measured.about["mechanism"]]
     if not explained:
         return
     yield _kept(evaluated)
     if steps := _steps(evaluated):
         yield steps
     yield _directions(explained)
-    sized = [found for found in explained if "same size" in found.about["mechanism"]]
+    sized = [measured for measured in explained if "same size" in measured.about["mechanism"]]
     if sized:
         yield _same_size(sized)
 
@@ -35,11 +39,11 @@ def why(there: list[Measured]) -> Iterator[str]:
 def _kept(evaluated: list[Measured]) -> str:
     """What a model keeps, also of the images alone that it gets right without attack."""
     lines = []
-    for found in evaluated:
-        clean, stored = found.correct("clean"), found.correct(ASKED, stored=True)
+    for measured in evaluated:
+        clean, stored = measured.correct("clean"), measured.correct(ASKED, stored=True)
         lines.append(
             [
-                found.model.title, percent(clean.mean()), percent(stored.mean()),
+                measured.model.title, percent(clean.mean()), percent(stored.mean()),
                 percent(stored[clean].mean()) if clean.any() else "", percent(stored[~clean].mean()) if (~clean).any() else "",
             ]
         )  # fmt: skip
@@ -52,7 +56,7 @@ def _kept(evaluated: list[Measured]) -> str:
 
 def _steps(evaluated: list[Measured]) -> str:
     """Differences between models that differ in one thing each, on the same images."""
-    first = {(found.model.role, found.model.arch, found.model.seed): found for found in evaluated}
+    first = {(measured.model.role, measured.model.arch, measured.model.seed): measured for measured in evaluated}
     plain, views = first.get(("second seed", "single", 1)), first.get(("views", "single", 0))
     contrastive, other = first.get(("paper", "contrastive", 0)), first.get(("paper", "contrastive", 1))
     pairs = [
@@ -87,16 +91,16 @@ def _steps(evaluated: list[Measured]) -> str:
 
 def _directions(explained: list[Measured]) -> str:
     lines = []
-    for found in explained:
-        mechanism = found.about["mechanism"]
+    for measured in explained:
+        mechanism = measured.about["mechanism"]
         for attack in sorted(ATTACKS, key=mechanism["l2"].get):
             lines.append(
                 [
-                    found.model.title, title(attack), f"{mechanism['l2'][attack]:.3f}",
-                    f"{mechanism['sign agreement'][attack]:.3f}", percent(found.accuracy(attack, stored=True)),
+                    measured.model.title, title(attack), f"{mechanism['l2'][attack]:.3f}",
+                    f"{mechanism['sign agreement'][attack]:.3f}", percent(measured.accuracy(attack, stored=True)),
                 ]
             )  # fmt: skip
-        lines[-len(ATTACKS)][0] = f"**{found.model.title}**"
+        lines[-len(ATTACKS)][0] = f"**{measured.model.title}**"
     header = ["model", "stored attack", "mean L2 size", "sign agreement (chance 0.5)", "accuracy on stored images, %"]
     n = explained[0].about["mechanism"]["n"]
     said = f"Size and sign agreement on the first {n} test images, smallest perturbation first."
@@ -109,8 +113,8 @@ def _order(explained: list[Measured]) -> str:
     """Whether sign agreement puts models into the order of what they keep."""
     from scipy.stats import spearmanr
 
-    agreement = [found.about["mechanism"]["sign agreement"][ASKED] for found in explained]
-    kept = [found.accuracy(ASKED, stored=True) for found in explained]
+    agreement = [measured.about["mechanism"]["sign agreement"][ASKED] for measured in explained]
+    kept = [measured.accuracy(ASKED, stored=True) for measured in explained]
     rank = float(spearmanr(agreement, kept).statistic)
     return (
         f"Over these {len(explained)} models, Spearman's rank correlation of sign agreement and accuracy ({title(ASKED)}) is {rank:+.2f} "
@@ -120,10 +124,13 @@ def _order(explained: list[Measured]) -> str:
 
 def _same_size(sized: list[Measured]) -> str:
     """Accuracy on changes as large as the stored ones that know nothing of any model."""
-    lines = [[found.model.title, *(percent(found.about["mechanism"]["same size"][kind]) for kind in SAME_SIZE)] for found in sized]
+    lines = [
+        [measured.model.title, *(percent(measured.about["mechanism"]["same size"][kind]) for kind in SAME_SIZE)]
+        for measured in sized
+    ]
     header = ["model", "no change", "noise", "blur", "stored, pixels shuffled", "stored for another image", "stored (PGD-50)"]
     n = sized[0].about["mechanism"]["n"]
-    low = min(found.about["mechanism"]["same size"][kind] for found in sized for kind in SAME_SIZE[1:-1])
+    low = min(measured.about["mechanism"]["same size"][kind] for measured in sized for kind in SAME_SIZE[1:-1])
     return (
         f"Size: accuracy in percent on the first {n} test images, each changed by as much (L2) as its stored PGD-50 image:\n\n{table(header, lines)}\n\n"
         f"Changes of that size that know nothing of the single-task model leave {percent(low)} % or more. What a model loses beyond that on the "

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from robench.data.augment import VIEWS
 from robench.digest import derive_seed
-from robench.models.multihead import MAIN, MultiHead
+from robench.models.multihead import MAIN_HEAD, MultiHead
 from robench.training.adversarial import ADVERSARIAL
 from robench.training.objectives import OBJECTIVES, Terms
 from robench.training.ranks import Ranks
@@ -60,9 +60,9 @@ class Loop:
             for name, value in self.step(batch, generator).items():
                 totals[name] = totals.get(name, 0) + value.detach()
             if show_progress and (step % 20 == 19 or step + 1 == self.steps):
-                bar.set_postfix_str(said := self._report(totals, step, epoch, started), refresh=False)
+                bar.set_postfix_str(line := self._report(totals, step, epoch, started), refresh=False)
         if show_progress and not watched:
-            print(f"epoch {epoch + 1} of {self.spec.epochs}: {said}", file=sys.stderr, flush=True)
+            print(f"epoch {epoch + 1} of {self.spec.epochs}: {line}", file=sys.stderr, flush=True)
         means = {name: float(total) / self.steps for name, total in totals.items()}
         if not all(map(_finite, means.values())):
             raise RobenchError(f"the loss of epoch {epoch + 1} is not finite ({means}); lower `lr`, or use `precision=fp32`")
@@ -85,8 +85,8 @@ class Loop:
         images, noise = self._part(images), self._part(noise)
         with torch.autocast(self.device.split(":")[0], torch.bfloat16) if spec.precision == "bf16" else nullcontext():
             if craft is not None and spec.train_eps is not None:
-                own_labels, eps = self.ranks.part(targets[MAIN], n_views), parse_eps(spec.train_eps)
-                images = craft(lambda x: self.model(x)[MAIN], images, own_labels, eps, noise)
+                own_labels, eps = self.ranks.part(targets[MAIN_HEAD], n_views), parse_eps(spec.train_eps)
+                images = craft(lambda x: self.model(x)[MAIN_HEAD], images, own_labels, eps, noise)
             outputs = self.replica(images)
         outputs = {name: self.ranks.whole(output.float(), n_views) for name, output in outputs.items()}
         losses = self.objective.loss(outputs, targets, self.terms)

@@ -20,9 +20,9 @@ from robench.training.ranks import Ranks
 from robench.training.spec import TrainSpec
 from robench.types import Dataset
 
-WORTH = 1.1  # times as fast as float32 that bf16 must be
+LEAST_SPEEDUP = 1.1  # times as fast as float32 that bf16 must be
 TIMED = 3  # steps, of which the fastest counts
-MOST = 64  # images a timed step: a processor that emulates bf16 takes seconds for them
+LARGEST_BATCH = 64  # images a timed step: a processor that emulates bf16 takes seconds for them
 
 
 def settled(spec: TrainSpec, train_set: Dataset, path: Path, state: Path, *, device: str, ranks: Ranks) -> TrainSpec:
@@ -64,13 +64,13 @@ def _quicker(spec: TrainSpec, train_set: Dataset, device: str) -> str:
 
 def quicker(spec: TrainSpec, train_set: Dataset, device: str) -> tuple[str, float]:
     """The precision to train in here, and how many times as fast as fp32 bf16 takes steps."""
-    images = min(spec.batch_size, MOST)
+    images = min(spec.batch_size, LARGEST_BATCH)
     seconds = {
         precision: min(step_times(replace(spec, precision=precision), train_set, device, images=images, steps=TIMED))
         for precision in ("fp32", "bf16")
     }
     gain = seconds["fp32"] / seconds["bf16"]
-    return ("bf16" if gain >= WORTH else "fp32"), gain
+    return ("bf16" if gain >= LEAST_SPEEDUP else "fp32"), gain
 
 
 def step_times(

@@ -104,33 +104,33 @@ class Ranks:
 
 
 @contextmanager
-def joined(here: Processes, device: str) -> Iterator[Ranks]:
+def joined(processes: Processes, device: str) -> Iterator[Ranks]:
     """The ranks that torchrun started, connected: over NCCL on CUDA, else over Gloo.
 
     Args:
-        here: see ``Processes.here``.
+        processes: see ``Processes.here``.
         device: of this process.
 
     Raises:
         RobenchError: there are several processes, and nobody said where they meet.
     """
-    if here.world_size == 1:
+    if processes.world_size == 1:
         yield Ranks()
         return
     if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
         raise RobenchError(
-            f"training in {here.world_size} processes needs a place where they meet: start them with `torchrun --nproc-per-node N -m "
+            f"training in {processes.world_size} processes needs a place where they meet: start them with `torchrun --nproc-per-node N -m "
             "robench train ...` (under SLURM: `srun --ntasks-per-node 1 torchrun ...`)"
         )
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(torch.device(device))
     dist.init_process_group("nccl" if cuda else "gloo")
-    if here.rank == 0:
+    if processes.rank == 0:
         batch_norm = "over the global batch" if cuda else "by each process's part of the batch, since this is no GPU"
-        print(f"robench: training in {here.world_size} processes; BatchNorm normalises {batch_norm}", file=sys.stderr)
+        print(f"robench: training in {processes.world_size} processes; BatchNorm normalises {batch_norm}", file=sys.stderr)
     try:
-        yield Ranks(here.rank, here.world_size)
+        yield Ranks(processes.rank, processes.world_size)
     finally:
         dist.destroy_process_group()
         gc.collect()  # a replica is part of a cycle, and holds the group

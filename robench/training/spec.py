@@ -138,5 +138,5 @@ def _refuse_options_without_meaning(arch: str, adversarial: str, chosen: dict[st
     if adversarial == "none":
         meaningless = meaningless | {"train_eps"}
     for name in sorted(meaningless & set(chosen)):
-        where = "without `adversarial`" if name == "train_eps" else f"for arch {arch!r}"
-        raise RobenchError(f"`{name}` has no meaning {where}; leave it out")
+        when = "without `adversarial`" if name == "train_eps" else f"for arch {arch!r}"
+        raise RobenchError(f"`{name}` has no meaning {when}; leave it out")

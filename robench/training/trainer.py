@@ -99,10 +99,10 @@ def _refuse(spec: TrainSpec, path: Path, ranks: Ranks) -> None:
 
 def _check_test_set(train_set: Dataset, test_set: Dataset) -> None:
     for what in ("classes", "coarse_classes", "image_shape"):
-        there, here = getattr(test_set, what), getattr(train_set, what)
-        if there != here:
+        tested, trained = getattr(test_set, what), getattr(train_set, what)
+        if tested != trained:
             raise RobenchError(
-                f"the test split of {test_set.name} has other {what.replace('_', ' ')} ({there}) than its train split ({here})"
+                f"the test split of {test_set.name} has other {what.replace('_', ' ')} ({tested}) than its train split ({trained})"
             )
 
 
@@ -119,19 +119,19 @@ def _resume(saved: bytes, path: Path, model: nn.Module, optimizer: torch.optim.O
         return []
     try:
         state = torch.load(io.BytesIO(saved), map_location=next(model.parameters()).device, weights_only=True)
-        found = json.loads(state["spec"])
+        earlier = json.loads(state["spec"])
     except Exception as error:  # torch.load raises half a dozen unrelated types on a damaged file
         raise RobenchError(f"the unfinished training in {path} cannot be read ({error}); delete it to start anew") from None
-    _refuse_difference(path, found, wanted)
+    _refuse_difference(path, earlier, wanted)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return list(state["history"])
 
 
-def _refuse_difference(path: Path, found: dict, wanted: dict) -> None:
-    different = [name for name in wanted if found.get(name) != wanted[name]]
+def _refuse_difference(path: Path, earlier: dict, wanted: dict) -> None:
+    different = [name for name in wanted if earlier.get(name) != wanted[name]]
     if different:
-        named = "; ".join(f"{name} is {found.get(name)!r} there and {wanted[name]!r} here" for name in different)
+        named = "; ".join(f"{name} is {earlier.get(name)!r} there and {wanted[name]!r} here" for name in different)
         raise RobenchError(f"{path} is from a training with other settings: {named}. Choose another `out`, or delete it")
 
 

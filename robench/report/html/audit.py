@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from robench.report.html.parts import Bar, Cell, Column, Table
+from robench.report.html.parts import Bar, Cell, Heading, Table
 from robench.report.tables import percent
 from robench.types import Level
 
@@ -39,9 +39,9 @@ def findings_context(content: dict[str, Any]) -> dict[str, Any]:
 
 def _line(verdict: dict[str, Any]) -> str:
     """The verdict in a sentence, of a file that has none."""
-    said = "" if verdict["claim"] is None else f": {percent(verdict['claim'])} % ({verdict['claimed']})"
+    claim = "" if verdict["claim"] is None else f": {percent(verdict['claim'])} % ({verdict['claimed']})"
     left = f"{percent(verdict['robust'] / verdict['n'])} % of {verdict['n']:,} samples survive every attack on the model itself"
-    return f"{verdict['word'][0].upper()}{verdict['word'][1:]}{said}. {left}."
+    return f"{verdict['word'][0].upper()}{verdict['word'][1:]}{claim}. {left}."
 
 
 def _steps(verdict: dict[str, Any]) -> Table:
@@ -51,7 +51,7 @@ def _steps(verdict: dict[str, Any]) -> Table:
     for name, accuracy in verdict["took_away"]:
         rows.append(_step(name, accuracy, None if "stored" in name else before))
         before = before if "stored" in name else accuracy
-    columns = (Column("after", number=False), Column("% robust"), Column("change"), Column("0 to 100 %"))
+    columns = (Heading("after", number=False), Heading("% robust"), Heading("change"), Heading("0 to 100 %"))
     return Table("steps-of-the-audit", "What each step took away", columns, rows, sortable=False)
 
 
@@ -70,5 +70,5 @@ def _checks(findings: list[dict[str, Any]]) -> Table:
         ]
         for each in findings
     ]  # fmt: skip
-    columns = tuple(Column(name, number=False) for name in ("check", "level", "says", "evidence", "source"))
+    columns = tuple(Heading(name, number=False) for name in ("check", "level", "says", "evidence", "source"))
     return Table("checks", "Every check", columns, rows)

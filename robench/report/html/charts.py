@@ -40,21 +40,21 @@ class Dot:
     robust_interval: tuple[float, float] | None = None
 
 
-def line_chart(curves: Sequence[Curve], *, label: str, said: str, log: bool = False, accent: str = "") -> str:
+def line_chart(curves: Sequence[Curve], *, label: str, description: str, log: bool = False, accent: str = "") -> str:
     """Robust accuracy against eps or steps, with intervals, each line named at its end.
 
     Args:
         curves: at least one, with at least two points each.
         label: of the horizontal axis.
-        said: what the chart shows, for those who do not see it.
+        description: what the chart shows, for those who do not see it.
         log: whether the horizontal axis is logarithmic.
         accent: the curve that matters most, by its name; the last by default.
     """
-    points = {point.x: point.said for curve in curves for point in curve.points}
+    points = {point.x: point.x_text for curve in curves for point in curve.points}
     right = _room_for(curve.name for curve in curves)
     x = Scale(min(points), max(points), LEFT + 6, WIDTH - right, log)
     y = Scale(0, 100, HEIGHT - BOTTOM, TOP)
-    svg = _canvas(said, label, "correct, %", y, right)
+    svg = _canvas(description, label, "correct, %", y, right)
     _ticks(svg, x, points)
     accent = accent or curves[-1].name
     ordered = sorted(curves, key=lambda curve: curve.name == accent)
@@ -66,7 +66,7 @@ def line_chart(curves: Sequence[Curve], *, label: str, said: str, log: bool = Fa
         for point, (across, down) in zip(curve.points, places, strict=True):
             _whisker(group, across, y(100 * point.low), across, y(100 * point.high))
             dot = _add(group, "circle", cx=across, cy=down, r=3.2)
-            _add(dot, "title", f"{curve.name}, {point.said}: {100 * point.accuracy:.2f} % of {point.n:,}")
+            _add(dot, "title", f"{curve.name}, {point.x_text}: {100 * point.accuracy:.2f} % of {point.n:,}")
         _add(group, "polyline", points=" ".join(f"{across:.1f},{down:.1f}" for across, down in places))
         if abs(end - places[-1][1]) > 3:
             _add(group, "path", class_="leader", d=f"M{places[-1][0] + 5:.1f},{places[-1][1]:.1f} L{WIDTH - right + 14},{end:.1f}")
@@ -74,17 +74,17 @@ def line_chart(curves: Sequence[Curve], *, label: str, said: str, log: bool = Fa
     return ET.tostring(svg, encoding="unicode")
 
 
-def step_chart(lines: Mapping[str, Sequence[tuple[float, float]]], *, label: str, said: str) -> str:
+def step_chart(lines: Mapping[str, Sequence[tuple[float, float]]], *, label: str, description: str) -> str:
     """Percent that is left against what was spent, on a logarithmic axis from 1; each line falls in steps and is named at its end.
 
     Args:
         lines: (spent, percent) in the order of spending, of at least one attack; the last is drawn in colour.
-        label, said: as of ``line_chart``.
+        label, description: as of ``line_chart``.
     """
     high = 10 ** math.ceil(math.log10(max(max(line[-1][0] for line in lines.values()), 10)))
     right = _room_for(lines)
     x, y = Scale(1, high, LEFT + 6, WIDTH - right, log=True), Scale(0, 100, HEIGHT - BOTTOM, TOP)
-    svg = _canvas(said, label, "correct, %", y, right)
+    svg = _canvas(description, label, "correct, %", y, right)
     powers = [10**power for power in range(round(math.log10(high)) + 1)]
     _ticks(svg, x, {power: f"{power:,}" for power in powers})
     ends = _apart([y(line[-1][1]) for line in lines.values()], TOP, HEIGHT - BOTTOM)
@@ -101,17 +101,17 @@ def step_chart(lines: Mapping[str, Sequence[tuple[float, float]]], *, label: str
     return ET.tostring(svg, encoding="unicode")
 
 
-def scatter_chart(dots: Sequence[Dot], context: Sequence[Dot], *, said: str) -> str:
+def scatter_chart(dots: Sequence[Dot], context: Sequence[Dot], *, description: str) -> str:
     """Robust against clean accuracy: our models numbered from 1 and with intervals, the context as grey dots.
 
     Args:
         dots: models of ours.
         context: what others published.
-        said: what the chart shows, for those who do not see it.
+        description: what the chart shows, for those who do not see it.
     """
     low = 10 * math.floor(min([dot.clean for dot in [*dots, *context]] + [80]) / 10)
     x, y = Scale(low, 100, LEFT + 6, WIDTH - 20), Scale(0, 100, HEIGHT - BOTTOM, TOP)
-    svg = _canvas(said, "correct without attack, %", "robust, %", y, right=20)
+    svg = _canvas(description, "correct without attack, %", "robust, %", y, right=20)
     step = 10 if 100 - low <= 50 else 20
     _ticks(svg, x, {each: str(each) for each in range(low, 101, step)})
     _add(svg, "path", class_="leader", d=f"M{x(low):.1f},{y(low):.1f} L{x(100):.1f},{y(100):.1f}")
@@ -141,9 +141,9 @@ def _room_for(names: Iterable[str]) -> int:
     return min(max(RIGHT, 24 + 7 * max(map(len, names))), WIDTH // 2)
 
 
-def _canvas(said: str, across: str, up: str, y: Scale, right: int = RIGHT) -> ET.Element:
+def _canvas(description: str, across: str, up: str, y: Scale, right: int = RIGHT) -> ET.Element:
     """An empty chart with a vertical axis in percent."""
-    svg = ET.Element("svg", {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": said, "class": "chart"})
+    svg = ET.Element("svg", {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": description, "class": "chart"})
     for value in range(0, 101, 20):
         _add(svg, "path", class_="grid", d=f"M{LEFT},{y(value):.1f} H{WIDTH - right}")
         _add(svg, "text", str(value), class_="tick up", x=LEFT - 7, y=y(value) + 4)
@@ -155,11 +155,11 @@ def _canvas(said: str, across: str, up: str, y: Scale, right: int = RIGHT) -> ET
 def _ticks(svg: ET.Element, x: Scale, points: dict[float, str]) -> None:
     """Marks at the places given, and their names where there is room."""
     free = -math.inf
-    for value, said in sorted(points.items()):
-        across, half = x(value), 3.4 * len(said)
+    for value, description in sorted(points.items()):
+        across, half = x(value), 3.4 * len(description)
         _add(svg, "path", class_="mark", d=f"M{across:.1f},{HEIGHT - BOTTOM} v5")
         if across - half >= free:
-            _add(svg, "text", said, class_="tick", x=across, y=HEIGHT - BOTTOM + 18)
+            _add(svg, "text", description, class_="tick", x=across, y=HEIGHT - BOTTOM + 18)
             free = across + half + 6
 
 

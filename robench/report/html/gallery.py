@@ -72,23 +72,23 @@ def cards(results: Results) -> list[Card]:
     verdicts = results.verdicts.set_index(["attack", "index"])
     made = []
     for column in results.columns:
-        found = _last_stage(results, column)
-        for index in sorted(found):
-            if found[index][0].shape[0] not in (1, 3):
+        by_index = _last_stage(results, column)
+        for index in sorted(by_index):
+            if by_index[index][0].shape[0] not in (1, 3):
                 return []
-            made.append(_card(index, column, verdicts.loc[(column, index)], found[index], classes))
+            made.append(_card(index, column, verdicts.loc[(column, index)], by_index[index], classes))
     return made
 
 
 def _last_stage(results: Results, column: str) -> dict[int, _Shown]:
     """What is shown of each sample: in a cascade, by the last stage that attacked it."""
-    found: dict[int, _Shown] = {}
+    by_index: dict[int, _Shown] = {}
     for name in results.stages[column] or [column]:
         examples = results.examples.get(name)
         if examples is not None:
             shown = zip(examples.clean, examples.adv, examples.confidence, strict=True)
-            found |= zip(examples.index.tolist(), shown, strict=True)
-    return found
+            by_index |= zip(examples.index.tolist(), shown, strict=True)
+    return by_index
 
 
 def _card(index: int, column: str, row, shown: _Shown, classes: list[str]) -> Card:

@@ -6,33 +6,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 from robench.report.html import render_page
-from robench.report.html.parts import ACCURACY, Cell, Column, Table, accuracy_cells, count
+from robench.report.html.parts import ACCURACY, Cell, Heading, Table, accuracy_cells, count
 from robench.report.leaderboard import Entry, Leaderboard
 from robench.report.tables import accuracy_text, title
 
 
-def render_leaderboard(found: Leaderboard, folder: Path, link: Callable[[Path], str]) -> str:
+def render_leaderboard(leaderboard: Leaderboard, folder: Path, link: Callable[[Path], str]) -> str:
     """The whole page.
 
     Args:
-        found: the runs.
+        leaderboard: the runs.
         folder: that they lie below.
         link: from a run folder to its address as seen from the page.
     """
-    groups = [_group(place, what, entries, link) for place, (what, entries) in enumerate(found.groups.items())]
+    groups = [_group(place, what, entries, link) for place, (what, entries) in enumerate(leaderboard.groups.items())]
     return render_page(
         "leaderboard.html",
         title=f"Runs below {folder.name or folder}",
         groups=groups,
-        total=sum(map(len, found.groups.values())),
-        unread=[(str(path), why) for path, why in found.unread],
+        total=sum(map(len, leaderboard.groups.values())),
+        unread=[(str(path), why) for path, why in leaderboard.unread],
     )
 
 
 def _group(place: int, what: str, entries: list[Entry], link: Callable[[Path], str]) -> dict:
     columns = (
-        Column("model", number=False), Column("note", number=False), Column("natural %"), *ACCURACY[:2], Column("n"), Column("AutoAttack %"),
-        Column("attacks", number=False),
+        Heading("model", number=False), Heading("note", number=False), Heading("natural %"), *ACCURACY[:2], Heading("n"), Heading("AutoAttack %"),
+        Heading("attacks", number=False),
     )  # fmt: skip
     rows = []
     for entry in entries:

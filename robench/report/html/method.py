@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from robench.evaluation.results import Results
-from robench.report.facts import attack_facts, threat_text
-from robench.report.html.parts import Cell, Column, Table, count, number
+from robench.report.html.parts import Cell, Heading, Table, count, number
+from robench.report.metadata import attack_settings, threat_text
 from robench.report.tables import in_autoattacks, is_stage, title
 from robench.types import AUTOATTACK_UNITS
 
@@ -19,8 +19,8 @@ UNIT = (
 def ledger_table(summary: pd.DataFrame) -> Table:
     """What every attack cost."""
     columns = (
-        Column("attack", number=False), Column("forwards"), Column("backwards"), Column("seconds"), Column("ms per sample"),
-        Column("AutoAttacks", about=UNIT), Column("how", number=False),
+        Heading("attack", number=False), Heading("forwards"), Heading("backwards"), Heading("seconds"), Heading("ms per sample"),
+        Heading("AutoAttacks", about=UNIT), Heading("how", number=False),
     )  # fmt: skip
     right = int(summary.iloc[0]["n"] - summary.iloc[0]["misclassified"])
     rows = []
@@ -50,15 +50,17 @@ def ledger_table(summary: pd.DataFrame) -> Table:
 
 def settings_table(results: Results) -> Table | None:
     """Library, parameters and source of every attack."""
-    columns = tuple(Column(name, number=False) for name in ("attack", "library", "parameters", "source"))
-    rows = [[Cell(name), Cell(library), Cell(params), _source(source)] for name, library, params, source in attack_facts(results)]
+    columns = tuple(Heading(name, number=False) for name in ("attack", "library", "parameters", "source"))
+    rows = [
+        [Cell(name), Cell(library), Cell(params), _source(source)] for name, library, params, source in attack_settings(results)
+    ]
     return Table("settings", "How each attack was run", columns, rows, sortable=False) if rows else None
 
 
 def _source(text: str) -> Cell:
     """A source, its address as a link."""
-    before, found, address = text.partition("https://")
-    return Cell(before.rstrip(", ") or address, href=found + address) if found else Cell(text)
+    before, scheme, address = text.partition("https://")
+    return Cell(before.rstrip(", ") or address, href=scheme + address) if scheme else Cell(text)
 
 
 def run_threat(results: Results) -> list[tuple[str, str]]:

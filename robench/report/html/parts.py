@@ -50,7 +50,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
+class Heading:
     """A column's heading, whether it holds numbers, and what it means where a word does not say it."""
 
     name: str
@@ -73,7 +73,7 @@ class Table:
 
     id: str
     caption: str
-    columns: tuple[Column, ...]
+    columns: tuple[Heading, ...]
     rows: list[list[Cell]]
     sortable: bool = True
     tall: bool = False
@@ -91,9 +91,9 @@ def accuracy_cells(row: pd.Series) -> list[Cell]:
 
 
 ACCURACY = (
-    Column("robust %"),
-    Column("95 % interval"),
-    Column("0 to 100 %", about="the dot is the accuracy, the line its interval"),
+    Heading("robust %"),
+    Heading("95 % interval"),
+    Heading("0 to 100 %", about="the dot is the accuracy, the line its interval"),
 )
 
 

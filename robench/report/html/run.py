@@ -10,13 +10,20 @@ import pandas as pd
 
 from robench.evaluation.results import Results
 from robench.report.curves import audit_folder
-from robench.report.facts import READING, commands, notes, provenance, threat_text
 from robench.report.html import render_page
 from robench.report.html.audit import findings_context
-from robench.report.html.found import alone_table, attack_table, chart_context, class_table, cost_context, superclass_table
 from robench.report.html.gallery import gallery_context
 from robench.report.html.method import UNIT, ledger_table, run_threat, settings_table
 from robench.report.html.parts import Bar
+from robench.report.html.result_sections import (
+    alone_table,
+    attack_table,
+    chart_context,
+    class_table,
+    cost_context,
+    superclass_table,
+)
+from robench.report.metadata import READING, commands, notes, provenance, threat_text
 from robench.report.tables import UNION, accuracy_text, percent, summarise
 
 
@@ -75,35 +82,35 @@ def verdict_context(results: Results, summary: pd.DataFrame) -> dict[str, Any]:
 
 def _meaning(results: Results, clean: pd.Series, union: pd.Series) -> list[str]:
     n, right = int(union["n"]), int(clean["n"] - clean["misclassified"] - clean["undecided"])
-    kept, silent = round(union["robust_low"] * n), int(clean["undecided"])
+    survivors, silent = round(union["robust_low"] * n), int(clean["undecided"])
     open_ = int(union["undecided"]) - silent
     attacks = len(results.columns)
-    said = [
+    sentences = [
         f"Of {n:,} test images the model gets {right:,} right. After {'the one attack' if attacks == 1 else f'all {attacks} attacks'}, in "
-        f"which {threat_text(results.description['threat'])}, it still gets {'at least ' if open_ or silent else ''}{kept:,} of them right."
+        f"which {threat_text(results.description['threat'])}, it still gets {'at least ' if open_ or silent else ''}{survivors:,} of them right."
     ]
     if silent:
-        said.append(
+        sentences.append(
             f"On {silent:,} more it says no class even without attack: they count neither as robust nor as broken, and the number lies between "
             "two bounds."
         )
     if open_:
-        said.append(
+        sentences.append(
             f"On {open_:,} more an attack failed, which says nothing about the model: the number lies between two bounds until the attack is "
             "mended and the same command is run again."
         )
-    said.append("A stronger attack can only lower this number; the interval covers the choice of test images alone.")
-    return said + (_doubt(results) if kept or open_ or silent else [])
+    sentences.append("A stronger attack can only lower this number; the interval covers the choice of test images alone.")
+    return sentences + (_doubt(results) if survivors or open_ or silent else [])
 
 
 def _doubt(results: Results) -> list[str]:
     """What is missing before the number can be called robust accuracy."""
-    own = [name for name in results.columns if "@" not in name]
-    if not own:
+    white_box = [name for name in results.columns if "@" not in name]
+    if not white_box:
         return [
             "Every image was crafted on another model: this is transfer, and says little about what an attacker of this model can do."
         ]
-    if not any(name.startswith(("autoattack", "fast")) for name in own):
+    if not any(name.startswith(("autoattack", "fast")) for name in white_box):
         return ["Neither AutoAttack nor fast is among the attacks; single attacks alone often leave robust what it breaks."]
     return []
 

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from robench.evaluation.results import Results
-from robench.evaluation.store import CLEAN, LEFT_OUT
+from robench.evaluation.run_folder import CLEAN, LEFT_OUT
 from robench.report.anytime import cost_curve, outlook_lines
 from robench.report.breakdown import broken_alone, superclass_errors
 from robench.report.curves import Curve, against_eps, against_steps
 from robench.report.html.charts import line_chart, step_chart
-from robench.report.html.parts import ACCURACY, Cell, Column, Table, accuracy_cells, count, listed, share
+from robench.report.html.parts import ACCURACY, Cell, Heading, Table, accuracy_cells, count, listed, share
 from robench.report.tables import UNION, is_stage, left_out, per_class, percent, table_rows, title
 
 
@@ -21,38 +21,47 @@ def attack_table(results: Results, summary: pd.DataFrame) -> Table:
     """Every attack and stage, with intervals."""
     alone = broken_alone(results) if len(results.columns) > 1 else {}
     columns = (
-        Column("attack", number=False), *ACCURACY, Column("broken", about="by the images that it returned"),
-        Column("by best query", about="by any image that it showed to the model"),
-        Column("it alone", about="samples that no other column broke"), Column("success %", about="of the samples that it was given"),
+        Heading("attack", number=False), *ACCURACY, Heading("broken", about="by the images that it returned"),
+        Heading("by best query", about="by any image that it showed to the model"),
+        Heading("it alone", about="samples that no other column broke"), Heading("success %", about="of the samples that it was given"),
     )  # fmt: skip
     rows = []
     for name, row in table_rows(summary):
         kind = "stage" if is_stage(name) else "union" if name == UNION else ""
-        found = Cell("", float("nan")) if name not in alone else count(len(alone[name]))
-        said = name.rpartition("/")[2] if is_stage(name) else title(name)
-        head = Cell(said, kind=kind, note=name)
+        broken_alone_cell = Cell("", float("nan")) if name not in alone else count(len(alone[name]))
+        heading = name.rpartition("/")[2] if is_stage(name) else title(name)
+        head = Cell(heading, kind=kind, note=name)
         if left_out(row):
-            rows.append([Cell(f"{said} ({LEFT_OUT})", kind=kind, note=row["mode"]), *[Cell("", float("nan"))] * (len(columns) - 1)])
+            rows.append(
+                [Cell(f"{heading} ({LEFT_OUT})", kind=kind, note=row["mode"]), *[Cell("", float("nan"))] * (len(columns) - 1)]
+            )
             continue
         rows.append(
-            [head, *accuracy_cells(row), count(row["broken"]), count(row["best_broken"]), found, share(row["attack_success_rate"])]
+            [
+                head,
+                *accuracy_cells(row),
+                count(row["broken"]),
+                count(row["best_broken"]),
+                broken_alone_cell,
+                share(row["attack_success_rate"]),
+            ]
         )
     return Table("attacks", "Robust accuracy after each attack, of all samples", columns, rows)
 
 
 def chart_context(results: Results, summary: pd.DataFrame) -> list[dict[str, Any]]:
     """A chart and its numbers against eps and against steps, where there are two points or more."""
-    norm, found = results.description["threat"]["norm"], []
+    norm, charts = results.description["threat"]["norm"], []
     for what, label, curves in (
         ("eps", f"eps, {norm}", against_eps(results, summary)),
         ("steps", "steps", against_steps(results, summary)),
     ):
         if curves:
-            said = f"Robust accuracy against {what}: " + "; ".join(map(_spoken, curves))
+            description = f"Robust accuracy against {what}: " + "; ".join(map(_spoken, curves))
             accent = next((curve.name for curve in curves if curve.name in (UNION, "AutoAttack")), "")
-            svg = line_chart(curves, label=label, said=said, log=what == "steps", accent=accent)
-            found.append({"what": what, "svg": svg, "table": _curve_table(what, label, curves)})
-    return found
+            svg = line_chart(curves, label=label, description=description, log=what == "steps", accent=accent)
+            charts.append({"what": what, "svg": svg, "table": _curve_table(what, label, curves)})
+    return charts
 
 
 def cost_context(results: Results) -> dict[str, Any] | None:
@@ -65,24 +74,24 @@ def cost_context(results: Results) -> dict[str, Any] | None:
     }
     if not lines:
         return None
-    said = "Robust accuracy against cost: " + "; ".join(
+    description = "Robust accuracy against cost: " + "; ".join(
         f"{name} ends at {line[-1][1]:.2f} % after {line[-1][0]:,.0f} units a sample" for name, line in lines.items()
     )
     return {
-        "svg": step_chart(lines, label="units a sample: a forward pass 1, a backward pass 2", said=said),
+        "svg": step_chart(lines, label="units a sample: a forward pass 1, a backward pass 2", description=description),
         "outlook": [line.removeprefix("- ").replace("**", "") for line in outlook_lines(results)],
     }
 
 
 def _spoken(curve: Curve) -> str:
-    return f"{curve.name} " + ", ".join(f"{percent(point.accuracy)} % at {point.said}" for point in curve.points)
+    return f"{curve.name} " + ", ".join(f"{percent(point.accuracy)} % at {point.x_text}" for point in curve.points)
 
 
 def _curve_table(what: str, label: str, curves: list[Curve]) -> Table:
-    columns = (Column("attack", number=False), Column(label), Column("n"), Column("robust %"), Column("95 % interval"))
+    columns = (Heading("attack", number=False), Heading(label), Heading("n"), Heading("robust %"), Heading("95 % interval"))
     rows = [
         [
-            Cell(curve.name), Cell(point.said, point.x), count(point.n), share(point.accuracy),
+            Cell(curve.name), Cell(point.x_text, point.x), count(point.n), share(point.accuracy),
             Cell(f"{percent(point.low)} to {percent(point.high)}", point.low),
         ]
         for curve in curves
@@ -97,13 +106,13 @@ def class_table(results: Results) -> Table:
     shares = per_class(results, names)
     labels = results.verdicts[results.verdicts["attack"] == CLEAN]["label"].value_counts()
     classes, coarse = results.description["data"]["classes"], results.description["data"].get("coarse")
-    columns = [Column("class", number=False), *([Column("superclass", number=False)] if coarse else []), Column("samples")]
+    columns = [Heading("class", number=False), *([Heading("superclass", number=False)] if coarse else []), Heading("samples")]
     rows = []
     for label, row in shares.iterrows():
         place = None if coarse is None else coarse["of_class"][label]
         above = [] if coarse is None else [Cell("" if place is None else coarse["classes"][place])]
         rows.append([Cell(classes[label]), *above, count(labels.get(label, 0)), *(_shaded(value) for value in row)])
-    columns += [Column(title(name)) for name in names]
+    columns += [Heading(title(name)) for name in names]
     return Table("classes", "Percent of each class that is robust", tuple(columns), rows, tall=len(rows) > 30)
 
 
@@ -115,28 +124,28 @@ def _shaded(fraction: float) -> Cell:
 
 def superclass_table(results: Results) -> Table | None:
     """Whether wrong answers stay inside the superclass; None where the data has none."""
-    found = superclass_errors(results)
-    if not found:
+    errors = superclass_errors(results)
+    if not errors:
         return None
     columns = (
-        Column("attack", number=False), Column("wrong answers"), Column("within the superclass"), Column("within %"),
-        Column("95 % interval"), Column("by chance %", about="were every other class as likely"), Column("across"),
+        Heading("attack", number=False), Heading("wrong answers"), Heading("within the superclass"), Heading("within %"),
+        Heading("95 % interval"), Heading("by chance %", about="were every other class as likely"), Heading("across"),
     )  # fmt: skip
     rows = [
         [
             Cell(title(each.attack)), count(each.errors), count(each.within), share(each.within / each.errors),
             Cell(f"{percent(each.low)} to {percent(each.high)}", each.low), share(each.chance), count(each.errors - each.within),
         ]
-        for each in found
+        for each in errors
     ]  # fmt: skip
     return Table("superclasses", "Where wrong answers land: within the superclass of the right one, or across", columns, rows)
 
 
 def alone_table(results: Results) -> Table | None:
     """Which samples one column alone breaks; None where there is none, or one column only."""
-    found = {name: places for name, places in broken_alone(results).items() if places}
-    if not found or len(results.columns) < 2:
+    alone = {name: places for name, places in broken_alone(results).items() if places}
+    if not alone or len(results.columns) < 2:
         return None
-    rows = [[Cell(title(name)), count(len(places)), listed(places)] for name, places in found.items()]
-    columns = (Column("attack", number=False), Column("samples"), Column("which, by their place in the data", number=False))
+    rows = [[Cell(title(name)), count(len(places)), listed(places)] for name, places in alone.items()]
+    columns = (Heading("attack", number=False), Heading("samples"), Heading("which, by their place in the data", number=False))
     return Table("alone", "Samples that one attack alone breaks", columns, rows)

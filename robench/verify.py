@@ -10,16 +10,16 @@ from robench.api import subject_of
 from robench.data import load_dataset
 from robench.evaluation.device import use_device
 from robench.evaluation.replay import Replay, replay_run
-from robench.evaluation.store import read_run
+from robench.evaluation.run_folder import read_run
 from robench.interchange.bundle import opened, refuse_other_table
-from robench.models.loading import of_head
-from robench.models.multihead import MAIN
+from robench.models.multihead import MAIN_HEAD
 from robench.models.sources import source_of
-from robench.types import OwnModel, RobenchError
+from robench.models.subject import of_head
+from robench.types import ExternalModel, RobenchError
 
 
 def verify(
-    run: Path, *, ckpt: Path | None = None, model: str | OwnModel | None = None, dataset: str | None = None, data_dir: Path | None = None,
+    run: Path, *, ckpt: Path | None = None, model: str | ExternalModel | None = None, dataset: str | None = None, data_dir: Path | None = None,
     device: str = "auto", threads: int | None = None,
 ) -> tuple[list[Replay], str]:  # fmt: skip
     """Replays a run's stored adversarial images against the model.
@@ -27,7 +27,7 @@ def verify(
     Args:
         run: a folder of ``robench attack --save-adv``, or a file of ``robench bundle``, whose every part is compared with its digest.
         ckpt, model: the model, where it no longer lies where the run found it; a model without ``where`` is the run's own, as
-            ``OwnModel.trust`` allows.
+            ``ExternalModel.trust`` allows.
         dataset, data_dir: the data, likewise.
         device, threads: see ``use_device``.
 
@@ -44,13 +44,13 @@ def verify(
 
 
 def _replay(
-    folder: Path, run: Path, ckpt: Path | None, model: str | OwnModel | None, dataset: str | None, data_dir: Path | None, device: str,
+    folder: Path, run: Path, ckpt: Path | None, model: str | ExternalModel | None, dataset: str | None, data_dir: Path | None, device: str,
     threads: int | None,
 ) -> tuple[list[Replay], str]:  # fmt: skip
     """As ``verify``, of the folder that ``run`` is or was unpacked into."""
     described = read_run(folder)
-    origin, head = described["model"]["origin"], described["model"]["origin"].get("head", MAIN)
-    if ckpt is None and (model is None or (isinstance(model, OwnModel) and not model.where)):
+    origin, head = described["model"]["origin"], described["model"]["origin"].get("head", MAIN_HEAD)
+    if ckpt is None and (model is None or (isinstance(model, ExternalModel) and not model.reference)):
         ckpt, model = _named_by(run, origin, model)
     data = load_dataset(dataset or described["data"].get("path") or described["data"]["name"], "test", data_dir)
     data = of_head(data, head) if model is None else data
@@ -63,7 +63,7 @@ def _replay(
     return replays, changed
 
 
-def _named_by(run: Path, origin: dict[str, Any], given: OwnModel | None) -> tuple[Path | None, OwnModel | None]:
+def _named_by(run: Path, origin: dict[str, Any], given: ExternalModel | None) -> tuple[Path | None, ExternalModel | None]:
     """The checkpoint or the model that a run says it attacked.
 
     Raises:
@@ -73,13 +73,13 @@ def _named_by(run: Path, origin: dict[str, Any], given: OwnModel | None) -> tupl
         return Path(origin["checkpoint"]), None
     if "model" not in origin:
         raise RobenchError(f"{run} does not say where its model lies; name it with `ckpt` or `model`")
-    where, trust = str(origin["model"]), given is not None and given.trust
-    if source_of(where).runs_code and not trust:
+    reference, trust = str(origin["model"]), given is not None and given.trust
+    if source_of(reference).runs_code and not trust:
         raise RobenchError(
-            f"{run} says that its model is {where}, which is code that would be run: add `trust` where you trust it, or name the model "
+            f"{run} says that its model is {reference}, which is code that would be run: add `trust` where you trust it, or name the model "
             "yourself with `model`"
         )
-    own = given or OwnModel("")
-    weights = Path(origin["weights file"]) if source_of(where).takes_weights and "weights file" in origin else None
-    mean, std = (getattr(own, name) or tuple(origin.get(name, ())) for name in ("mean", "std"))
-    return None, replace(own, where=where, weights=own.weights or weights, mean=mean, std=std)
+    external = given or ExternalModel("")
+    weights = Path(origin["weights file"]) if source_of(reference).takes_weights and "weights file" in origin else None
+    mean, std = (getattr(external, name) or tuple(origin.get(name, ())) for name in ("mean", "std"))
+    return None, replace(external, reference=reference, weights=external.weights or weights, mean=mean, std=std)

@@ -101,7 +101,7 @@ def test_a_failed_attack_names_one_that_needs_no_gradient(images):
 
 
 def test_modules_in_a_plain_list_are_in_eval_mode_and_in_the_digest(images):
-    from robench.models.loading import classifier_of_module
+    from robench.models.subject import classifier_of_module
 
     class Listed(nn.Module):
         def __init__(self, scale):

@@ -71,7 +71,7 @@ def judge(classifier: Classifier, images: Images, labels: Labels, adv_images: Im
         predicted.cpu(),
         distance.cpu(),
         margins(logits, labels).cpu(),
-        "; ".join(part for part in (complaint, said_of(raised, len(images))) if part),
+        "; ".join(part for part in (complaint, describe_raised(raised, len(images))) if part),
     )
 
 
@@ -100,7 +100,7 @@ def classes_of(logits: Logits) -> Tensor:
     return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
 
-def refuse_if_nothing(images: Images, logits: Logits, raised: dict[int, str]) -> None:
+def refuse_if_all_failed(images: Images, logits: Logits, raised: dict[int, str]) -> None:
     """Refuses a model that classified none of some images.
 
     Raises:
@@ -108,13 +108,15 @@ def refuse_if_nothing(images: Images, logits: Logits, raised: dict[int, str]) ->
     """
     if (classes_of(logits) >= 0).any():
         return
-    said = next(iter(raised.values()), NOT_FINITE).removeprefix("RobenchError: ")
+    message = next(iter(raised.values()), NOT_FINITE).removeprefix("RobenchError: ")
     raise RobenchError(
-        said if "the model returned" in said else f"the model cannot classify images of shape {tuple(images.shape)}: {said}"
+        message
+        if "the model returned" in message
+        else f"the model cannot classify images of shape {tuple(images.shape)}: {message}"
     )
 
 
-def said_of(raised: dict[int, str], n: int) -> str:
+def describe_raised(raised: dict[int, str], n: int) -> str:
     """What ``answers`` met, in one line, or ""."""
     if not raised:
         return ""
@@ -202,7 +204,7 @@ def _shape_complaint(images: Images, adv_images) -> str:
 def _complaint(finite: Tensor, boxed: Tensor, near: Tensor, valid: Tensor, farthest: float, threat: ThreatModel) -> str:
     if bool(valid.all()):
         return ""
-    found = [
+    parts = [
         f"{int((~finite).sum())} with NaN or infinity" if not finite.all() else "",
         f"{int((finite & ~boxed).sum())} outside [0, 1]" if not boxed[finite].all() else "",
         f"{int((finite & ~near).sum())} outside the ball (up to {farthest:.6g} of {threat})" if not near[finite].all() else "",
@@ -210,4 +212,4 @@ def _complaint(finite: Tensor, boxed: Tensor, near: Tensor, valid: Tensor, farth
         if (finite & boxed & near & ~valid).any()
         else "",
     ]
-    return f"{int((~valid).sum())} of {len(valid)} images: " + ", ".join(part for part in found if part)
+    return f"{int((~valid).sum())} of {len(valid)} images: " + ", ".join(part for part in parts if part)

@@ -9,21 +9,22 @@ import numpy as np
 import torch
 
 from robench.evaluation.crafting import unwatched
-from robench.evaluation.store import ChunkVerdicts
+from robench.evaluation.run_folder import ChunkVerdicts
 from robench.models.classifier import Classifier
 from robench.types import Outcome
 
 if TYPE_CHECKING:
     from robench.types import Images
 
-SHOWN, SHOWN_LARGE, LARGE = 12, 4, 96  # samples of the first chunk whose images are kept for the report; of images wider than LARGE
+EXAMPLES = 12  # samples of the first chunk whose images are kept for the report
+LARGE, LARGE_EXAMPLES = 96, 4  # pixels a side above which an image is large, and how many of such are kept
 
 
-def with_images(
+def with_examples(
     classifier: Classifier, verdicts: ChunkVerdicts, images: Images, adv_images: Images, places: np.ndarray
 ) -> ChunkVerdicts:
     """The same verdicts with images of those of the chosen samples of a chunk that were attacked."""
-    rows = np.flatnonzero(np.isin(places, to_show(verdicts, SHOWN if images.shape[-1] <= LARGE else SHOWN_LARGE)))
+    rows = np.flatnonzero(np.isin(places, choose_examples(verdicts, EXAMPLES if images.shape[-1] <= LARGE else LARGE_EXAMPLES)))
     clean, adv = images[rows].float(), adv_images[rows].detach().float()
     return replace(
         verdicts,
@@ -34,7 +35,7 @@ def with_images(
     )
 
 
-def to_show(verdicts: ChunkVerdicts, count: int) -> np.ndarray:
+def choose_examples(verdicts: ChunkVerdicts, count: int) -> np.ndarray:
     """Places of the first correctly classified sample of every class, then of the second, up to ``count``."""
     correct = np.flatnonzero(~np.isin(verdicts.outcome, (Outcome.MISCLASSIFIED, Outcome.INVALID)))
     labels, seen = verdicts.label[correct], np.zeros(len(correct), np.int64)

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import click
 
-from robench.types import OwnModel, RobenchError, parse_channels
+from robench.types import ExternalModel, RobenchError, parse_channels
 
 
-def own_model(command):
-    """Adds --model, --weights, --mean, --std, --trust and --weights-dtype; the command gets them as one ``model``, an ``OwnModel`` or None."""
+def model_options(command):
+    """Adds --model, --weights, --mean, --std, --trust and --weights-dtype; the command gets them as one ``model``, an ``ExternalModel`` or None."""
 
     @functools.wraps(command)
     def wrapped(*, model, weights, mean, std, trust, weights_dtype, **rest):
         mean, std = parse_channels(mean, "mean"), parse_channels(std, "std")
-        given = OwnModel(model or "", weights, mean, std, trust, rest.get("data_dir"), weights_dtype)
+        given = ExternalModel(model or "", weights, mean, std, trust, rest.get("data_dir"), weights_dtype)
         used = bool(weights or mean or std or trust or weights_dtype != "float32")
         if used and model is None and (rest.get("ckpt") is not None or command.__name__ != "verify"):
             raise RobenchError(

@@ -26,14 +26,15 @@ def compare_runs(runs: list[Path], out: Path | None = None, *, anyway: bool = Fa
     """
     if out is not None and out.suffix not in (".html", ".md"):
         raise RobenchError(f"`out={out}`: expected a name that ends in .html, for a page, or in .md, for a table in markdown")
-    found = compare(runs, anyway=anyway, robustbench=robustbench)
-    text = comparison_text(found)
+    comparison = compare(runs, anyway=anyway, robustbench=robustbench)
+    text = comparison_text(comparison)
     if out is not None and out.suffix == ".html":
         write_atomically(
-            out, render_comparison(found, {name: relative(each.path, out) for name, each in found.results.items()}).encode()
+            out,
+            render_comparison(comparison, {name: relative(each.path, out) for name, each in comparison.results.items()}).encode(),
         )
     elif out is not None:
-        links = "\n".join(f"- [{each.path.name}]({relative(each.path, out)}/report.md)" for each in found.results.values())
+        links = "\n".join(f"- [{each.path.name}]({relative(each.path, out)}/report.md)" for each in comparison.results.values())
         write_atomically(out, f"# Comparison\n\n{text}\n{links}\n".encode())
     return text
 
@@ -46,7 +47,7 @@ def write_leaderboard(folder: Path, out: Path | None = None) -> str:
     """
     if out is not None and out.suffix != ".html":
         raise RobenchError(f"`out={out}`: expected a name that ends in .html")
-    found = collect(folder)
+    leaderboard = collect(folder)
     if out is not None:
-        write_atomically(out, render_leaderboard(found, folder, lambda path: relative(path, out)).encode())
-    return leaderboard_text(found)
+        write_atomically(out, render_leaderboard(leaderboard, folder, lambda path: relative(path, out)).encode())
+    return leaderboard_text(leaderboard)

@@ -18,8 +18,8 @@ from robench.adapters import robustbench
 from robench.cli import main
 from robench.data import load_dataset
 from robench.models import Classifier, hub
-from robench.models.loading import classifier_of_model
-from robench.types import OwnModel, RobenchError
+from robench.models.subject import classifier_of_model
+from robench.types import ExternalModel, RobenchError
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 NORMALISE = ["--mean", "0.49,0.48,0.45", "--std", "0.25,0.24,0.26"]
@@ -331,7 +331,7 @@ def test_a_foreign_model_is_attacked_by_one_command_and_computes_what_it_compute
 
 def load(where, data=None, head="main", **more):
     data = data or load_dataset("digits", "test")
-    return classifier_of_model(OwnModel(where, **more), data, "cpu", head)
+    return classifier_of_model(ExternalModel(where, **more), data, "cpu", head)
 
 
 def test_logits_are_those_of_the_plain_module_with_normalisation_inside(here, digits):

@@ -11,27 +11,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from robench.attacks import parse_suites
+from robench.attacks import parse_columns
 from robench.audit.comparisons import TRANSFER
-from robench.audit.evidence import MAIN, Evidence, Stored
+from robench.audit.evidence import AUDITED_RADIUS, Evidence, ExternalImages
 from robench.audit.panel import consequences, grid, panel, rest
-from robench.audit.probes import PROBES, Subjects, run_probe
-from robench.audit.probes import N as PROBED
+from robench.audit.probes import PROBE_SAMPLES, PROBES, Subjects, run_probe
 from robench.audit.request import GRID_SAMPLES, AuditRequest
 from robench.audit.surrogate import SURROGATE, surrogate_attack
 from robench.data.augment import to_unit
+from robench.evaluation.external_images import external_column
 from robench.evaluation.results import Results
-from robench.evaluation.store import read_run
-from robench.evaluation.stored import stored_suite
+from robench.evaluation.run_folder import read_run
 from robench.files import write_atomically
-from robench.models.loading import Subject, classifier_of_checkpoint
-from robench.models.output import MAIN as MAIN_HEAD
-from robench.runs import DEFAULT_CHUNK, Place, Run, run_suites
-from robench.types import Dataset, Outcome, Suite, ThreatModel
+from robench.models.output import MAIN_HEAD
+from robench.models.subject import Subject, classifier_of_checkpoint
+from robench.runs import DEFAULT_CHUNK, Place, Run, run_columns
+from robench.types import Column, Dataset, Outcome, ThreatModel
 
 
 @dataclass(eq=False)
-class Desk:
+class Experiments:
     """One audit's experiments."""
 
     subject: Subject
@@ -42,7 +41,7 @@ class Desk:
     learn_from: Dataset
     command: str
     show_progress: bool
-    suites: list[Suite] = field(default_factory=list)  # the columns of the audited radius so far
+    columns: list[Column] = field(default_factory=list)  # the columns of the audited radius so far
 
     @cached_property
     def threat(self) -> ThreatModel:
@@ -62,68 +61,72 @@ class Desk:
     def n_classes(self) -> int:
         return self.subject.classifier.n_classes
 
-    def measure(self, suites: list[Suite], at: str = MAIN, threat: ThreatModel | None = None, n: int | None = None) -> Results:
+    def measure(
+        self, columns: list[Column], at: str = AUDITED_RADIUS, threat: ThreatModel | None = None, n: int | None = None
+    ) -> Results:
         """Runs columns at a radius, or reads what is there already."""
         first = n or self.n
         run = Run(
-            self.subject, self.data, first, suites, threat or self.threat, self.folder / ("run" if at == MAIN else f"run-{at}"),
+            self.subject, self.data, first, columns, threat or self.threat, self.folder / ("run" if at == AUDITED_RADIUS else f"run-{at}"),
             seed=self.request.seed, chunk=DEFAULT_CHUNK,
         )  # fmt: skip
-        found = run_suites(
+        results = run_columns(
             run, Place(self.device, self.device.split(":")[0]), command=self.command, show_progress=self.show_progress
         )
-        assert found is not None  # one process computes all
-        return _only(found, [suite.name for suite in suites])
+        assert results is not None  # one process computes all
+        return _only(results, [column.name for column in columns])
 
     def gather(self) -> Evidence:
         """The panel at the audited radius, AutoAttack on what it left, the other radii, and the probes."""
         request = self.request
-        given = [stored_suite(where, self.data, self.n) for where in request.adv]
-        stored = tuple(self._provenance(where, suite) for where, suite in zip(request.adv, given, strict=True))
-        self.suites.extend([*panel(self.threat, self.n_classes, quick=request.quick), *given])
+        given = [external_column(source, self.data, self.n) for source in request.adv]
+        external = tuple(self._provenance(source, column) for source, column in zip(request.adv, given, strict=True))
+        self.columns.extend([*panel(self.threat, self.n_classes, quick=request.quick), *given])
         for path in request.siblings:
             sources = {str(path): classifier_of_checkpoint(path, self.data, self.device, self.task)}
-            self.suites.extend(parse_suites(f"{TRANSFER}{path}", self.threat, self.n_classes, sources=sources))
-        runs = {MAIN: self.measure(self.suites)}
+            self.columns.extend(parse_columns(f"{TRANSFER}{path}", self.threat, self.n_classes, sources=sources))
+        runs = {AUDITED_RADIUS: self.measure(self.columns)}
         if self.subject.classifier.draws > 1:
-            self.suites.extend(parse_suites("pgd50-eot", self.threat, self.n_classes))
-            runs[MAIN] = self.measure(self.suites)
+            self.columns.extend(parse_columns("pgd50-eot", self.threat, self.n_classes))
+            runs[AUDITED_RADIUS] = self.measure(self.columns)
         if not request.quick:
-            self.suites.append(rest(self.threat, self.n_classes, find_decided(runs[MAIN], stored)))
-            runs[MAIN] = self.measure(self.suites)
+            self.columns.append(rest(self.threat, self.n_classes, find_decided(runs[AUDITED_RADIUS], external)))
+            runs[AUDITED_RADIUS] = self.measure(self.columns)
         for at, (radius, names) in grid(self.threat, self.data.image_shape, quick=request.quick).items():
-            columns = parse_suites(",".join(names), radius, self.n_classes)
+            columns = parse_columns(",".join(names), radius, self.n_classes)
             runs[at] = self.measure(columns, at, radius, min(self.n, GRID_SAMPLES))
         return Evidence(
-            runs, self._probe(runs[MAIN], given), self.subject.digest, self.n_classes, self.data.name, self.threat.norm,
-            self.threat.eps_text, _defended(self.subject), request.protocol, stored, self.subject.classifier.draws,
+            runs, self._probe(runs[AUDITED_RADIUS], given), self.subject.digest, self.n_classes, self.data.name, self.threat.norm,
+            self.threat.eps_text, _defended(self.subject), request.protocol, external, self.subject.classifier.draws,
             request.claim is not None,
         )  # fmt: skip
 
     def follow(self, evidence: Evidence, names: list[str]) -> Evidence:
         """The stronger attacks that findings call for, on what is left."""
-        broken = find_decided(evidence.runs[MAIN], evidence.stored)
+        broken = find_decided(evidence.runs[AUDITED_RADIUS], evidence.external)
         if (broken | evidence.unclassified()).all():
             return evidence
-        elsewhere = {}
+        transfers = {}
         if SURROGATE in names:
-            where = self.folder / "surrogate.safetensors"
-            elsewhere[SURROGATE] = surrogate_attack(self.subject, self.learn_from, self.threat, where, self.request.seed)
-        self.suites.append(consequences(names, self.threat, self.n_classes, broken, elsewhere))
-        return replace(evidence, runs={**evidence.runs, MAIN: self.measure(self.suites)}, _frames={})
+            file = self.folder / "surrogate.safetensors"
+            transfers[SURROGATE] = surrogate_attack(self.subject, self.learn_from, self.threat, file, self.request.seed)
+        self.columns.append(consequences(names, self.threat, self.n_classes, broken, transfers))
+        return replace(evidence, runs={**evidence.runs, AUDITED_RADIUS: self.measure(self.columns)}, _frames={})
 
-    def _probe(self, main: Results, given: list[Suite]) -> dict[str, dict[str, Any]]:
+    def _probe(self, main: Results, given: list[Column]) -> dict[str, dict[str, Any]]:
         """What every probe measured; those of an interrupted audit are kept."""
         clean = main.verdicts[main.verdicts["attack"] == "clean"].sort_values("index")
-        index = torch.from_numpy(clean["index"][clean["outcome"] == Outcome.ROBUST].to_numpy()[:PROBED].copy())
+        index = torch.from_numpy(clean["index"][clean["outcome"] == Outcome.ROBUST].to_numpy()[:PROBE_SAMPLES].copy())
         if not len(index):
             return {}
         device = self.subject.classifier.device
         images, labels = self.data.images[index], self.data.labels[index]
         images = (to_unit(images) if images.dtype == torch.uint8 else images.float()).to(device)
-        stored = {suite.name: each[index].to(device) for suite in given if (each := suite.members[0].stored) is not None}
-        subjects = Subjects(self.subject.classifier, images, labels.to(device), self.threat, stored)
-        key = f"{self.subject.digest[:16]} {self.threat} {self.request.seed} {len(index)} {','.join(stored)}"
+        external = {
+            column.name: each[index].to(device) for column in given if (each := column.stages[0].external_images) is not None
+        }
+        subjects = Subjects(self.subject.classifier, images, labels.to(device), self.threat, external)
+        key = f"{self.subject.digest[:16]} {self.threat} {self.request.seed} {len(index)} {','.join(external)}"
         file = self.folder / "probes.json"
         known = json.loads(file.read_text()) if file.exists() else {}
         known = known if known.get("key") == key else {"key": key}
@@ -133,21 +136,21 @@ class Desk:
                 write_atomically(file, (json.dumps(known, indent=2) + "\n").encode())
         return {name: value for name, value in known.items() if name != "key"}
 
-    def _provenance(self, where: str, suite: Suite) -> Stored:
+    def _provenance(self, source_text: str, column: Column) -> ExternalImages:
         """What is known about where stored images come from: a run folder says it, and ``--source`` does."""
-        run, _, attack = where.rpartition(":")
+        run, _, attack = source_text.rpartition(":")
         if run and (Path(run) / "run.json").is_file():
             described = read_run(Path(run))
-            params = next(column for column in described["suites"] if column["name"] == attack)["members"][-1]["params"]
+            params = next(each for each in described["suites"] if each["name"] == attack)["members"][-1]["params"]
             heads = tuple(params.get("heads", ()))
             named, heads = described["model"], () if heads == (self.request.head,) else heads
             if "transfer from" in params:
-                return Stored(suite.name, params["transfer from"], attack.partition("@")[2], heads)
-            return Stored(suite.name, self._same(described["spec"]["model"], named["origin"]), named["name"], heads)
+                return ExternalImages(column.name, params["transfer from"], attack.partition("@")[2], heads)
+            return ExternalImages(column.name, self._same(described["spec"]["model"], named["origin"]), named["name"], heads)
         if self.request.source is not None:
             source = classifier_of_checkpoint(self.request.source, self.data, self.device, self.task)
-            return Stored(suite.name, self._same(source.digest, source.origin), source.name)
-        return Stored(suite.name)
+            return ExternalImages(column.name, self._same(source.digest, source.origin), source.name)
+        return ExternalImages(column.name)
 
     def _same(self, digest: str, origin: dict[str, Any]) -> str:
         """The digest of weights and code, or the judged model's own where only the code differs."""
@@ -158,17 +161,17 @@ class Desk:
 def _only(results: Results, names: list[str]) -> Results:
     """What this audit asked for: a folder may hold columns of earlier ones, with other options."""
     stages = {name: results.stages[name] for name in names}
-    kept = {"clean", *names, *(stage for each in stages.values() for stage in each)}
-    suites = [suite for suite in results.description["suites"] if suite["name"] in names]
+    attacks = {"clean", *names, *(stage for each in stages.values() for stage in each)}
+    columns = [column for column in results.description["suites"] if column["name"] in names]
     return replace(
-        results, columns=names, stages=stages, description={**results.description, "suites": suites},
-        verdicts=results.verdicts[results.verdicts["attack"].isin(kept)], ledger=results.ledger[results.ledger["attack"].isin(kept)],
+        results, columns=names, stages=stages, description={**results.description, "suites": columns},
+        verdicts=results.verdicts[results.verdicts["attack"].isin(attacks)], ledger=results.ledger[results.ledger["attack"].isin(attacks)],
     )  # fmt: skip
 
 
-def find_decided(results: Results, stored: tuple[Stored, ...]) -> np.ndarray:
+def find_decided(results: Results, external: tuple[ExternalImages, ...]) -> np.ndarray:
     """Which samples are wrong without attack or were broken by any column but stored images, bool (n,)."""
-    rows = results.verdicts[~results.verdicts["attack"].isin([each.column for each in stored])]
+    rows = results.verdicts[~results.verdicts["attack"].isin([each.column for each in external])]
     settled = rows["best"].isin((Outcome.MISCLASSIFIED, Outcome.BROKEN))
     return settled.groupby(rows["index"]).any().sort_index().to_numpy()
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from robench.evaluation.crafting import Conditions, Cost, Crafted
-from robench.evaluation.memory import backing_off
-from robench.evaluation.store import ChunkVerdicts
-from robench.evaluation.verify import Judgement, judge
+from robench.evaluation.judge import Judgement, judge
+from robench.evaluation.memory import retry_in_smaller_passes
+from robench.evaluation.run_folder import ChunkVerdicts
 from robench.models.classifier import Classifier
 from robench.types import Outcome
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class AttackedVerdicts:
     """What the samples that were attacked turned out to be; see ``ChunkVerdicts``.
 
     Attributes:
@@ -37,10 +37,10 @@ class Found:
     message: str = ""
     ties: int = 0
     images: Images | None = field(default=None)
-    found_at: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    broken_at: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @classmethod
-    def nothing(cls, images: Images) -> Found:
+    def nothing(cls, images: Images) -> AttackedVerdicts:
         """Of no samples.
 
         Args:
@@ -50,7 +50,9 @@ class Found:
         return cls(text, text, np.zeros(0, np.int64), number, number, images=images)
 
 
-def judge_crafted(classifier: Classifier, images: Images, labels: Labels, crafted: Crafted, conditions: Conditions) -> Found:
+def judge_crafted(
+    classifier: Classifier, images: Images, labels: Labels, crafted: Crafted, conditions: Conditions
+) -> AttackedVerdicts:
     """What the returned images are, and what the best queries add to them."""
     n, message, adv_images = len(images), crafted.message, crafted.returned
     outcome, adv_pred = np.full(n, Outcome.ERROR, "U13"), np.full(n, -1)
@@ -59,7 +61,7 @@ def judge_crafted(classifier: Classifier, images: Images, labels: Labels, crafte
         judged = judged_of(classifier, images, labels, adv_images, conditions)
         outcome, adv_pred, message = np.array(judged.outcomes, "U13"), judged.adv_pred.numpy(), judged.complaint
         distance, margin = judged.distance.numpy(), judged.margin.numpy()
-    rows = np.flatnonzero(crafted.found.cpu().numpy() & (outcome != Outcome.BROKEN))
+    rows = np.flatnonzero(crafted.broken.cpu().numpy() & (outcome != Outcome.BROKEN))
     best, ties = outcome.copy(), crafted.ties
     if isinstance(adv_images, Tensor) and adv_images.shape == images.shape:
         invalid = torch.from_numpy(outcome == Outcome.INVALID).to(images.device)
@@ -67,26 +69,28 @@ def judge_crafted(classifier: Classifier, images: Images, labels: Labels, crafte
     else:
         adv_images = images.clone() if len(rows) and conditions.save else None
     if len(rows):
-        where = torch.from_numpy(rows).to(images.device)
-        seen = judged_of(classifier, images[where], labels[where], crafted.best[where], conditions)
+        row_index = torch.from_numpy(rows).to(images.device)
+        seen = judged_of(classifier, images[row_index], labels[row_index], crafted.best[row_index], conditions)
         held = np.array(seen.outcomes) == Outcome.BROKEN
         rows, ties = rows[held], ties + (int((~held).sum()) if classifier.draws == 1 else 0)
         best[rows] = Outcome.BROKEN
-        if conditions.counts_best:
+        if conditions.count_queries:
             outcome[rows], adv_pred[rows] = Outcome.BROKEN, seen.adv_pred.numpy()[held]
             distance[rows], margin[rows] = seen.distance.numpy()[held], seen.margin.numpy()[held]
-        if adv_images is not None and (conditions.counts_best or conditions.save):
+        if adv_images is not None and (conditions.count_queries or conditions.save):
             adv_images[rows] = crafted.best[rows]
-    return Found(outcome, best, adv_pred, distance, margin, message, ties, adv_images, crafted.found_at.cpu().numpy())
+    return AttackedVerdicts(outcome, best, adv_pred, distance, margin, message, ties, adv_images, crafted.broken_at.cpu().numpy())
 
 
 def judged_of(classifier: Classifier, images: Images, labels: Labels, adv_images: Images, conditions: Conditions) -> Judgement:
     """As ``judge``, in smaller passes where memory runs out."""
-    return backing_off(classifier, len(images), lambda: judge(classifier, images, labels, adv_images, conditions.threat))
+    return retry_in_smaller_passes(
+        classifier, len(images), lambda: judge(classifier, images, labels, adv_images, conditions.threat)
+    )
 
 
-def spread(
-    found: Found, clean: ChunkVerdicts, before: np.ndarray, places: np.ndarray, cost: Cost, machine: str, peak: int
+def over_whole_chunk(
+    judged: AttackedVerdicts, clean: ChunkVerdicts, before: np.ndarray, places: np.ndarray, cost: Cost, machine: str, peak: int
 ) -> ChunkVerdicts:
     """What was found at ``places`` as verdicts of the whole chunk. A model that is wrong already is not broken by anything."""
     wrong = before == Outcome.MISCLASSIFIED
@@ -94,13 +98,13 @@ def spread(
     outcome[clean.clean_pred < 0] = Outcome.ERROR
     best, adv_pred = outcome.copy(), np.where(wrong, clean.clean_pred, -1)
     distance, margin = np.where(wrong, 0, np.nan).astype(np.float32), np.full(len(before), np.nan, np.float32)
-    found_at = np.full(len(before), np.nan, np.float32)
-    at_the_end = np.where(np.isnan(found.found_at), cost.forwards + 2 * cost.backwards, found.found_at)
-    found_at[places] = np.where(found.best == Outcome.BROKEN, at_the_end, np.nan)
-    adv_pred[places], distance[places], margin[places] = found.adv_pred, found.distance, found.margin
-    outcome[places] = np.where(wrong[places], Outcome.MISCLASSIFIED, found.outcome)
-    best[places] = np.where(wrong[places], Outcome.MISCLASSIFIED, found.best)
+    broken_at = np.full(len(before), np.nan, np.float32)
+    at_the_end = np.where(np.isnan(judged.broken_at), cost.forwards + 2 * cost.backwards, judged.broken_at)
+    broken_at[places] = np.where(judged.best == Outcome.BROKEN, at_the_end, np.nan)
+    adv_pred[places], distance[places], margin[places] = judged.adv_pred, judged.distance, judged.margin
+    outcome[places] = np.where(wrong[places], Outcome.MISCLASSIFIED, judged.outcome)
+    best[places] = np.where(wrong[places], Outcome.MISCLASSIFIED, judged.best)
     return ChunkVerdicts(
         clean.index, clean.label, clean.clean_pred, outcome, adv_pred, distance, margin, cost.forwards, cost.backwards,
-        cost.seconds, machine, found.message or clean.message, best, found.ties, cost.mode, peak, found_at=found_at,
+        cost.seconds, machine, judged.message or clean.message, best, judged.ties, cost.mode, peak, broken_at=broken_at,
     )  # fmt: skip

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from robench.digest import digest_tensors
 from robench.models.classifier import Classifier
-from robench.models.loading import Subject
 from robench.models.multihead import MultiHead
-from robench.types import Attack, Dataset, Elsewhere, Keeps, RobenchError, Suite
+from robench.models.subject import Subject
+from robench.types import Attack, Column, CraftingTarget, Dataset, ReturnPolicy, RobenchError
 
 if TYPE_CHECKING:
     from robench.types import Images, Labels
@@ -65,9 +65,9 @@ class Heads:
     @property
     def digest(self) -> str:
         """Of the weights that images are crafted on."""
-        own = tuple(f"heads.{head}." for head in self.heads)
+        prefixes = tuple(f"heads.{head}." for head in self.heads)
         state = self.model.state_dict()
-        return digest_tensors({name: tensor for name, tensor in state.items() if name.startswith(("backbone.", *own))})
+        return digest_tensors({name: tensor for name, tensor in state.items() if name.startswith(("backbone.", *prefixes))})
 
     def n_classes(self, chunk: int) -> int:
         """Combinations of classes, where a contrastive head has as many as there are samples in a chunk."""
@@ -77,8 +77,8 @@ class Heads:
         """The heads as one classifier, and the combinations that the chunk's labels are."""
         combined = torch.zeros_like(labels)
         for head in self.heads:
-            own = torch.arange(len(index)) if self.widths[head] is None else self.targets[head][index]
-            combined = combined * (self.widths[head] or len(images)) + own.to(labels.device)
+            head_labels = torch.arange(len(index)) if self.widths[head] is None else self.targets[head][index]
+            combined = combined * (self.widths[head] or len(images)) + head_labels.to(labels.device)
         module = _Joint(self.model.to(images.device), self.heads, self.widths)
         classifier = Classifier(module, self.n_classes(len(images)), **self.normalise).to(images.device)
         if any(self.widths[head] is None for head in self.heads):
@@ -115,52 +115,52 @@ class _Joint(nn.Module):
         return output[:, : self.widths[name]]
 
 
-def crafted_on(attack: Attack, source: Subject, elsewhere: Transfer | None = None) -> Attack:
+def crafted_on(attack: Attack, source: Subject, crafting_target: Transfer | None = None) -> Attack:
     """The attack, crafted on another model: a transfer attack, whose name and parameters say so.
 
     Args:
         attack: to be crafted there.
         source: the other model.
-        elsewhere: how; by default on whole chunks.
+        crafting_target: how; by default on whole chunks.
     """
-    where = elsewhere or Transfer(source.classifier)
-    return _elsewhere(attack, f"{attack.name}@{source.name}", where, {"transfer from": source.digest})
+    target = crafting_target or Transfer(source.classifier)
+    return _crafted_by(attack, f"{attack.name}@{source.name}", target, {"transfer from": source.digest})
 
 
-def _refuse_detectors(suites: list[Suite], heads: str) -> None:
-    for suite in suites:
-        if any(member.keeps != Keeps.LAST for member in suite.members if member.elsewhere is None):
+def _refuse_detectors(columns: list[Column], heads: str) -> None:
+    for column in columns:
+        if any(stage.returns != ReturnPolicy.LAST for stage in column.stages if stage.crafting_target is None):
             raise RobenchError(
-                f"`attack_heads={heads}`: {suite.name} leaves a sample alone as soon as the heads that it asks are wrong, which says nothing "
+                f"`attack_heads={heads}`: {column.name} leaves a sample alone as soon as the heads that it asks are wrong, which says nothing "
                 "about the judged one; use fgsm or pgdN"
             )
 
 
-def on_heads(suites: list[Suite], heads: str, target: Heads) -> list[Suite]:
+def on_heads(columns: list[Column], heads: str, target: Heads) -> list[Column]:
     """The suites, crafted on other heads than the one that is judged; transfer attacks stay as they are.
 
     Args:
-        suites: columns.
+        columns: columns.
         heads: what the user called them.
         target: the same, see ``make_heads_target``.
 
     Raises:
         RobenchError: an attack ends where its own classifier errs.
     """
-    _refuse_detectors(suites, heads)
+    _refuse_detectors(columns, heads)
     described = {"heads": list(target.heads), "weights": target.digest}
 
     def moved(attack: Attack, name: str) -> Attack:
-        return attack if attack.elsewhere is not None else _elsewhere(attack, name, target, described)
+        return attack if attack.crafting_target is not None else _crafted_by(attack, name, target, described)
 
-    def column(suite: Suite) -> Suite:
-        name = f"{suite.name}(heads={heads})"
-        if suite.cascade:
-            return replace(suite, name=name, members=tuple(moved(member, member.name) for member in suite.members))
-        member = moved(suite.members[0], name)
-        return replace(suite, name=member.name, members=(member,))
+    def moved_column(column: Column) -> Column:
+        name = f"{column.name}(heads={heads})"
+        if column.is_cascade:
+            return replace(column, name=name, stages=tuple(moved(stage, stage.name) for stage in column.stages))
+        stage = moved(column.stages[0], name)
+        return replace(column, name=stage.name, stages=(stage,))
 
-    return [column(suite) for suite in suites]
+    return [moved_column(column) for column in columns]
 
 
 def make_heads_target(heads: str, subject: Subject, dataset: Dataset) -> Heads:
@@ -188,8 +188,8 @@ def make_heads_target(heads: str, subject: Subject, dataset: Dataset) -> Heads:
     return Heads(subject.model, chosen, widths, targets, subject.normalise)
 
 
-def _elsewhere(attack: Attack, name: str, elsewhere: Elsewhere, params: dict[str, Any]) -> Attack:
+def _crafted_by(attack: Attack, name: str, crafting_target: CraftingTarget, params: dict[str, Any]) -> Attack:
     # What the other classifier misclassifies proves nothing about this one, so that the referee cannot end the call or share it.
     return replace(
-        attack, name=name, elsewhere=elsewhere, params={**attack.params, **params}, keeps=Keeps.LAST, prefix_of=""
+        attack, name=name, crafting_target=crafting_target, params={**attack.params, **params}, returns=ReturnPolicy.LAST, prefix_of=""
     )  # fmt: skip

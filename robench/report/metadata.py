@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from robench.evaluation.results import Results, failing
-from robench.evaluation.store import CLEAN
+from robench.evaluation.run_folder import CLEAN
 from robench.report.trained import trained_and_evaluated, training_facts
 
 READING = (
@@ -37,23 +37,23 @@ class Note:
 
 def notes(results: Results, summary: pd.DataFrame) -> list[Note]:
     """What a reader must know before believing a table."""
-    run, found = results.description, []
+    run, notes_so_far = results.description, []
     if run["n"] < run["data"]["n"]:
-        found.append(Note("Partial", f"the first {run['n']:,} of {run['data']['n']:,} {run['data']['split']} samples."))
-    said = failing(results.ledger).groupby("attack", sort=False)["message"]
-    clean = list(said.get_group(CLEAN)) if CLEAN in said.groups else []
+        notes_so_far.append(Note("Partial", f"the first {run['n']:,} of {run['data']['n']:,} {run['data']['split']} samples."))
+    messages = failing(results.ledger).groupby("attack", sort=False)["message"]
+    clean = list(messages.get_group(CLEAN)) if CLEAN in messages.groups else []
     if clean:
         text = "samples that the model cannot classify even without attack count neither as robust nor as broken."
-        found.append(Note("Not classified", text, tuple(clean)))
-    failed = tuple(f"{name}: {message}" for name, message in said.first().items() if name != CLEAN)
+        notes_so_far.append(Note("Not classified", text, tuple(clean)))
+    failed = tuple(f"{name}: {message}" for name, message in messages.first().items() if name != CLEAN)
     if failed and (summary["undecided"] > 0).any():
         text = "samples it failed on count neither as robust nor as broken, so that accuracies are given as bounds."
-        found.append(Note("An attack failed", text, failed))
+        notes_so_far.append(Note("An attack failed", text, failed))
     if results.unfinished:
-        found.append(Note("Unfinished, not shown", f"{', '.join(results.unfinished)}. The same command goes on."))
+        notes_so_far.append(Note("Unfinished, not shown", f"{', '.join(results.unfinished)}. The same command goes on."))
     machines = sorted(set(results.ledger["machine"]))
     if len(machines) > 1:
-        found.append(Note("Mixed machines", f"last bits may differ between them. {'; '.join(machines)}"))
+        notes_so_far.append(Note("Mixed machines", f"last bits may differ between them. {'; '.join(machines)}"))
     ties = results.ledger.groupby("attack", sort=False)["ties"].sum()
     if ties.any():
         listed = ", ".join(f"{name} {count}" for name, count in ties.items() if count)
@@ -61,8 +61,8 @@ def notes(results: Results, summary: pd.DataFrame) -> list[Note]:
             f"{listed}. Samples that an attack saw misclassified, and robench's own pass over the same image in another "
             "batch did not; they count as robust."
         )
-        found.append(Note("Last-bit ties", text))
-    return found
+        notes_so_far.append(Note("Last-bit ties", text))
+    return notes_so_far
 
 
 def provenance(results: Results) -> list[tuple[str, str]]:
@@ -92,18 +92,18 @@ def _training(run: dict) -> list[tuple[str, str]]:
     ]
 
 
-def attack_facts(results: Results) -> list[tuple[str, str, str, str]]:
+def attack_settings(results: Results) -> list[tuple[str, str, str, str]]:
     """Name, library, parameters and source of every attack and stage."""
     return [
         (
-            f"{suite['name']}/{member['name']}" if suite["cascade"] else suite["name"],
-            member["library"],
-            inline(member["params"]),
-            member["source"],
+            f"{column['name']}/{stage['name']}" if column["cascade"] else column["name"],
+            stage["library"],
+            inline(stage["params"]),
+            stage["source"],
         )
-        for suite in results.description["suites"]
-        for member in suite["members"]
-        if suite["name"] in results.columns
+        for column in results.description["suites"]
+        for stage in column["members"]
+        if column["name"] in results.columns
     ]
 
 

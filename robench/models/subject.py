@@ -17,11 +17,11 @@ from robench.data.augment import to_unit
 from robench.models.adapting import adapt
 from robench.models.classifier import Classifier
 from robench.models.failures import first_line, is_out_of_memory
-from robench.models.multihead import MAIN, HeadLogits, MultiHead, rebuild
-from robench.models.sources import load_own
-from robench.types import Dataset, OwnModel, RobenchError
+from robench.models.multihead import MAIN_HEAD, HeadLogits, MultiHead, rebuild
+from robench.models.sources import load_external
+from robench.types import Dataset, ExternalModel, RobenchError
 
-FEW = 16  # images that a model is asked with
+TRIAL_IMAGES = 16  # images that a model is asked with
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def load_classifier(path: str | Path, device: str = "cpu") -> Classifier:
     return classifier_of_checkpoint(Path(path), None, device).classifier
 
 
-def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str, head: str = MAIN) -> Subject:
+def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str, head: str = MAIN_HEAD) -> Subject:
     """One task of a checkpoint, checked against the data that it is to be tested on.
 
     Args:
@@ -71,7 +71,7 @@ def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str, h
         known = ", ".join(name for name, entry in checkpoint.heads.items() if entry["classes"] is not None)
         raise RobenchError(f"{path} has no head {head!r} that classifies; it has {known}")
     n_classes = checkpoint.heads[head]["classes"]
-    if dataset is not None and head == MAIN and dataset.classes != checkpoint.classes:
+    if dataset is not None and head == MAIN_HEAD and dataset.classes != checkpoint.classes:
         raise RobenchError(
             f"{path} was trained on {checkpoint.dataset} ({checkpoint.n_classes} classes: {_some(checkpoint.classes)}), but {dataset.name} "
             f"has {len(dataset.classes)} ({_some(dataset.classes)}); leave --dataset out to use the checkpoint's own"
@@ -94,7 +94,7 @@ def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str, h
         "versions": dict(checkpoint.versions),
         "training seconds": round(sum(epoch.get("seconds", 0.0) for epoch in checkpoint.history)),
     }
-    if head != MAIN:
+    if head != MAIN_HEAD:
         origin["head"] = head
     return Subject(checkpoint_name(path), classifier, classifier.digest(), origin, model, checkpoint.heads, preprocessing)
 
@@ -105,7 +105,7 @@ def of_head(dataset: Dataset, head: str) -> Dataset:
     Raises:
         RobenchError: it has no labels for that head.
     """
-    if head == MAIN:
+    if head == MAIN_HEAD:
         return dataset
     if head not in dataset.tasks:
         raise RobenchError(f"--head {head!r}: {dataset.name} has labels for {', '.join(dataset.tasks)} only")
@@ -115,7 +115,7 @@ def of_head(dataset: Dataset, head: str) -> Dataset:
 
 def classifier_of_module(
     module: nn.Module | Callable[[Tensor], Any], n_classes: int | None, device: str, name: str = "model", *, mean: Sequence[float] = (),
-    std: Sequence[float] = (), head: str = MAIN, images: Tensor | None = None, weights_dtype: str = "float32",
+    std: Sequence[float] = (), head: str = MAIN_HEAD, images: Tensor | None = None, weights_dtype: str = "float32",
 ) -> Subject:  # fmt: skip
     """Anybody's module, copied so that the original keeps its mode, its gradients and its place, and adapted: see ``adapt``.
 
@@ -163,53 +163,53 @@ def raised(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)} ({Path(place.filename).name}, line {place.lineno})"
 
 
-def classifier_of_model(own: OwnModel, dataset: Dataset, device: str, head: str = MAIN) -> Subject:
+def classifier_of_model(external: ExternalModel, dataset: Dataset, device: str, head: str = MAIN_HEAD) -> Subject:
     """The model that ``--model`` names, as a classifier of the data.
 
     Args:
-        own: see ``robench list models``.
+        external: see ``robench list models``.
         dataset: what it is to be tested on.
         device: where to put it.
         head: which of its outputs holds the logits, where it returns several.
 
     Raises:
-        RobenchError: see ``load_own``; the normalisation has other channels than the images; the model names its classes in
+        RobenchError: see ``load_external``; the normalisation has other channels than the images; the model names its classes in
             another order than the data does.
     """
-    loaded = load_own(own, dataset)
-    _refuse_other_order(own, loaded.classes, dataset)
-    mean, std = (own.mean, own.std) if own.mean else (loaded.mean, loaded.std)
+    loaded = load_external(external, dataset)
+    _refuse_other_order(external, loaded.classes, dataset)
+    mean, std = (external.mean, external.std) if external.mean else (loaded.mean, loaded.std)
     channels = dataset.image_shape[0]
     if len(mean) != len(std) or len(mean) not in (0, 1, channels):
         raise RobenchError(
-            f"--model {own.where}: normalisation by mean {list(mean)} and std {list(std)}, but {dataset.name} has {channels} channels"
+            f"--model {external.reference}: normalisation by mean {list(mean)} and std {list(std)}, but {dataset.name} has {channels} channels"
         )
     subject = classifier_of_module(
-        loaded.module, len(dataset.classes), device, loaded.name, mean=mean, std=std, head=head, images=_few(dataset),
-        weights_dtype=own.weights_dtype,
+        loaded.module, len(dataset.classes), device, loaded.name, mean=mean, std=std, head=head, images=_trial_images(dataset),
+        weights_dtype=external.weights_dtype,
     )  # fmt: skip
     digest = hashlib.sha256(subject.digest.encode() + loaded.code).hexdigest() if loaded.code else subject.digest
-    origin = {"model": own.where, **loaded.origin} | _described(mean, std, head)
+    origin = {"model": external.reference, **loaded.origin} | _described(mean, std, head)
     if subject.notes:
         origin["adapted"] = list(subject.notes)
     return replace(subject, digest=digest, origin=origin)
 
 
-def _few(dataset: Dataset) -> Tensor:
+def _trial_images(dataset: Dataset) -> Tensor:
     """Images to ask a model with."""
-    images = dataset.images[:FEW]
+    images = dataset.images[:TRIAL_IMAGES]
     return to_unit(images) if images.dtype == torch.uint8 else images.float()
 
 
 def _described(mean: Sequence[float], std: Sequence[float], head: str) -> dict[str, Any]:
     """What run.json says about how a module is used."""
-    return ({"mean": list(mean), "std": list(std)} if mean else {}) | ({"head": head} if head != MAIN else {})
+    return ({"mean": list(mean), "std": list(std)} if mean else {}) | ({"head": head} if head != MAIN_HEAD else {})
 
 
-def _refuse_other_order(own: OwnModel, classes: tuple[str, ...], dataset: Dataset) -> None:
+def _refuse_other_order(external: ExternalModel, classes: tuple[str, ...], dataset: Dataset) -> None:
     if set(classes) == set(dataset.classes) and classes != dataset.classes:
         raise RobenchError(
-            f"--model {own.where} has the classes of {dataset.name} in another order: {_some(classes)}; the data has "
+            f"--model {external.reference} has the classes of {dataset.name} in another order: {_some(classes)}; the data has "
             f"{_some(dataset.classes)}; bring one into the order of the other, or every number is wrong"
         )
 

@@ -12,42 +12,42 @@ from torch import Tensor
 
 from robench.data.augment import to_unit
 from robench.digest import digest_tensors
-from robench.evaluation.adv_images import read_packed
-from robench.evaluation.store import keeps_images, read_chunk, read_run, split
-from robench.types import NORMS, Attack, Dataset, RobenchError, Suite
+from robench.evaluation.packed_images import read_packed
+from robench.evaluation.run_folder import keeps_images, read_chunk, read_run, split
+from robench.types import NORMS, Attack, Column, Dataset, RobenchError
 
 # torchattacks' save, RobustBench's and AutoAttack's scripts, and names that people give.
 IMAGE_KEYS = ("adv_inputs", "adv_complete", "x_adv", "adv_images", "adv", "images")
 LABEL_KEYS = ("labels", "y", "y_orig", "targets")
 
 
-def stored_suite(where: str, dataset: Dataset, n: int) -> Suite:
+def external_column(source: str, dataset: Dataset, n: int) -> Column:
     """A column of images that were made before, one per sample of the data set from its first.
 
     Args:
-        where: a ``.pt`` file, or ``RUN:ATTACK`` for what ``--save-adv`` kept in a run folder.
+        source: a ``.pt`` file, or ``RUN:ATTACK`` for what ``--save-adv`` kept in a run folder.
         dataset: the split that they belong to.
         n: samples that are to be evaluated.
 
     Raises:
         RobenchError: there is no such file, it holds no images or code, or they belong to other data.
     """
-    run, colon, attack = where.rpartition(":")
+    run, colon, attack = source.rpartition(":")
     if colon and (Path(run) / "run.json").is_file():
         name, images, params = _of_run(Path(run), attack, dataset, n)
-    elif (Path(where) / "run.json").is_file():
+    elif (Path(source) / "run.json").is_file():
         raise RobenchError(
-            f"--adv {where} is a run folder; name the attack too: {where}:ATTACK, one of {_kept(Path(where), read_run(Path(where)))}"
+            f"--adv {source} is a run folder; name the attack too: {source}:ATTACK, one of {_kept(Path(source), read_run(Path(source)))}"
         )
     else:
-        name, images, params = _of_file(Path(where), dataset, n)
+        name, images, params = _of_file(Path(source), dataset, n)
     if images.shape[1:] != dataset.images.shape[1:]:
-        raise RobenchError(f"--adv {where}: images of shape {tuple(images.shape[1:])}, {dataset.name} has {dataset.image_shape}")
+        raise RobenchError(f"--adv {source}: images of shape {tuple(images.shape[1:])}, {dataset.name} has {dataset.image_shape}")
     attack_of = Attack(
-        name=name, fn=_never, norms=NORMS, gradients=False, params=params, library="stored images", source=Path(where).name,
-        family="stored", stored=images,
+        name=name, fn=_never, norms=NORMS, gradients=False, params=params, library="stored images", source=Path(source).name,
+        family="stored", external_images=images,
     )  # fmt: skip
-    return Suite(name, (attack_of,), cascade=False)
+    return Column(name, (attack_of,), is_cascade=False)
 
 
 def _of_file(path: Path, dataset: Dataset, n: int) -> tuple[str, Tensor, dict[str, Any]]:
@@ -56,8 +56,8 @@ def _of_file(path: Path, dataset: Dataset, n: int) -> tuple[str, Tensor, dict[st
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        said = str(error).strip()
-        first = said.splitlines()[0] if " " in said else "it is no file of torch.save"
+        message = str(error).strip()
+        first = message.splitlines()[0] if " " in message else "it is no file of torch.save"
         raise RobenchError(
             f"--adv {path} cannot be read as plain tensors ({first[:120]}); robench runs no code from such files: save a tensor, or a "
             "dictionary of tensors, with torch.save"
@@ -112,8 +112,8 @@ def _of_run(run: Path, attack: str, dataset: Dataset, n: int) -> tuple[str, Tens
         if chunk.start >= n:
             break
         covered[chunk.start : chunk.stop] = True
-        for member in column["members"]:  # of a cascade, the last stage that attacked a sample decided it
-            verdicts, file = (run / part / member["folder"] / f"{chunk.name}.npz" for part in ("chunks", "adv"))
+        for stage in column["members"]:  # of a cascade, the last stage that attacked a sample decided it
+            verdicts, file = (run / part / stage["folder"] / f"{chunk.name}.npz" for part in ("chunks", "adv"))
             if file.exists() and verdicts.exists():
                 packed = read_packed(file)
                 rows = torch.from_numpy(packed.index < n)
@@ -125,15 +125,15 @@ def _of_run(run: Path, attack: str, dataset: Dataset, n: int) -> tuple[str, Tens
             f"--adv {run}:{attack} has images for {int(covered.sum())} of {n} samples; run that attack again with --save-adv and -n {n}"
         )
     source = description["model"]["name"]
-    kept = [member["folder"] for member in column["members"]]
+    folders = [stage["folder"] for stage in column["members"]]
     return (
         f"{attack}@{source}",
         images,
-        {"transfer from": description["spec"]["model"], "images": {"run": description["spec"], "of": kept}},
+        {"transfer from": description["spec"]["model"], "images": {"run": description["spec"], "of": folders}},
     )
 
 
-def stored_images(run: Path, attack: str, dataset: Dataset, n: int) -> Tensor:
+def saved_images(run: Path, attack: str, dataset: Dataset, n: int) -> Tensor:
     """The images that ``--save-adv`` kept of an attack, float32 (n, C, H, W).
 
     Raises:

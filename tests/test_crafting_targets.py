@@ -11,18 +11,18 @@ from cases import BrightnessClassifier, brightness_data, column, darken, fake, l
 from test_engine import OFFSETS, SPEC, outcomes, run
 
 from robench.api import attack
-from robench.attacks.elsewhere import crafted_on, make_heads_target
+from robench.attacks.crafting_targets import crafted_on, make_heads_target
 from robench.checkpoint import load_checkpoint
-from robench.evaluation.adv_images import pack, read_packed
-from robench.evaluation.stored import stored_suite
+from robench.evaluation.external_images import external_column
+from robench.evaluation.packed_images import pack, read_packed
 from robench.models.classifier import Classifier
-from robench.models.loading import Subject, classifier_of_checkpoint, of_head
 from robench.models.seeded import seeded
-from robench.recheck import verify
+from robench.models.subject import Subject, classifier_of_checkpoint, of_head
 from robench.report import write_report
 from robench.request import AttackRequest
 from robench.training import TrainSpec, train
-from robench.types import Dataset, Outcome, RobenchError, Suite, ThreatModel
+from robench.types import Column, Dataset, Outcome, RobenchError, ThreatModel
+from robench.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_transfer_attack_is_crafted_on_every_sample_of_the_other_model_and_jud
     other = Subject("other", Classifier(Shifted(), 2), "f" * 64, {})
     transferred = crafted_on(fake("record", record), other)
     assert transferred.name == "record@other" and transferred.params["transfer from"] == "f" * 64
-    results = run(tmp_path, [Suite(transferred.name, (transferred,), cascade=False)], spec=replace(SPEC, chunk=5))
+    results = run(tmp_path, [Column(transferred.name, (transferred,), is_cascade=False)], spec=replace(SPEC, chunk=5))
     assert seen == [("Shifted", 5), ("Shifted", 5)]  # misclassified samples are crafted on too
     assert outcomes(results, "record@other") == outcomes(run(tmp_path / "own", [column("darken", darken)]), "darken")
 
@@ -180,7 +180,7 @@ def test_heads_that_are_not_there_are_refused(checkpoints, tmp_path, arch, asked
 def stored(content, tmp_path, dataset, n=None):
     path = tmp_path / "images.pt"
     torch.save(content, path)
-    return stored_suite(str(path), dataset, n or len(dataset))
+    return external_column(str(path), dataset, n or len(dataset))
 
 
 @pytest.fixture
@@ -240,9 +240,9 @@ def test_truncated_and_missing_files_are_refused(gray, tmp_path):
     torch.save(torch.rand(10, 3, 4, 4), tmp_path / "images.pt")
     (tmp_path / "images.pt").write_bytes((tmp_path / "images.pt").read_bytes()[:300])
     with pytest.raises(RobenchError, match="cannot be read as plain tensors"):
-        stored_suite(str(tmp_path / "images.pt"), gray, 10)
+        external_column(str(tmp_path / "images.pt"), gray, 10)
     with pytest.raises(RobenchError, match="no such file; expected a .pt file of images"):
-        stored_suite(str(tmp_path / "gone.pt"), gray, 10)
+        external_column(str(tmp_path / "gone.pt"), gray, 10)
 
 
 def test_kept_images_are_small_and_come_back_inside_the_ball(tmp_path):

@@ -15,16 +15,17 @@ import numpy as np
 
 from robench.digest import derive_seed
 from robench.files import PARTIAL, write_atomically
-from robench.types import Attack, Outcome, RobenchError, RunSpec, Suite
+from robench.types import Attack, Column, Outcome, RobenchError, RunSpec
 
 if TYPE_CHECKING:
-    from robench.evaluation.adv_images import PackedImages
+    from robench.evaluation.packed_images import PackedImages
 
 SCHEMA = 1
 CLEAN = "clean"
 BLIND = "the model passes no gradient"  # is part of the message of an attack that needs one
 REFUSED = "RobenchError: "  # begins the message of an attack that is not for such a model
 LEFT_OUT = "left out"  # begins the mode of a stage that a cascade did not need on a chunk
+ON_DISK = {"broken_at": "found_at"}  # fields that have another name in the files, which version 0.1 writes and reads
 PLAIN = frozenset(("forwards", "backwards", "seconds", "machine", "message", "ties", "mode", "peak_bytes", "adv_digest"))
 
 
@@ -71,7 +72,7 @@ class ChunkVerdicts:
         mode: how the attack was run where that is not by itself: "prefix of pgd50".
         peak_bytes: the most memory that the process had used by then (on CUDA: that the device had).
         adv_digest: of the saved adversarial images, or "".
-        found_at: units that the call of the whole chunk had cost when a query first broke the sample, or in all where none did but what
+        broken_at: units that the call of the whole chunk had cost when a query first broke the sample, or in all where none did but what
             was returned; NaN where it is not broken. See ``Referee``.
         shown, shown_clean, shown_adv: indices and float32 images that the report may show; mostly empty.
         shown_confidence: float32 (S, 2), the softmax of the predicted class on their clean and adversarial images; NaN for a random model.
@@ -94,7 +95,7 @@ class ChunkVerdicts:
     mode: str = ""
     peak_bytes: int = 0
     adv_digest: str = ""
-    found_at: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    broken_at: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     shown: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     shown_clean: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.float32))
     shown_adv: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.float32))
@@ -103,8 +104,8 @@ class ChunkVerdicts:
     def __post_init__(self) -> None:
         if len(self.best) != len(self.outcome):
             object.__setattr__(self, "best", self.outcome)
-        if len(self.found_at) != len(self.outcome):  # a chunk of an earlier version
-            object.__setattr__(self, "found_at", np.full(len(self.outcome), np.nan, np.float32))
+        if len(self.broken_at) != len(self.outcome):  # a chunk of an earlier version
+            object.__setattr__(self, "broken_at", np.full(len(self.outcome), np.nan, np.float32))
         if len(self.shown_confidence) != len(self.shown):  # a file of an earlier robench
             object.__setattr__(self, "shown_confidence", np.full((len(self.shown), 2), np.nan, np.float32))
 
@@ -129,20 +130,20 @@ class ChunkVerdicts:
         return bool(self.unmade.any()) and not self.message.startswith(REFUSED) and BLIND not in self.message
 
 
-def attack_folder(suite: Suite, member: Attack) -> str:
-    """Where a member's chunks lie below ``chunks/``: keyed by every parameter and the library's version."""
-    stages = suite.members if suite.cascade else (member,)
-    described = [[stage.name, stage.library, dict(stage.params)] for stage in stages]
+def attack_folder(column: Column, stage: Attack) -> str:
+    """Where a stage's chunks lie below ``chunks/``: keyed by every parameter and the library's version."""
+    stages = column.stages if column.is_cascade else (stage,)
+    described = [[each.name, each.library, dict(each.params)] for each in stages]
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:10]
-    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in suite.name)
-    return f"{name}-{key}/{member.name}" if suite.cascade else f"{name}-{key}"
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in column.name)
+    return f"{name}-{key}/{stage.name}" if column.is_cascade else f"{name}-{key}"
 
 
-def keeps_images(verdicts: ChunkVerdicts, cascade: bool) -> bool:
+def keeps_images(verdicts: ChunkVerdicts, is_cascade: bool) -> bool:
     """Whether ``--save-adv`` keeps any image of a finished chunk: of every sample, in a cascade of those that the stage was given."""
     if verdicts.mode.startswith(LEFT_OUT):
         return False
-    nothing = {Outcome.INVALID} | ({Outcome.MISCLASSIFIED, Outcome.SKIPPED} if cascade else set())
+    nothing = {Outcome.INVALID} | ({Outcome.MISCLASSIFIED, Outcome.SKIPPED} if is_cascade else set())
     made = (verdicts.clean_pred >= 0) & ~verdicts.unmade
     return not nothing.issuperset(verdicts.outcome[made])
 
@@ -161,18 +162,18 @@ class RunFolder:
     def __init__(self, path: Path, spec: RunSpec) -> None:
         self.path, self.spec = Path(path), spec
         # Listed first: whatever another process puts there meanwhile, it puts run.json there before anything else.
-        there = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
+        present = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
         if (self.path / "run.json").exists():
-            found = read_run(self.path)["spec"]
-            different = [name for name, value in asdict(spec).items() if found.get(name) != value]
+            earlier = read_run(self.path)["spec"]
+            different = [name for name, value in asdict(spec).items() if earlier.get(name) != value]
             if different:
                 named = "; ".join(
-                    f"{name} is {_brief(found.get(name))} there and {_brief(getattr(spec, name))} here" for name in different
+                    f"{name} is {_brief(earlier.get(name))} there and {_brief(getattr(spec, name))} here" for name in different
                 )
                 raise RobenchError(f"{self.path} holds another run: {named}. Choose another --out, or delete the folder")
         elif self.path.exists() and not self.path.is_dir():
             raise RobenchError(f"--out {self.path} is a file; it takes a folder")
-        elif any(not name.endswith(PARTIAL) for name in there):
+        elif any(not name.endswith(PARTIAL) for name in present):
             raise RobenchError(f"{self.path} is not empty and holds no run of robench (no run.json); choose another --out")
 
     def describe(self, description: Mapping[str, Any]) -> None:
@@ -205,7 +206,7 @@ class RunFolder:
         else:
             write_atomically(self.images_path(folder, chunk), images.to_bytes())
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{f.name: getattr(verdicts, f.name) for f in fields(verdicts)})
+        np.savez_compressed(buffer, **{ON_DISK.get(f.name, f.name): getattr(verdicts, f.name) for f in fields(verdicts)})
         write_atomically(self.path / "chunks" / folder / f"{chunk.name}.npz", buffer.getvalue())
 
 
@@ -236,7 +237,8 @@ def read_chunk(path: Path) -> ChunkVerdicts:
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            values = {name: arrays[name] for name in arrays.files}
+            of_field = {on_disk: name for name, on_disk in ON_DISK.items()}
+            values = {of_field.get(name, name): arrays[name] for name in arrays.files}
         plain = {name: values[name].item() for name in values.keys() & PLAIN}
         return ChunkVerdicts(**(values | plain))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError):

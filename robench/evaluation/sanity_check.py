@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from robench.data.augment import to_unit
-from robench.evaluation.memory import backing_off
-from robench.evaluation.signs import signs
-from robench.evaluation.verify import classes_of, refuse_if_nothing
+from robench.evaluation.judge import classes_of, refuse_if_all_failed
+from robench.evaluation.memory import retry_in_smaller_passes
+from robench.evaluation.warning_signs import warning_signs
 from robench.models.classifier import Classifier
 from robench.types import Dataset, RobenchError
 
-LOOKED_AT = 100  # samples
-ASKED_ABOUT = 32  # of them, to see whether a model is random
-FEWEST = 8  # samples that can tell a model from a guesser
-LUCK = 0.01
-CLEARLY = 0.6  # of the samples: a model that has more right is fed as it should be, and no other way is tried
+CHECKED_SAMPLES = 100  # samples
+RANDOMNESS_SAMPLES = 32  # of them, to see whether a model is random
+LEAST_SAMPLES = 8  # samples that can tell a model from a guesser
+SIGNIFICANCE = 0.01
+CLEARLY_RIGHT = 0.6  # of the samples: a model that has more right is fed as it should be, and no other way is tried
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ OTHER_WAYS = {
 }
 
 
-def first_look(classifier: Classifier, data: Dataset, n: int) -> tuple[str, ...]:
+def sanity_check(classifier: Classifier, data: Dataset, n: int) -> tuple[str, ...]:
     """Classifies up to 100 samples, spread over the first ``n``, and says what is suspicious about the answers, a sentence each.
 
     Raises:
@@ -76,7 +76,9 @@ def first_look(classifier: Classifier, data: Dataset, n: int) -> tuple[str, ...]
         raise RobenchError(f"{error} ({_about(data)})") from None
     settle_randomness(classifier, images)
     return tuple(
-        said for said in (_guessing(classifier, images, labels, logits), *signs(classifier, images, labels, logits)) if said
+        warning
+        for warning in (_guessing(classifier, images, labels, logits), *warning_signs(classifier, images, labels, logits))
+        if warning
     )
 
 
@@ -91,21 +93,21 @@ def settle_randomness(classifier: Classifier, images: Tensor) -> None:
         RobenchError: it can classify none of those either.
     """
     try:
-        _settle(classifier, _unit(images[:ASKED_ABOUT], classifier))
+        _settle(classifier, _unit(images[:RANDOMNESS_SAMPLES], classifier))
     except RobenchError:
-        if len(images) <= ASKED_ABOUT:
+        if len(images) <= RANDOMNESS_SAMPLES:
             raise
         _settle(classifier, _unit(images[_spread(len(images))], classifier))
 
 
 def _settle(classifier: Classifier, images: Tensor) -> None:
     fine = images[classes_of(_answered(classifier, images)) >= 0]
-    backing_off(classifier, len(fine), lambda: classifier.settle_draws(fine))
+    retry_in_smaller_passes(classifier, len(fine), lambda: classifier.settle_draws(fine))
 
 
 def _spread(n: int) -> Tensor:
     """Places of up to 100 of ``n`` samples."""
-    return torch.linspace(0, n - 1, min(n, LOOKED_AT)).long()
+    return torch.linspace(0, n - 1, min(n, CHECKED_SAMPLES)).long()
 
 
 def _unit(pixels: Tensor, classifier: Classifier) -> Tensor:
@@ -118,7 +120,7 @@ def _guessing(classifier: Classifier, images: Tensor, labels: Tensor, logits: Te
     predicted, n, n_classes = classes_of(logits), len(images), classifier.n_classes
     hits = int((predicted == labels).sum())
     guesses = _could_be_luck(hits, n, n_classes)
-    if n < FEWEST or not (guesses or hits < CLEARLY * n):
+    if n < LEAST_SAMPLES or not (guesses or hits < CLEARLY_RIGHT * n):
         return ""
     better = _better(classifier, images, labels, predicted)
     if better:
@@ -135,24 +137,24 @@ def _could_be_luck(hits: int, n: int, n_classes: int) -> bool:
     """Whether a guesser has as many hits more than once in a hundred times."""
     from scipy.stats import binom
 
-    return n_classes > 1 and bool(binom.sf(hits - 1, n, 1 / n_classes) > LUCK)
+    return n_classes > 1 and bool(binom.sf(hits - 1, n, 1 / n_classes) > SIGNIFICANCE)
 
 
 def _better(classifier: Classifier, images: Tensor, labels: Tensor, predicted: Tensor) -> str:
     """Another reading of labels or pixels by which far more samples are right, with what to do, or ""."""
     right = predicted == labels
-    found = [
+    tried = [
         (predicted == labels - 1, "with the labels less 1: they start at 1; subtract 1"),
         (predicted == labels + 1, "with the labels plus 1: the model's first class is another one, such as a background; add 1"),
     ]
     for way in OTHER_WAYS.get(images.shape[1], ()):
         try:
             other = classes_of(_answered(classifier, way.change(images)))
-            found.append((other == labels, f"when it is fed {way.name}: {way.remedy}"))
+            tried.append((other == labels, f"when it is fed {way.name}: {way.remedy}"))
         except RobenchError:
             continue
-    hits, said = max(((each, said) for each, said in found), key=lambda pair: int(pair[0].sum()))
-    return f"{int(hits.sum())} {said}" if _is_better(hits, right, len(found)) else ""
+    hits, how = max(((each, how) for each, how in tried), key=lambda pair: int(pair[0].sum()))
+    return f"{int(hits.sum())} {how}" if _is_better(hits, right, len(tried)) else ""
 
 
 def _is_better(hits: Tensor, right: Tensor, tried: int) -> bool:
@@ -160,7 +162,7 @@ def _is_better(hits: Tensor, right: Tensor, tried: int) -> bool:
     from scipy.stats import binom
 
     gained, lost = int((hits & ~right).sum()), int((right & ~hits).sum())
-    return gained > lost and bool(binom.sf(gained - 1, gained + lost, 0.5) * tried <= LUCK)
+    return gained > lost and bool(binom.sf(gained - 1, gained + lost, 0.5) * tried <= SIGNIFICANCE)
 
 
 def _answered(classifier: Classifier, images: Tensor) -> Tensor:
@@ -170,8 +172,8 @@ def _answered(classifier: Classifier, images: Tensor) -> Tensor:
         RobenchError: the model can classify none of the images.
     """
     with torch.no_grad(), classifier.counting():
-        logits, raised = backing_off(classifier, len(images), lambda: classifier.heard(images))
-    refuse_if_nothing(images, logits, raised)
+        logits, raised = retry_in_smaller_passes(classifier, len(images), lambda: classifier.heard(images))
+    refuse_if_all_failed(images, logits, raised)
     return logits
 
 

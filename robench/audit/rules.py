@@ -6,12 +6,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from robench.audit.evidence import MAIN, Evidence
+from robench.audit.evidence import AUDITED_RADIUS, Evidence
 from robench.report.paired import Paired, paired
 from robench.report.tables import interval, percent, title
 from robench.types import Finding, Level
 
-FEW = 2  # samples that prove nothing, however small n is: honest models lose that many to a second attack
+NEGLIGIBLE = 2  # samples that prove nothing, however small n is: honest models lose that many to a second attack
 GRADIENT_FREE = ("pgd50-spsa", "pgd50@surrogate", "square20000")
 
 
@@ -20,41 +20,41 @@ def unknown(why: str) -> Finding:
     return Finding("", Level.UNKNOWN, "not measured", why, "")
 
 
-def missing(evidence: Evidence, *columns: str, at: str = MAIN) -> Finding:
+def missing(evidence: Evidence, *columns: str, at: str = AUDITED_RADIUS) -> Finding:
     """A check whose attacks were not run, or failed."""
     failed = evidence.failed()
     why = [f"{title(name)} {f'failed: {failed[name]}' if name in failed else 'was not run'}" for name in columns]
-    return unknown("; ".join(why) + (f" (radius {at})" if at != MAIN else ""))
+    return unknown("; ".join(why) + (f" (radius {at})" if at != AUDITED_RADIUS else ""))
 
 
 def gap_finding(
-    found: Paired, *, warn: float, fail: float, says: str, fine: str, text: str, calls_for: tuple[str, ...] = (), among: int = 1
+    gap: Paired, *, warn: float, fail: float, says: str, fine: str, text: str, calls_for: tuple[str, ...] = (), among: int = 1
 ) -> Finding:
     """A difference that should not exceed a threshold: it warns by its value and fails by its lower 95 % bound.
 
     Args:
-        found: the difference.
+        gap: the difference.
         warn, fail: the thresholds.
         says, fine: what it means where one is exceeded, and where none is.
         text: what was compared.
         calls_for: the attacks that it leads to.
         among: of how many comparisons this is the largest; p is multiplied by it (Bonferroni).
     """
-    value, low = found.difference, found.low
+    value, low = gap.difference, gap.low
     level = Level.FAIL if low > fail else Level.WARN if value > warn else Level.PASS
-    measured = f"{text}: {100 * value:+.1f} points [{100 * low:+.1f}, {100 * found.high:+.1f}] on {found.n:,} samples; {found}"
+    measured = f"{text}: {100 * value:+.1f} points [{100 * low:+.1f}, {100 * gap.high:+.1f}] on {gap.n:,} samples; {gap}"
     return Finding(
-        "", level, fine if level == Level.PASS else says, measured, "", value, fail if level == Level.FAIL else warn, min(1.0, among * found.p),
+        "", level, fine if level == Level.PASS else says, measured, "", value, fail if level == Level.FAIL else warn, min(1.0, among * gap.p),
         calls_for=() if level == Level.PASS else calls_for,
     )  # fmt: skip
 
 
 def two(evidence: Evidence, first: str, second: str, *, best: bool = True, **judged) -> Finding:
     """The accuracy under one attack against that under another, see ``gap_finding``."""
-    found = evidence.compare(first, second, best=best)
-    if found is None:
+    gap = evidence.compare(first, second, best=best)
+    if gap is None:
         return missing(evidence, *(name for name in (first, second) if evidence.robust(name, best=best) is None))
-    return gap_finding(found, **judged)
+    return gap_finding(gap, **judged)
 
 
 def rises(evidence: Evidence, steps: list[tuple[str, np.ndarray | None]], what: str, says: str, fine: str) -> Finding:
@@ -85,7 +85,7 @@ def left_at(evidence: Evidence, at: str, allowed: float, name: str) -> Finding:
     left = np.logical_and.reduce(list(ran.values()))
     count, n = int(left.sum()), len(left)
     low = interval(count, n)[0]
-    level = Level.FAIL if low > max(allowed, 0.01) and count > FEW else Level.WARN if count / n > allowed else Level.PASS
+    level = Level.FAIL if low > max(allowed, 0.01) and count > NEGLIGIBLE else Level.WARN if count / n > allowed else Level.PASS
     radius = evidence.runs[at].description["threat"]["eps_text"]
     return Finding(
         "", level, f"the attack does not reach {name} even there: it cannot be trusted at a small radius" if level != Level.PASS else f"it reaches {name}",
@@ -102,7 +102,7 @@ def stronger_than(
         return unknown(f"{what}, or what it is compared with, was not run or failed")
     count, n = int((left & broken).sum()), len(left)
     low = interval(count, n)[0]
-    level = Level.FAIL if low > fail and count > FEW else Level.WARN if count else Level.PASS
+    level = Level.FAIL if low > fail and count > NEGLIGIBLE else Level.WARN if count else Level.PASS
     says = f"{what} breaks what {over} left" + (": gradients do not lead to the weak points" if level == Level.FAIL else "")
     return Finding(
         "", level, says if level != Level.PASS else f"{what} adds nothing", f"{count:,} of {int(left.sum()):,} survivors, n = {n:,}", "",
@@ -119,16 +119,18 @@ def survivors(evidence: Evidence, columns: tuple[str, ...]) -> np.ndarray | None
 def probed(evidence: Evidence, probe: str, statistic: str, *, warn: float, fail: float, says: str, fine: str, what: str,
             calls_for: tuple[str, ...] = ()) -> Finding:  # fmt: skip
     """A probe's statistic against two thresholds."""
-    found = evidence.probes.get(probe, {})
-    if found.get(statistic) is None:
-        return unknown(str(found.get("failed") or f"the probe {probe} was not run"))
-    value = float(found[statistic])
+    measured = evidence.probes.get(probe, {})
+    if measured.get(statistic) is None:
+        return unknown(str(measured.get("failed") or f"the probe {probe} was not run"))
+    value = float(measured[statistic])
     if value != value:
         return unknown(f"the probe {probe} gave no number")
-    sure = interval(round(value * found["n"]), found["n"])[0] if "n" in found else value  # of a share, its lower 95 % bound
+    sure = (
+        interval(round(value * measured["n"]), measured["n"])[0] if "n" in measured else value
+    )  # of a share, its lower 95 % bound
     level = Level.FAIL if sure > fail else Level.WARN if value > warn else Level.PASS
-    of = f" of {found['n']}" if "n" in found else ""
-    details = f"; {found['details']}" if found.get("details") else ""
+    of = f" of {measured['n']}" if "n" in measured else ""
+    details = f"; {measured['details']}" if measured.get("details") else ""
     return Finding(
         "", level, fine if level == Level.PASS else says, f"{what} {value:.4g}{of}{details}", "", value,
         fail if level == Level.FAIL else warn, calls_for=() if level == Level.PASS else calls_for,

@@ -14,13 +14,13 @@ from robench.models.failures import is_out_of_memory
 if TYPE_CHECKING:
     from robench.types import Images, Labels, Logits
 
-ASKED = 32  # images whose gradient is looked at
-ALONE = 4  # images that are asked again by themselves
-APART = 0.01  # of the largest logit: more than last bits
+GRADIENT_IMAGES = 32  # images whose gradient is looked at
+SINGLE_IMAGES = 4  # images that are asked again by themselves
+LOGIT_TOLERANCE = 0.01  # of the largest logit: more than last bits
 REMEDY = "ask attacks that need none as well, such as --suite fast or square, or robench audit"
 
 
-def signs(classifier: Classifier, images: Images, labels: Labels, logits: Logits) -> Iterator[str]:
+def warning_signs(classifier: Classifier, images: Images, labels: Labels, logits: Logits) -> Iterator[str]:
     """Remarks about a model whose randomness is settled, one sentence each.
 
     Args:
@@ -35,22 +35,22 @@ def signs(classifier: Classifier, images: Images, labels: Labels, logits: Logits
             f"the model is random: two passes on the same images differ. It is judged by the majority of {classifier.draws} passes; "
             "labels that it made itself may not be its majority"
         )
-    elif len(images) > ALONE:
+    elif len(images) > SINGLE_IMAGES:
         yield from _depends_on_batch(classifier, images, logits)
     if len(images) > 1 and _are_probabilities(logits):
         yield (
             "the model returns probabilities, which robench takes for logits; where they are near 0 and 1 no gradient is left: return what goes "
             "into the softmax"
         )
-    correct = (logits.argmax(1) == labels).nonzero().flatten()[:ASKED]
+    correct = (logits.argmax(1) == labels).nonzero().flatten()[:GRADIENT_IMAGES]
     if len(correct):
         yield from _lacks_gradient(classifier, images[correct], labels[correct])
 
 
 def _depends_on_batch(classifier: Classifier, images: Images, logits: Logits) -> Iterator[str]:
     with torch.no_grad(), classifier.counting():
-        apart = (classifier.heard(images[:ALONE])[0] - logits[:ALONE]).abs().max()
-    if apart > APART * logits.abs().max():
+        apart = (classifier.heard(images[:SINGLE_IMAGES])[0] - logits[:SINGLE_IMAGES]).abs().max()
+    if apart > LOGIT_TOLERANCE * logits.abs().max():
         yield (
             "the model says something else of an image when other images are beside it: its verdicts hold for these batches alone (BatchNorm in "
             "training mode, a mean over the batch?)"
