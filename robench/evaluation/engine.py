@@ -135,8 +135,8 @@ def compute(
 
 
 def _cascade(job: Job, column: Column, data: ChunkData, finished: Mapping[str, ChunkVerdicts]) -> Iterator[Made]:
-    """Each member gets what the earlier ones left undecided or robust; behind a member of doubt only if that one broke something. Where
-    the suite allows it, members that need a gradient are left out once the model has passed none to one of them."""
+    """Each stage gets what the earlier ones left undecided or robust; behind a gate only if that one broke something. Where the column
+    allows it, stages that need a gradient are left out once the model has passed none to one of them."""
     before = data.clean.outcome
     if column.skip:
         decided = np.isin(data.clean.index, list(column.skip)) & (before != Outcome.MISCLASSIFIED)
