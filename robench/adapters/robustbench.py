@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, PackagePath, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -32,12 +32,15 @@ def damaged_files() -> list[str]:
         files = distribution("robustbench").files or []
     except PackageNotFoundError:
         return []
-    return [str(file) for file in files if file.hash is not None and not _is_intact(file)]
+    return [str(file) for file in files if not _is_intact(file)]
 
 
-def _is_intact(file) -> bool:
+def _is_intact(file: PackagePath) -> bool:
+    """Whether a file is as its package says; one of which the package says nothing is."""
+    if file.hash is None:
+        return True
     try:
-        content = file.locate().read_bytes()
+        content = Path(file.locate()).read_bytes()
     except OSError:
         return False
     digest = base64.urlsafe_b64encode(hashlib.new(file.hash.mode, content).digest()).rstrip(b"=").decode()

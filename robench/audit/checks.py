@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from robench.audit import comparisons, protocol
 from robench.audit.evidence import Evidence
@@ -52,7 +53,7 @@ def run_checks(evidence: Evidence) -> list[Finding]:
     return sorted(findings, key=lambda finding: Level.ALL.index(finding.level))
 
 
-def _probe_check(probe: str, statistic: str, **judged) -> Callable[[Evidence], Finding]:
+def _probe_check(probe: str, statistic: str, **judged: Any) -> Callable[[Evidence], Finding]:
     return partial(probed, probe=probe, statistic=statistic, **judged)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def gap_finding(
     )  # fmt: skip
 
 
-def two(evidence: Evidence, first: str, second: str, *, best: bool = True, **judged) -> Finding:
+def two(evidence: Evidence, first: str, second: str, *, best: bool = True, **judged: Any) -> Finding:
     """The accuracy under one attack against that under another, see ``gap_finding``."""
     gap = evidence.compare(first, second, best=best)
     if gap is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -82,7 +83,10 @@ from robench.types import ExternalModel
     help="For a CI pipeline: exit with 3 where the upper 95 % bound of what survives every attack lies below this fraction.",
 )
 @shared
-def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, fail_under, suite, attacks, **asked) -> None:
+def attack(
+    ckpt: Path | None, model: ExternalModel | None, dataset: str | None, data_dir: Path | None, device: str, threads: int | None,
+    out: Path | None, ray: str | None, chunk: str, fail_under: float | None, suite: str | None, attacks: tuple[str, ...], **asked: Any,
+) -> None:  # fmt: skip
     """Attack a checkpoint, or anybody's model; the same command continues after a kill.
 
     \b
@@ -97,10 +101,9 @@ def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, fai
     from robench.attacks import attack_of_file
     from robench.request import AttackRequest, parse_chunk
 
-    if attacks:
-        suite = (*([suite] if suite else []), *map(attack_of_file, attacks))
+    asked_for = (*([suite] if suite else []), *map(attack_of_file, attacks)) if attacks else suite
     _warn_of_clash()
-    request = AttackRequest(suite, **asked, chunk=parse_chunk(chunk))
+    request = AttackRequest(asked_for, **asked, chunk=parse_chunk(chunk))
     run = run_attack(
         request, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, out=out, ray=ray
     )
@@ -111,7 +114,15 @@ def attack(ckpt, model, dataset, data_dir, device, threads, out, ray, chunk, fai
 
 
 def _next_step(
-    ckpt: Path | None, model: ExternalModel | None, dataset: str | None, *, norm: str, eps: str | None, head: str, seed: int, **_
+    ckpt: Path | None,
+    model: ExternalModel | None,
+    dataset: str | None,
+    *,
+    norm: str,
+    eps: str | None,
+    head: str,
+    seed: int,
+    **_: Any,
 ) -> str:
     """What to do with a number: an attack says what it could not break, an audit whether to believe it."""
     if norm == "L1":
@@ -142,7 +153,7 @@ def _warn_of_clash() -> None:
 @model_options
 @click.option("--dataset", help="One of `robench list datasets`, a folder, or a .npz file [default: the run's].")
 @shared
-def verify(run, **options) -> None:
+def verify(run: Path, **options: Any) -> None:
     """Replay the stored adversarial images of a run, or of a bundle of one, against the model, without any attack.
 
     Says what still holds in float32, in float64, one image at a time, and as images of 8 bits a pixel inside the ball. Exits with 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from robench.cli.group import main, norm_option, shared
 from robench.cli.model_options import model_options
+from robench.types import ExternalModel
 
 
 @main.command()
@@ -52,7 +54,10 @@ from robench.cli.model_options import model_options
 @click.option("--dataset", help="One of `robench list datasets`, a folder, or a .npz file [default: the checkpoint's own].")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder [default: reports/audit-NAME].")
 @shared
-def audit(ckpt, model, dataset, data_dir, device, threads, out, self_test, **asked) -> None:
+def audit(
+    ckpt: Path | None, model: ExternalModel | None, dataset: str | None, data_dir: Path | None, device: str, threads: int | None,
+    out: Path | None, self_test: bool, **asked: Any,
+) -> None:  # fmt: skip
     """Judge a robustness number: is it real, and why not?
 
     Runs a panel of attacks and checks, follows what they find with stronger attacks, and writes audit.md and findings.json. Exits with

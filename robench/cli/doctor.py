@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from robench.cli.group import main
+
+if TYPE_CHECKING:
+    from robench.doctor import Diagnosis
 
 
 @main.command()
@@ -33,7 +37,7 @@ def doctor(data_dir: Path | None, measure: bool, as_json: bool) -> None:
         click.get_current_context().exit(1)
 
 
-def _show(diagnoses) -> None:
+def _show(diagnoses: list[Diagnosis]) -> None:
     """Topic by topic, and under what is broken how to repair it."""
     width = max(len(each.name) for each in diagnoses)
     for topic in dict.fromkeys(each.topic for each in diagnoses):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -40,7 +42,7 @@ def _as_name(option: str) -> str:
 class _Commands(click.Group):
     """Turns the user's mistakes into one line and exit code 1, and Ctrl-C into exit code 130."""
 
-    def invoke(self, ctx: click.Context):
+    def invoke(self, ctx: click.Context) -> Any:
         # OpenMP's waiting threads otherwise spin, and take the cores from whatever else runs on the machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
@@ -69,7 +71,7 @@ def main() -> None:
     """Train multi-head image classifiers, attack any classifier, and say whether the robustness number is real."""
 
 
-def shared(command):
+def shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that training and attacking have in common."""
     options = [
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
@@ -81,7 +83,7 @@ def shared(command):
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
-def norm_option(about: str):
+def norm_option(about: str) -> Callable[..., Any]:
     """--norm, in any case."""
     spelled = {norm.lower(): norm for norm in NORMS}
     return click.option(

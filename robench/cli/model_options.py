@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from robench.types import ExternalModel, RobenchError, parse_channels
 
 
-def model_options(command):
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --model, --weights, --mean, --std, --trust and --weights-dtype; the command gets them as one ``model``, an ``ExternalModel`` or None."""
 
     @functools.wraps(command)
-    def wrapped(*, model, weights, mean, std, trust, weights_dtype, **rest):
-        mean, std = parse_channels(mean, "mean"), parse_channels(std, "std")
-        given = ExternalModel(model or "", weights, mean, std, trust, rest.get("data_dir"), weights_dtype)
-        used = bool(weights or mean or std or trust or weights_dtype != "float32")
+    def wrapped(
+        *, model: str | None, weights: Path | None, mean: str | None, std: str | None, trust: bool, weights_dtype: str, **rest: Any
+    ) -> Any:
+        means, stds = parse_channels(mean, "mean"), parse_channels(std, "std")
+        given = ExternalModel(model or "", weights, means, stds, trust, rest.get("data_dir"), weights_dtype)
+        used = bool(weights or means or stds or trust or weights_dtype != "float32")
         if used and model is None and (rest.get("ckpt") is not None or command.__name__ != "verify"):
             raise RobenchError(
                 "--weights, --mean, --std, --trust and --weights-dtype belong to --model; a checkpoint of robench knows its own"

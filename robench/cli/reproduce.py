@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -35,7 +36,10 @@ from robench.cli.group import main, shared
 @click.option("--weights", type=click.Path(path_type=Path), help="Final models, rounded [default: checkpoints/paper].")
 @click.option("--out", type=click.Path(path_type=Path), help="[default: reports/paper]")
 @shared
-def reproduce(table, epochs, adversarial_epochs, seeds, recipe, precision, n, ranks, quick, weights, out, **options) -> None:
+def reproduce(
+    table: str, epochs: int, adversarial_epochs: int | None, seeds: int, recipe: str, precision: str, n: int | None, ranks: int, quick: bool,
+    weights: Path | None, out: Path | None, **options: Any,
+) -> None:  # fmt: skip
     """Do the paper's two experiments again, under its protocol and under the right one.
 
     Trains, attacks and reports whatever is missing; the same command continues after a kill.

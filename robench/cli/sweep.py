@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from robench.cli.group import hint, main, norm_option, shared
 from robench.cli.model_options import model_options
+from robench.types import ExternalModel
 
 
 @main.command()
@@ -30,7 +32,10 @@ from robench.cli.model_options import model_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder [default: reports/sweep-CHECKPOINT].")
 @click.option("--ray", is_flag=False, flag_value="local", help="Hand chunks to Ray, as for `robench attack`.")
 @shared
-def sweep(ckpt, model, eps, steps, dataset, data_dir, device, threads, out, ray, chunk, **asked) -> None:
+def sweep(
+    ckpt: Path | None, model: ExternalModel | None, eps: str | None, steps: str | None, dataset: str | None, data_dir: Path | None,
+    device: str, threads: int | None, out: Path | None, ray: str | None, chunk: str, **asked: Any,
+) -> None:  # fmt: skip
     """Draw robust accuracy against eps and against the steps of PGD.
 
     With --eps alone only the first curve, with --steps alone only the second. Every radius is a run folder of its own below the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -39,7 +40,17 @@ from robench.cli.group import hint, main, shared
     help="Checkpoint path [default: checkpoints/DATASET-ARCH[-ADVERSARIAL]-SEED.safetensors].",
 )
 @shared
-def train(arch, dataset, recipe, adversarial, out, device, threads, data_dir, **chosen) -> None:
+def train(
+    arch: str,
+    dataset: str,
+    recipe: str,
+    adversarial: str,
+    out: Path | None,
+    device: str,
+    threads: int | None,
+    data_dir: Path | None,
+    **chosen: Any,
+) -> None:
     """Train one of the paper's variants; the same command continues after a kill.
 
     Under torchrun, several processes share each batch.

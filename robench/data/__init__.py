@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def load_dataset(name: str, split: str = "test", data_dir: str | Path | None = N
     )
 
 
-def did_you_mean(name: str, known) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``" (did you mean 'pgd20'?)"`` where something known is spelt alike, else nothing."""
     from difflib import get_close_matches
 

@@ -11,6 +11,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from robench.types import Dataset, RobenchError
 
@@ -73,7 +74,7 @@ def _read(folder: Path, file: str, md5: str) -> dict:
     return pickle.loads(content, encoding="latin1")
 
 
-def _download(official, name: str, data_dir: Path, missing: list[str]) -> None:
+def _download(official: Any, name: str, data_dir: Path, missing: list[str]) -> None:
     """Fetches and unpacks the official archive; the files appear only once the archive has the published MD5."""
     ways_out = (
         f"(1) on a machine with network, download {official.url} and unpack it into {data_dir}; (2) point --data-dir or "

@@ -92,7 +92,7 @@ def _class_names(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...]:
         return ()
 
 
-def _decode(cell: Any, named: str):
+def _decode(cell: Any, named: str) -> np.ndarray:
     """uint8 (H, W, 3)."""
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(content, bytes):

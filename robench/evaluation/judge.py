@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -193,7 +193,7 @@ def _refuse_pixels(images: Images) -> None:
         )
 
 
-def _shape_complaint(images: Images, adv_images) -> str:
+def _shape_complaint(images: Images, adv_images: Any) -> str:
     if not isinstance(adv_images, Tensor):
         return f"the attack returned a {type(adv_images).__name__}, not a tensor of images"
     if adv_images.shape != images.shape:

@@ -160,7 +160,7 @@ def _verdict_frame(name: str, parts: list[ChunkVerdicts], chunks: list[Chunk]) -
     return frame
 
 
-def _ledger_frame(loaded: dict[str, list[ChunkVerdicts]], chunks) -> pd.DataFrame:
+def _ledger_frame(loaded: dict[str, list[ChunkVerdicts]], chunks: list[Chunk]) -> pd.DataFrame:
     import pandas as pd
 
     fields = ["forwards", "backwards", "seconds", "machine", "message", "ties", "mode", "peak_bytes"]

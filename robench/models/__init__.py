@@ -7,7 +7,7 @@ _PUBLIC = {"Classifier": "robench.models.classifier", "load_classifier": "robenc
 __all__ = ["Classifier", "load_classifier"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'robench.models' has no attribute {name!r}")

@@ -43,7 +43,7 @@ def load_timm(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     return LoadedModel(build_timm(name, num_classes=len(dataset.classes), in_chans=dataset.image_shape[0]), f"{name}-{weights}")
 
 
-def build_timm(name: str, **settings) -> nn.Module:
+def build_timm(name: str, **settings: Any) -> nn.Module:
     """An architecture of timm with fresh weights.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robench.evaluation.results import read_results
 from robench.files import write_atomically
@@ -12,8 +13,11 @@ from robench.report.html.run import render_run
 from robench.report.markdown import render
 from robench.report.tables import summarise, verdict_rows
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def write_report(run: Path):
+
+def write_report(run: Path) -> pd.DataFrame:
     """Writes report.html, report.md, summary.csv, verdicts.csv and figures/ into a run folder, from its verdicts alone.
 
     Returns:
@@ -36,5 +40,5 @@ def write_report(run: Path):
     return summary
 
 
-def _write_csv(path: Path, table) -> None:
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
     write_atomically(path, table.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode())

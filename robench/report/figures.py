@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robench.evaluation.results import Results
@@ -99,7 +100,7 @@ def _examples_of(results: Results, column: str, clean_images: dict[int, np.ndarr
     return by_index
 
 
-def _show(axes, image: np.ndarray, caption: str, color: str) -> None:
+def _show(axes: Axes, image: np.ndarray, caption: str, color: str) -> None:
     pixels = np.clip(image.transpose(1, 2, 0), 0, 1)
     axes.imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(caption, fontsize=8, color=color, pad=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -122,7 +123,7 @@ def inline(values: dict) -> str:
     return ", ".join(f"{name} {_text(value)}" for name, value in values.items()) or "none"
 
 
-def _text(value) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, dict):
         return inline(value)
     return value if isinstance(value, str) else json.dumps(value)

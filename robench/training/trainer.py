@@ -149,7 +149,9 @@ def _clean_accuracy(
     return {name: count / len(test_set) for name, count in correct.items()}
 
 
-def _describe(spec, wanted, model: MultiHead, heads: dict, train_set: Dataset, accuracy: dict, history: list, device) -> Checkpoint:
+def _describe(
+    spec: TrainSpec, wanted: dict, model: MultiHead, heads: dict, train_set: Dataset, accuracy: dict, history: list, device: str
+) -> Checkpoint:
     import torchvision
 
     return Checkpoint(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from robench.evaluation.results import Results
 from robench.report.tables import title
@@ -91,7 +92,7 @@ def _last_stage(results: Results, column: str) -> dict[int, _Shown]:
     return by_index
 
 
-def _card(index: int, column: str, row, shown: _Shown, classes: list[str]) -> Card:
+def _card(index: int, column: str, row: pd.Series, shown: _Shown, classes: list[str]) -> Card:
     clean, adv, confidence = shown
     largest = float(np.abs(adv - clean).max())
     factor = 0.5 / largest if largest else 0.0
