@@ -98,10 +98,10 @@ def attack(
     Exits with 1 where an attack failed on samples: the rest of the table stands.
     """
     from robench.api import attack as run_attack
-    from robench.attacks import attack_of_file
+    from robench.attacks import Asked, attack_of_file
     from robench.request import AttackRequest, parse_chunk
 
-    asked_for = (*([suite] if suite else []), *map(attack_of_file, attacks)) if attacks else suite
+    asked_for: Asked | None = (*([suite] if suite else []), *map(attack_of_file, attacks)) if attacks else suite
     _warn_of_clash()
     request = AttackRequest(asked_for, **asked, chunk=parse_chunk(chunk))
     run = run_attack(
