@@ -6,38 +6,25 @@ import os
 import shlex
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
-
-from robench.attacks import check_suite, parse_columns, source_paths
-from robench.attacks.crafting_targets import make_heads_target, on_heads
+from robench.attacks import check_suite
 from robench.checkpoint import read_description
 from robench.data import DATASETS, load_dataset
-from robench.data.augment import to_unit
 from robench.evaluation.cluster import connect, evaluate_on_ray
 from robench.evaluation.device import device_of_rank, threads_of_rank, use_device
 from robench.evaluation.engine import evaluate_columns
-from robench.evaluation.external_images import external_column
-from robench.evaluation.run_folder import read_run
 from robench.evaluation.sanity_check import sanity_check
 from robench.models.multihead import MAIN_HEAD
-from robench.models.rewrite import quicker_precision
 from robench.models.sources import SOURCES, source_of
 from robench.models.subject import Subject, classifier_of_checkpoint, classifier_of_model, of_head
+from robench.planning import plan, samples
 from robench.processes import Processes
 from robench.report import write_report
 from robench.request import AttackRequest
-from robench.runs import Place, Run, run_columns
-from robench.types import Column, Dataset, ExternalModel, RobenchError, ThreatModel
-
-if TYPE_CHECKING:
-    pass
-
-QUICK_LOOK = 64  # images by which fp32 and bf16 are timed
+from robench.runs import Place, run_columns
+from robench.types import Dataset, ExternalModel, RobenchError
 
 
 def attack(
@@ -79,21 +66,16 @@ def attack(
     external = ExternalModel(model) if isinstance(model, str) else model
     _refuse(request, ckpt, external, ray, processes)
     whole, data, trained_on = _data_of(request, ckpt, dataset, data_dir)
-    threat, n = request.threat(data), _first(request.n, len(data))
+    n = samples(request.n, len(data))
     with ExitStack() as stack:
         place = _place(stack, processes, device, threads, ray)
         subject = subject_of(ckpt, external, data, place.device, request.head)
         warn_of_sanity_check(subject, data, n, say=processes.rank == 0)
         if data.path and show_progress and processes.rank == 0:
             print(f"robench: {data.path}: {data}", file=sys.stderr)
+        folder = out or Path("reports") / request.folder_name(subject.name, request.threat(data), data, trained_on)
         task = MAIN_HEAD if ckpt is None else request.head
-        sources = {path: classifier_of_checkpoint(Path(path), data, place.device, task) for path in source_paths(request.names)}
-        folder = out or Path("reports") / request.folder_name(subject.name, threat, data, trained_on)
-        request = replace(request, precision=settled_precision(request, subject, data, folder))
-        suites = _suites(request, subject, whole, data, threat, n, sources)
-        run = Run(
-            subject, data, n, suites, threat, folder, seed=request.seed, chunk=request.chunk, save=request.save_adv, share=request.share
-        )  # fmt: skip
+        run = plan(request, subject, data, folder, device=place.device, whole=whole, task=task)
         results = run_columns(run, place, command=command(), show_progress=show_progress and processes.rank == 0)
     if results is None:
         return None
@@ -167,55 +149,6 @@ def warn_of_sanity_check(subject: Subject, data: Dataset, n: int, *, say: bool =
         for warning in (*subject.notes, *sanity_check(subject.classifier, data, n)):
             if say:
                 print(f"robench: warning: {warning}", file=sys.stderr)
-
-
-def settled_precision(request: AttackRequest, subject: Subject, data: Dataset, folder: Path) -> str:
-    """What "auto" means here: what the run began with, else what this processor does faster."""
-    if request.precision != "auto":
-        return request.precision
-    if (folder / "run.json").exists():
-        members = [
-            member for suite in read_run(folder)["suites"] for member in suite["members"] if "images" not in member["params"]
-        ]
-        if members:
-            return "bf16" if any("bf16" in member["params"].get("passes", "") for member in members) else "fp32"
-    images = data.images[:QUICK_LOOK].to(subject.classifier.device)
-    return quicker_precision(subject.classifier, to_unit(images) if images.dtype == torch.uint8 else images.float())
-
-
-def _suites(
-    request: AttackRequest,
-    subject: Subject,
-    whole: Dataset,
-    data: Dataset,
-    threat: ThreatModel,
-    n: int,
-    sources: dict[str, Subject],
-) -> list[Column]:
-    """The columns that were asked for: crafted here, on other heads, on other models, or stored.
-
-    Args:
-        whole: with the labels of the main task.
-        data: with those of the judged head.
-    """
-    n_classes, crafted = len(data.classes), []
-    heads = None if request.attack_heads == request.head else request.attack_heads
-    if request.names is not None:
-        if heads is not None:
-            target = make_heads_target(heads, subject, whole)
-            n_classes = target.n_classes(min(request.chunk, n % request.chunk or request.chunk, n))
-        crafted = parse_columns(request.names, threat, n_classes, request.options(request.precision), sources)
-        if heads is not None:
-            crafted = on_heads(crafted, heads, target)
-    return crafted + [external_column(source, data, n) for source in request.adv]
-
-
-def _first(n: int | None, total: int) -> int:
-    if n is None:
-        return total
-    if not 1 <= n <= total:
-        raise RobenchError(f"`n={n}`: expected 1 to {total}, the samples of the test split")
-    return n
 
 
 def command() -> str:

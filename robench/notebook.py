@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from robench.api import settled_precision
-from robench.attacks import Asked, called, check_suite, parse_columns, source_paths
+from robench.attacks import Asked, called, check_suite
 from robench.data.augment import to_unit
 from robench.data.held import Held, gather
 from robench.evaluation.device import use_device
@@ -23,12 +22,13 @@ from robench.evaluation.results import Results, failures
 from robench.evaluation.sanity_check import sanity_check
 from robench.models.failures import is_out_of_memory
 from robench.models.multihead import MAIN_HEAD
-from robench.models.subject import TRIAL_IMAGES, Subject, classifier_of_checkpoint, classifier_of_module, raised
+from robench.models.subject import TRIAL_IMAGES, Subject, classifier_of_module, raised
+from robench.planning import plan
 from robench.report import write_report
 from robench.report.markdown import terminal_table
 from robench.report.tables import summarise, verdict_rows
 from robench.request import AttackRequest, default_suite, parse_chunk
-from robench.runs import DEFAULT_CHUNK, Place, Run, run_columns
+from robench.runs import DEFAULT_CHUNK, Place, run_columns
 from robench.types import Dataset, RobenchError, check_normalisation, format_eps, parse_eps
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def evaluate(
         )  # fmt: skip
         data = _dataset(held, tuple(classes) or held.classes, subject.classifier.n_classes)
         _say(subject, data)
-        run = _planned(request, subject, data, Path(out) if out else Path(scratch) / "run", chosen)
+        run = plan(request, subject, data, Path(out) if out else Path(scratch) / "run", device=chosen)
         results = run_columns(run, Place(chosen, chosen.split(":")[0]), command=asked, show_progress=show_progress)
         assert results is not None  # one process computes all
         if out:
@@ -195,15 +195,6 @@ def _evaluation(results: Results, path: Path | None) -> Evaluation:
     for line in failed:
         warnings.warn(f"attack failed: {line}", stacklevel=3)
     return Evaluation(summarise(results), verdict_rows(results.verdicts), failed, path)
-
-
-def _planned(request: AttackRequest, subject: Subject, data: Dataset, folder: Path, device: str) -> Run:
-    """The run that was asked for."""
-    threat, suite = request.threat(data), request.suite or default_suite(request.norm)
-    sources = {path: classifier_of_checkpoint(Path(path), None, device) for path in source_paths(suite)}
-    options = request.options(settled_precision(request, subject, data, folder))
-    suites = parse_columns(suite, threat, len(data.classes), options, sources)
-    return Run(subject, data, len(data), suites, threat, folder, seed=request.seed, chunk=request.chunk, save=request.save_adv)
 
 
 def _call(given: dict[str, Any]) -> str:

@@ -16,7 +16,6 @@ import torch
 from cases import BrightnessClassifier, brightness_data, column, darken, fake
 from torch import nn
 
-from robench.api import settled_precision
 from robench.attacks import parse_columns
 from robench.evaluation.engine import evaluate_columns
 from robench.evaluation.results import read_results
@@ -24,6 +23,7 @@ from robench.evaluation.run_folder import Chunk, RunFolder, attack_folder, chunk
 from robench.models.classifier import Classifier
 from robench.models.subject import classifier_of_module
 from robench.notebook import evaluate
+from robench.planning import settled_precision
 from robench.report import write_report
 from robench.request import AttackRequest
 from robench.runs import DEFAULT_CHUNK, settle_randomness

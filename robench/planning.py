@@ -1,0 +1,93 @@
+"""From what was asked for to what is measured: one way for the command and for Python."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from robench.attacks import parse_columns, source_paths
+from robench.attacks.crafting_targets import make_heads_target, on_heads
+from robench.data.augment import to_unit
+from robench.evaluation.external_images import external_column
+from robench.evaluation.run_folder import read_run
+from robench.models.multihead import MAIN_HEAD
+from robench.models.rewrite import quicker_precision
+from robench.models.subject import Subject, classifier_of_checkpoint
+from robench.request import AttackRequest
+from robench.runs import Run
+from robench.types import Column, Dataset, RobenchError
+
+TIMED_IMAGES = 64  # by which fp32 and bf16 are timed
+
+
+def plan(
+    request: AttackRequest, subject: Subject, data: Dataset, folder: Path, *, device: str, whole: Dataset | None = None, task: str | None = None
+) -> Run:  # fmt: skip
+    """The run that was asked for; computes nothing but, where ``precision`` is "auto", a few timed passes.
+
+    Args:
+        request: what was asked for.
+        subject: the model under test.
+        data: the split, with the labels of the judged head.
+        folder: where the run lies, or will.
+        device: for the models that images are crafted on.
+        whole: the split with the labels of the main task, by default ``data``.
+        task: of the checkpoints that images are crafted on, which must then be of the same data set; by default the main task of any.
+
+    Raises:
+        RobenchError: there are fewer samples than ``n``; see ``parse_columns``, ``on_heads`` and ``external_column``.
+    """
+    n, threat = samples(request.n, len(data)), request.threat(data)
+    checked = None if task is None else data
+    sources = {
+        path: classifier_of_checkpoint(Path(path), checked, device, task or MAIN_HEAD) for path in source_paths(request.names)
+    }
+    settled = replace(request, precision=settled_precision(request, subject, data, folder))
+    columns = [
+        *_crafted(settled, subject, data if whole is None else whole, data, n, sources),
+        *(external_column(source, data, n) for source in request.adv),
+    ]
+    return Run(
+        subject, data, n, columns, threat, folder, seed=request.seed, chunk=request.chunk, save=request.save_adv, share=request.share
+    )  # fmt: skip
+
+
+def _crafted(
+    request: AttackRequest, subject: Subject, whole: Dataset, data: Dataset, n: int, sources: dict[str, Subject]
+) -> list[Column]:  # fmt: skip
+    """The columns whose images are made here: on the judged head, on other heads, or on other models."""
+    if request.names is None:
+        return []
+    threat, options = request.threat(data), request.options(request.precision)
+    if request.attack_heads in (None, request.head):
+        return parse_columns(request.names, threat, len(data.classes), options, sources)
+    target = make_heads_target(str(request.attack_heads), subject, whole)
+    n_classes = target.n_classes(min(request.chunk, n % request.chunk or request.chunk, n))
+    return on_heads(parse_columns(request.names, threat, n_classes, options, sources), str(request.attack_heads), target)
+
+
+def samples(n: int | None, total: int) -> int:
+    """How many samples ``n`` means.
+
+    Raises:
+        RobenchError: there are not so many.
+    """
+    if n is None:
+        return total
+    if not 1 <= n <= total:
+        raise RobenchError(f"`n={n}`: expected 1 to {total}, the samples of the test split")
+    return n
+
+
+def settled_precision(request: AttackRequest, subject: Subject, data: Dataset, folder: Path) -> str:
+    """What "auto" means here: what the run began with, else what this processor does faster."""
+    if request.precision != "auto":
+        return request.precision
+    if (folder / "run.json").exists():
+        stages = [stage for column in read_run(folder)["suites"] for stage in column["members"] if "images" not in stage["params"]]
+        if stages:
+            return "bf16" if any("bf16" in stage["params"].get("passes", "") for stage in stages) else "fp32"
+    images = data.images[:TIMED_IMAGES].to(subject.classifier.device)
+    return quicker_precision(subject.classifier, to_unit(images) if images.dtype == torch.uint8 else images.float())
