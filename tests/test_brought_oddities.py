@@ -138,6 +138,17 @@ def test_small_passes_lose_no_sample_where_the_rule_is_found_in_one_with_a_gradi
         assert torch.allclose(queries.grad, plain.grad, atol=1e-5)
 
 
+def test_what_memory_allows_bounds_a_pass_also_of_a_model_that_takes_at_most_so_many(images):
+    sizes = []
+    classifier = Classifier(before(lambda batch: sizes.append(len(batch)) or len(batch) > 8), CLASSES)
+    classifier(images)
+    classifier.largest_pass = 2
+    for n in (8, 11):
+        sizes.clear()
+        classifier(images[:n])
+        assert max(sizes) == 2 and sum(sizes) == n
+
+
 def test_a_rule_is_found_although_the_first_image_and_the_first_batch_raise_for_themselves(images):
     images = images.clone()
     images[0, 0, 0, 0] = 1.0

@@ -113,11 +113,12 @@ class Classifier(nn.Module):
         """The module's output, in passes of at most ``largest_pass`` samples, and as many as the module takes: what a gradient needs is then
         computed again, part by part, instead of being kept for all parts at once."""
         largest = self.largest_pass or len(inputs)
-        most = self.takes.most if self.takes else None
-        if len(inputs) <= (most or largest):
+        takes = self.takes or ANY
+        most = takes.exactly or min(largest, takes.largest or largest)
+        if len(inputs) <= most:
             return self._part(inputs, again=False)
         again = largest < len(inputs) and torch.is_grad_enabled() and inputs.requires_grad
-        parts = inputs.split(min(most, largest) if most and not (self.takes and self.takes.exactly) else most or largest)
+        parts = inputs.split(most)
         return torch.cat([self._part(part, again=again) for part in parts])
 
     def _part(self, inputs: Tensor, *, again: bool) -> Tensor:
