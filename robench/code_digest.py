@@ -11,11 +11,12 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from robench.digest import digest_tensors
+from robench.digest import digest_tensors, owner_of
 
 INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 HERE = str(Path(__file__).parent)
@@ -100,7 +101,10 @@ class _Walk:
             return f"{kind} {[self.of(each) for each in value]}"
         if isinstance(value, set | frozenset):
             return f"{kind} {sorted(self.of(each) for each in value)}"
-        if isinstance(value, (*AMBIENT, BuiltinFunctionType)):
+        if isinstance(value, BuiltinFunctionType):
+            owner = owner_of(value)
+            return f"{kind} {value.__module__}.{value.__qualname__}{'' if owner is None else self.of(owner)}"
+        if isinstance(value, AMBIENT):
             return f"{kind} {getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
         if isinstance(value, Mapping):
             return f"{kind} {sorted(self.of(key) + self.of(each) for key, each in value.items())}"
@@ -120,11 +124,12 @@ class _Walk:
             (
                 name,
                 self.of(type(layer)),
-                {key: each for key, each in vars(layer).items() if key[0] != "_" and isinstance(each, PLAIN)},
+                {key: each for key, each in vars(layer).items() if key[0] != "_" and _is_plain(each)},
             )
             for name, layer in network.named_modules()
         ]
-        return f"network {self.of(dict(network.state_dict()))} {self.of(layers)}"
+        tensors = dict(network.state_dict()) | dict(network.named_buffers())  # also those that are not saved
+        return f"network {self.of(tensors)} {self.of(layers)}"
 
     def _function(self, fn: FunctionType) -> str:
         cells = [_content(cell) for cell in fn.__closure__ or ()]
@@ -138,7 +143,7 @@ class _Walk:
             said += self.of(fn.__code__)
         names = sorted({name for code in _codes(fn.__code__) for name in code.co_names} & fn.__globals__.keys())
         named = {name: fn.__globals__[name] for name in names if not name.startswith("__")}
-        imported = [module for code in _codes(fn.__code__) for module in _imports(code)]
+        imported = [self._imported(name) for code in _codes(fn.__code__) for name in _imports(code)]
         return f"{said} {self.of([cells, fn.__defaults__, fn.__kwdefaults__, named, imported])}"
 
     def _class(self, cls: type) -> str:
@@ -153,7 +158,8 @@ class _Walk:
             for name, each in members.items()
             if isinstance(each, (*PLAIN, FunctionType, staticmethod, classmethod, property))
         }
-        return f"{cls.__qualname__} {self.of(methods)} {self.of(cls.__bases__)}"
+        data = {name: each for name, each in members.items() if not name.startswith("__") and _is_data(each)}
+        return f"{cls.__qualname__} {self.of(methods | data)} {self.of(cls.__bases__)}"
 
     def _module(self, module: ModuleType) -> str:
         """An installed one by name and version, another by its text and that of the others which it uses."""
@@ -166,6 +172,15 @@ class _Walk:
         others += [sys.modules[name] for name in used if name in sys.modules]
         text = hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else ""
         return f"{text} {sorted(self.of(each) for each in others if each is not module)}"
+
+    def _imported(self, name: str) -> str:
+        """A module that a function imports when it runs: the same whether or not something has imported it before."""
+        file = _file_of_import(name)
+        if self._is_installed(name, file):
+            return f"{name} {_installed_version(name.partition('.')[0])}"
+        if name in sys.modules:
+            self.of(sys.modules[name])  # notes it, and what it uses
+        return Path(file).read_text(errors="replace") if Path(file).is_file() else name
 
     def _code(self, code: CodeType) -> str:
         plain = (
@@ -183,15 +198,28 @@ class _Walk:
         top = (module or "").partition(".")[0]
         if top in (self.package, "__main__"):
             return False
-        return top in sys.stdlib_module_names or file.startswith((*INSTALLED, HERE))
+        return top in sys.stdlib_module_names or _lies_with_packages(file)
 
     def _note(self, module: str | None) -> None:
-        if module in sys.modules and module != "__main__" and not _module_file(module).startswith((*INSTALLED, HERE)):
+        if module in sys.modules and module != "__main__" and not _lies_with_packages(_module_file(module)):
             self.modules[str(module)] = sys.modules[str(module)]
 
 
 def _module_file(module: str | None) -> str:
     return getattr(sys.modules.get(module or ""), "__file__", None) or ""
+
+
+def _lies_with_packages(file: str) -> bool:
+    return file.startswith(tuple(folder + os.sep for folder in (*INSTALLED, HERE)))
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, PLAIN) or (isinstance(value, tuple) and all(_is_plain(each) for each in value))
+
+
+def _is_data(value: Any) -> bool:
+    """Whether it is a collection, a tensor or an array."""
+    return isinstance(value, list | tuple | set | frozenset | dict | functools.partial) or hasattr(value, "dtype")
 
 
 def _content(cell: Any) -> Any:
@@ -218,20 +246,37 @@ def _says(text: bytes, code: CodeType) -> bool:
     return any(each == code for each in _codes(whole) if each.co_firstlineno == code.co_firstlineno)
 
 
-def _imports(code: CodeType) -> Iterator[ModuleType | str]:
-    """The modules that a function imports when it runs: itself where it is there already, else the text of its file."""
-    for step in dis.get_instructions(code):
-        if step.opname != "IMPORT_NAME" or not step.argval:
-            continue
-        if step.argval in sys.modules:
-            yield sys.modules[step.argval]
-            continue
-        try:
-            spec = importlib.util.find_spec(step.argval.partition(".")[0])
-        except (ImportError, ValueError):
-            continue
-        file = (spec.origin if spec else None) or ""
-        yield step.argval if file.startswith(INSTALLED) or not Path(file).is_file() else Path(file).read_text(errors="replace")
+def _imports(code: CodeType) -> Iterator[str]:
+    """The names of the modules that a function imports when it runs."""
+    yield from (step.argval for step in dis.get_instructions(code) if step.opname == "IMPORT_NAME" and step.argval)
+
+
+def _file_of_import(name: str) -> str:
+    """Where a module lies, "" where nobody knows; imports nothing."""
+    if name in sys.modules:
+        return _module_file(name)
+    top, *inner = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return ""
+    if not inner or spec is None:
+        return (spec.origin if spec else None) or ""
+    paths = [Path(folder, *inner) for folder in spec.submodule_search_locations or ()]
+    files = [file for path in paths for file in (path / "__init__.py", Path(f"{path}.py"))]
+    return next((str(file) for file in files if file.is_file()), spec.origin or "")
+
+
+@functools.cache
+def _installed_version(top: str) -> str:
+    """Of a package by what is written beside it, so that it need not be imported."""
+    if top in NOT_KEYED or top in sys.stdlib_module_names:
+        return ""
+    names = sorted(packages_distributions().get(top, [top]))
+    try:
+        return version(names[0])
+    except PackageNotFoundError:
+        return ""
 
 
 def _version(module: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from types import BuiltinFunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,10 +17,34 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
 
     total = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name].detach()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        for part in _with_values(tensor):
+            total.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def _with_values(tensor: Tensor) -> list[Tensor]:
+    """What holds the numbers of a tensor: itself, of a sparse one its indices and values, and nothing of one without values."""
+    import torch
+
+    if tensor.is_meta:
+        return []
+    if tensor.is_quantized:
+        return [tensor.dequantize()]
+    if tensor.layout == torch.strided:
+        return [tensor]
+    if tensor.layout == torch._mkldnn:  # type: ignore[attr-defined]
+        return [tensor.to_dense()]
+    sparse = tensor.to_sparse(layout=torch.sparse_coo).coalesce()
+    return [sparse.indices(), sparse.values()]
+
+
+def owner_of(function: BuiltinFunctionType) -> Any:
+    """The object that a built-in method was taken of, as of ``table.get``; None of a plain function, and of a random generator's."""
+    owner = getattr(function, "__self__", None)
+    is_generator = type(owner).__module__.partition(".")[0] in ("random", "numpy") and hasattr(type(owner), "seed")
+    return None if isinstance(owner, ModuleType | type) or is_generator else owner
 
 
 def derive_seed(*parts: object) -> int:

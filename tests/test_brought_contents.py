@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import pytest
@@ -83,6 +83,27 @@ def of_function_of_function(scale):
     return lambda images: inner(images)
 
 
+def of_cached_function(scale):
+    @lru_cache
+    def factor():
+        return scale
+
+    return lambda images: factor() * net()(images)
+
+
+def of_bound_method(scale):
+    product = (scale * torch.eye(CLASSES)).matmul
+    return lambda images: product(net()(images).T).T
+
+
+def of_sparse_tensor(scale):
+    wide = torch.zeros(CLASSES, 5000)
+    wide[:, 10:] = 1.0
+    wide[:, 2500] = scale
+    wide = wide.to_sparse()
+    return lambda images: net()(images) * wide.to_dense()[:, 2500]
+
+
 HIDING = {
     "module": of_module,
     "tensor": of_tensor,
@@ -91,6 +112,9 @@ HIDING = {
     "list": of_list,
     "default": of_default,
     "function": of_function_of_function,
+    "cached": of_cached_function,
+    "bound": of_bound_method,
+    "sparse": of_sparse_tensor,
     "object": Holder,
     "method": lambda scale: Holder(scale).logits,
     "compiled": lambda scale: torch.compile(of_module(scale), backend="eager"),

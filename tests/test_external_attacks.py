@@ -1,5 +1,6 @@
 """Attacks that robench does not bring: functions, files and installed packages are columns like any other, keyed by their code."""
 
+import importlib
 import inspect
 import json
 import os
@@ -17,6 +18,7 @@ from cases import BrightnessClassifier, brightness_data, darken
 from click.testing import CliRunner
 
 import robench
+from robench import code_digest
 from robench.attacks import attack_of_file, check_suite, parse_columns
 from robench.authoring import description_of
 from robench.cli import main
@@ -366,6 +368,89 @@ def test_closures_networks_and_tensors_are_part_of_the_key():
     assert len(set(digests)) == len(values)
     network(torch.zeros(1, 2))  # being used is no change
     assert digests == [digest_function(made(value)) for value in values]
+
+
+def strided(stride):
+    layer = torch.nn.Conv2d(1, 1, 3, stride=stride, bias=False)
+    layer.weight.data.fill_(1.0)
+    return layer
+
+
+def remembering(value):
+    layer = torch.nn.Identity()
+    layer.register_buffer("shift", torch.tensor(value), persistent=False)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        strided,
+        remembering,
+        lambda value: {0: value}.get,
+        lambda value: torch.tensor([float(value)]).mul,
+        lambda value: type("Settings", (), {"steps": [value]}),
+        lambda value: type("Settings", (), {"start": torch.tensor(value)}),
+        lambda value: torch.tensor([float(value), 0.0]).to_sparse(),
+        lambda value: torch.empty(value, device="meta"),
+    ],
+    ids=["stride", "buffer", "bound", "bound to a tensor", "class of lists", "class of tensors", "sparse", "meta"],
+)
+def test_what_differs_in_a_number_alone_has_another_key(make):
+    def made(value):
+        def fn(model, images, labels, threat, seed):
+            return images, value
+
+        return fn
+
+    assert digest_function(made(make(1))) == digest_function(made(make(1)))
+    assert digest_function(made(make(1))) != digest_function(made(make(2)))
+
+
+def test_a_key_does_not_depend_on_what_was_imported_before(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write(tmp_path / "lazyhelp.py", "SIZE = 1\n")
+    (tmp_path / "lazypack").mkdir()
+    write(tmp_path / "lazypack" / "__init__.py", "")
+    write(tmp_path / "lazypack" / "inner.py", "SIZE = 1\n")
+    text = "def fn(model, images, labels, threat, seed):\n    import lazyhelp, lazypack.inner, colorsys, this_is_nowhere\n"
+    path = write(tmp_path / "lazy.py", text)
+    fn = attack_of_file(f"{path}:fn").fn
+    before = digest_function(fn)
+    for name in ("lazyhelp", "lazypack.inner", "colorsys"):
+        importlib.import_module(name)
+    try:
+        assert digest_function(fn) == before
+        write(tmp_path / "lazypack" / "inner.py", "SIZE = 2\n")
+        assert digest_function(fn) != before
+    finally:
+        for name in ("lazyhelp", "lazypack.inner", "lazypack"):
+            sys.modules.pop(name, None)
+
+
+def test_a_package_that_a_function_imports_later_counts_by_its_version_at_once(site, monkeypatch):
+    monkeypatch.setattr(code_digest, "INSTALLED", (str(site),))
+    install(site, "lazydist", {}, "SIZE = 1")
+    fn = of_source("def fn(model, images, labels, threat, seed):\n    import lazydist\n")
+    before = digest_function(fn)
+    importlib.import_module("lazydist")
+    try:
+        assert digest_function(fn) == before
+    finally:
+        sys.modules.pop("lazydist", None)
+
+
+def test_code_that_lies_beside_robench_is_not_taken_for_robench_s(monkeypatch, tmp_path):
+    (tmp_path / "robench_extras").mkdir()
+    write(tmp_path / "robench_extras" / "beside.py", "def step(x):\n    return x + 1\n")
+    monkeypatch.setattr(code_digest, "INSTALLED", (str(tmp_path / "robench"),))
+    monkeypatch.syspath_prepend(str(tmp_path / "robench_extras"))
+    step = importlib.import_module("beside").step
+    try:
+        fn = of_source("def fn(model, images, labels, threat, seed):\n    return step(images)\n", step=step)
+        assert [module.__name__ for module in code_digest.modules_of(fn)] == ["beside"]
+    finally:
+        sys.modules.pop("beside", None)
 
 
 def test_what_refers_to_itself_has_a_key():

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robench.digest import digest_tensors
+from robench.digest import digest_tensors, owner_of
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(...), slice, range)
 OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks"}
@@ -66,8 +66,7 @@ class Contents:
     def _tensor(self, value: Tensor) -> None:
         if value.is_meta or value.layout != torch.strided or value.is_quantized:
             self._say(f"{value.dtype} {value.layout} {tuple(value.shape)} {'' if value.is_meta else value}")
-        else:
-            self._say(digest_tensors({"": value}))
+        self._say(digest_tensors({"": value}))  # a text leaves out what lies in the middle
 
     def _array(self, value: np.ndarray | np.generic) -> None:
         array = np.ascontiguousarray(value)
@@ -147,10 +146,18 @@ class Contents:
             if isinstance(value, FUNCTIONS) or not name.startswith("__"):
                 self.add(value)
 
+    def _builtin(self, function: types.BuiltinFunctionType) -> None:
+        self._say(f"{function.__module__}.{function.__qualname__}")
+        owner = owner_of(function)
+        if owner is not None:
+            self.add(owner)
+
     def _object(self, value: Any) -> None:
         """What pickle would keep of it; where it would keep nothing, its kind."""
         kind = type(value)
         self._kind(kind)
+        if isinstance(getattr(value, "__wrapped__", None), types.FunctionType):  # cached, which pickle keeps by its name
+            self.add(value.__wrapped__)
         try:
             reduced = value.__reduce_ex__(2)
         except Exception:  # somebody else's object may raise anything
@@ -239,7 +246,7 @@ _READERS: tuple[tuple[Any, Any], ...] = (
     (staticmethod | classmethod | property, Contents._wrapped),
     (type, Contents._kind),
     (types.ModuleType, lambda self, value: self._say(value.__name__)),
-    (types.BuiltinFunctionType, lambda self, value: self._say(f"{value.__module__}.{value.__qualname__}")),
+    (types.BuiltinFunctionType, Contents._builtin),
     (torch.jit.ScriptFunction, lambda self, value: self._say(str(value.code))),
     (dict | types.MappingProxyType, Contents._mapping),
     (list | tuple, Contents._each),
