@@ -19,6 +19,7 @@ from torch import nn
 from robench.attacks import parse_columns
 from robench.evaluation.device import device_of_rank, threads_of_rank
 from robench.evaluation.engine import evaluate_columns, group_columns
+from robench.evaluation.results import failures
 from robench.evaluation.run_folder import RunFolder
 from robench.models.classifier import Classifier
 from robench.processes import Processes
@@ -328,6 +329,33 @@ def test_a_model_that_cannot_take_one_image_is_an_error(tmp_path):
 
     with pytest.raises(RobenchError, match="cannot classify images of shape .*out of memory"):
         run(tmp_path, [column("darken", darken)], model=Hopeless())
+
+
+class Crowded(Greedy):
+    """Classifies where others leave it memory."""
+
+    room = False
+
+    def forward(self, images):
+        if not self.room and bool((images.mean((1, 2, 3)) > self.most).any()):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return self.linear(images.flatten(1))
+
+
+@pytest.mark.parametrize("most", [0.0, 0.5], ids=["every image", "some images"])
+def test_what_memory_did_not_suffice_for_is_tried_again_by_the_same_command(most, tmp_path):
+    torch.manual_seed(0)
+    model, columns = Crowded(), [column("darken", darken)]
+    model.most = most
+    try:
+        assert "error" in set(run(tmp_path / "run", columns, model=model).verdicts["outcome"])
+    except RobenchError as error:
+        assert "out of memory" in str(error)
+    model.room = True
+    again = run(tmp_path / "run", columns, model=model)
+    fresh = run(tmp_path / "fresh", columns, model=model)
+    told = ["attack", "index", "clean_pred", "outcome", "adv_pred", "best"]
+    assert again.verdicts[told].equals(fresh.verdicts[told]) and failures(again) == []
 
 
 @pytest.mark.parametrize(("visible", "expected"), [(4, "cuda:3"), (1, "cuda:0")])

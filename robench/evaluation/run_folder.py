@@ -25,6 +25,12 @@ CLEAN = "clean"
 BLIND = "the model passes no gradient"  # is part of the message of an attack that needs one
 REFUSED = "RobenchError: "  # begins the message of an attack that is not for such a model
 LEFT_OUT = "left out"  # begins the mode of a stage that a cascade did not need on a chunk
+NO_MEMORY = (
+    "out of memory",
+    "outofmemoryerror",
+    "can't allocate memory",
+    "memoryerror",
+)  # one of them is part of what is raised then
 ON_DISK = {"broken_at": "found_at"}  # fields that have another name in the files, which version 0.1 writes and reads
 PLAIN = frozenset(("forwards", "backwards", "seconds", "machine", "message", "ties", "mode", "peak_bytes", "adv_digest"))
 
@@ -125,8 +131,10 @@ class ChunkVerdicts:
         """Whether the attack raised, so that the next run tries it again: memory may suffice then, a disk or a device be there.
 
         What would be the same again stays: an image that the model cannot classify, an attack that refuses the model, and one by gradients
-        of a model that passes none.
+        of a model that passes none. An image for which memory did not suffice may fit the next time.
         """
+        if bool(np.isin(self.outcome, Outcome.ERROR).any()) and any(sign in self.message.lower() for sign in NO_MEMORY):
+            return True
         return bool(self.unmade.any()) and not self.message.startswith(REFUSED) and BLIND not in self.message
 
 
