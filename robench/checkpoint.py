@@ -9,6 +9,7 @@ import json
 import lzma
 import struct
 from dataclasses import fields
+from operator import index
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ def _read_header(path: Path) -> tuple[str | None, int]:
                 raise RobenchError(f"{path} is no safetensors file, or truncated ({size} bytes); copy it again")
             file.seek(8)
             header = json.loads(file.read(length))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+            end = max((index(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"), default=0)
             text = header.get("__metadata__", {}).get(_KEY)
     except (lzma.LZMAError, EOFError) as error:
         raise RobenchError(f"{path} is no .xz file, or truncated or damaged ({error}); copy it again") from None

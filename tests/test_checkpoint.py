@@ -109,11 +109,23 @@ def test_a_changed_weight_is_caught_by_the_digest(saved):
 
 @pytest.mark.parametrize(
     "header",
-    [b"{}", b'{"a": 1}', b"[1, 2]", b"not json", b'{"__metadata__": {"robench": "{}"}}', b'{"__metadata__": {"robench": "[]"}}'],
+    [
+        b"{}",
+        b'{"a": 1}',
+        b"[1, 2]",
+        b"not json",
+        b'{"__metadata__": {"robench": "{}"}}',
+        b'{"__metadata__": {"robench": "[]"}}',
+        b'{"a": {"data_offsets": [0, "x"]}}',
+        b'{"a": {"data_offsets": [0, 4.5]}}',
+        b'{"a": {"data_offsets": [0, Infinity]}}',
+    ],
 )
-def test_a_senseless_header_gives_one_message(tmp_path, header):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header)) + header)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_senseless_header_gives_one_message(tmp_path, header, packed):
+    path = tmp_path / ("model.safetensors" + ".xz" * packed)
+    content = struct.pack("<Q", len(header)) + header
+    path.write_bytes(lzma.compress(content) if packed else content)
     with pytest.raises(RobenchError, match="model.safetensors"):
         load_checkpoint(path)
 
