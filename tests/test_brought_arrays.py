@@ -108,6 +108,12 @@ def test_gray_images_without_a_channel_are_read_from_tensors_as_from_arrays():
     assert torch.equal(gather(given.numpy(), LABELS).images, given[:, None])
 
 
+def test_batches_of_one_image_may_bring_their_label_without_an_axis(images):
+    for label in (int, torch.tensor, np.int64):
+        held = gather([(images[place : place + 1], label(LABELS[place])) for place in range(len(images))])
+        assert torch.equal(held.images, gather(images, LABELS).images) and held.labels.tolist() == [int(each) for each in LABELS]
+
+
 class Raises(Pairs):
     def __getitem__(self, place):
         raise OSError("disk")

@@ -184,13 +184,12 @@ def _pairs(source: Any) -> tuple[Any, Any]:
         raise RobenchError(
             f"images differ in size from batch to batch: {', '.join(map(str, sorted(sizes)[:3]))}; resize or crop them to one size first"
         )
-    for place, (image, label) in enumerate(items):
-        if len(image) != len(_label_array(label)):
-            raise RobenchError(
-                f"batch {place} has {len(image)} images and {len(_label_array(label))} labels, expected one label an image"
-            )
+    arrays = [np.atleast_1d(_label_array(label)) for label in labels]
+    for place, (image, array) in enumerate(zip(images, arrays, strict=True)):
+        if len(image) != len(array):
+            raise RobenchError(f"batch {place} has {len(image)} images and {len(array)} labels, expected one label an image")
     whole = torch.cat(images) if isinstance(images[0], Tensor) else np.concatenate([_array(image) for image in images])
-    return whole, np.concatenate([_label_array(label) for label in labels])
+    return whole, np.concatenate(arrays)
 
 
 def _items(source: Any) -> list[Any]:
