@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import random
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,11 @@ from robench.digest import digest_tensors, owner_of
 INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 HERE = str(Path(__file__).parent)
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
-AMBIENT = (logging.Logger, type(os.environ))  # they differ from process to process, and change no number
+AMBIENT = (
+    logging.Logger,
+    type(os.environ),
+    random.Random,
+)  # they differ from process to process and call to call, and are no settings
 NOT_KEYED = ("torch", "torchvision", "numpy")  # chunks record torch's version, and their last bits alone depend on it
 
 

@@ -20,12 +20,13 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name].detach()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         for part in _with_values(tensor):
-            total.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            total.update(part.cpu().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 
 def _with_values(tensor: Tensor) -> list[Tensor]:
-    """What holds the numbers of a tensor: itself, of a sparse one its indices and values, and nothing of one without values."""
+    """What holds the numbers of a tensor: itself, of a sparse one its indices and values, and nothing of one without values, or of a kind
+    that is none of these."""
     import torch
 
     if tensor.is_meta:
@@ -34,10 +35,13 @@ def _with_values(tensor: Tensor) -> list[Tensor]:
         return [tensor.dequantize()]
     if tensor.layout == torch.strided:
         return [tensor]
-    if tensor.layout == torch._mkldnn:  # type: ignore[attr-defined]
-        return [tensor.to_dense()]
-    sparse = tensor.to_sparse(layout=torch.sparse_coo).coalesce()
-    return [sparse.indices(), sparse.values()]
+    if tensor.layout == torch.sparse_coo:
+        return [tensor.coalesce().indices(), tensor.coalesce().values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return []
 
 
 def owner_of(function: BuiltinFunctionType) -> Any:
