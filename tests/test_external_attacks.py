@@ -144,6 +144,24 @@ def test_functions_values_and_names_are_mixed_in_one_suite():
     assert not found.failures
 
 
+def asks_about_nobody(model, images, labels, threat, seed):
+    nobody = images[:0].clone().requires_grad_()
+    logits = model(nobody)
+    logits.sum().backward()
+    assert logits.shape == (0, 2) and logits.dtype == torch.float32 and nobody.grad.shape == nobody.shape
+    return darken(model, images, labels, threat, seed)
+
+
+def test_an_attack_may_ask_about_no_image_at_all():
+    images, labels = brightness_data(OFFSETS)
+    tables = [
+        robench.evaluate(BrightnessClassifier(), images, labels, suite=[each], eps=0.1, device="cpu").verdicts
+        for each in (darken, asks_about_nobody)
+    ]
+    first, second = (each.loc[each["attack"] != "clean", "outcome"].tolist() for each in tables)
+    assert first == second and "error" not in second
+
+
 def test_the_recorded_call_names_functions_without_addresses(tmp_path):
     images, labels = brightness_data(OFFSETS)
     robench.evaluate(

@@ -97,7 +97,10 @@ class Classifier(nn.Module):
         return (images - self.mean) / self.std if self._normalises else images
 
     def _answer(self, inputs: Tensor) -> Tensor:
-        """The module's output; where it is forgiven, NaN for those of the inputs that it raises on, unless these are all."""
+        """The module's output; where it is forgiven, NaN for those of the inputs that it raises on, unless these are all. Of no inputs, as an
+        attack may ask about those that are left, the module is not asked."""
+        if not len(inputs):
+            return inputs.flatten(1).sum(1, keepdim=True).expand(0, self.n_classes)
         try:
             return self._logits(inputs)
         except Exception as error:  # somebody else's model may raise anything
