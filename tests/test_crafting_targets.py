@@ -241,6 +241,9 @@ def test_truncated_and_missing_files_are_refused(gray, tmp_path):
     (tmp_path / "images.pt").write_bytes((tmp_path / "images.pt").read_bytes()[:300])
     with pytest.raises(RobenchError, match="cannot be read as plain tensors"):
         external_column(str(tmp_path / "images.pt"), gray, 10)
+    (tmp_path / "images.safetensors").write_bytes(b"too short")
+    with pytest.raises(RobenchError, match="cannot be read as plain tensors"):
+        external_column(str(tmp_path / "images.safetensors"), gray, 10)
     with pytest.raises(RobenchError, match="no such file; expected a .pt file of images"):
         external_column(str(tmp_path / "gone.pt"), gray, 10)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from robench.data.augment import to_unit
@@ -55,7 +56,7 @@ def _of_file(path: Path, dataset: Dataset, n: int) -> tuple[str, Tensor, dict[st
         raise RobenchError(f"--adv {path}: no such file; expected a .pt file of images, or RUN:ATTACK of a run with --save-adv")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
         message = str(error).strip()
         first = message.splitlines()[0] if " " in message else "it is no file of torch.save"
         raise RobenchError(
