@@ -131,6 +131,23 @@ def test_the_command_says_pass_or_fail_per_claim_and_exits_with_three(tmp_path):
     assert any(line.startswith("pass  Linf: same seed, same bytes") for line in lines)
 
 
+def test_an_attack_that_holds_in_one_norm_alone_is_told_how_to_say_so(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def shift(model, images, labels, threat, seed):\n    return (images - threat.eps).clamp(0, 1)\n")
+    result = CliRunner().invoke(main, ["check-attack", f"{path}:shift"])
+    assert result.exit_code == 3 and "every claim holds in Linf: " in result.stderr and '@attack(norms=("Linf",))' in result.stderr
+    assert "every claim holds" not in CliRunner().invoke(main, ["check-attack", f"{path}:shift", "--norm", "L2"]).stderr
+
+
+def test_images_with_a_graph_are_measured_without_a_warning_of_torch(recwarn):
+    def step(model, images, labels, threat, seed):
+        images.requires_grad_(True)
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        return (images + 0.999 * threat.eps * images.grad.sign()).clamp(0, 1)
+
+    assert not failed(step) and not [str(each.message) for each in recwarn if "requires_grad" in str(each.message)]
+
+
 def test_a_name_of_robench_s_own_is_checked_by_the_same_command():
     result = CliRunner().invoke(main, ["check-attack", "pgd3", "--norm", "Linf"])
     assert result.exit_code == 0 and "pgd3: 16 of 16 claims hold" in result.output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from robench.cli.group import main
+from robench.cli.group import hint, main
 
 
 @main.command("check-attack")
@@ -28,5 +28,9 @@ def check_attack(attack: str, norms: tuple[str, ...]) -> None:
         click.echo(f"{'pass' if claim.holds else 'FAIL'}  {claim.about:<58}  {claim.seen}")
     failed = sum(not claim.holds for claim in claims)
     click.echo(f"{name}: {len(claims) - failed} of {len(claims)} claims hold")
+    kept = [norm for norm in chosen if all(claim.holds for claim in claims if claim.about.startswith(norm))]
+    if failed and kept:
+        said = ", ".join(f'"{norm}"' for norm in kept)
+        hint(f"every claim holds in {', '.join(kept)}: if it is for no other norm, say so: @attack(norms=({said},))")
     if failed:
         click.get_current_context().exit(3)

@@ -163,6 +163,7 @@ def _returned(adv_images: Any, images: Images, threat: ThreatModel, where: str) 
     )
     if adv_images.shape != images.shape:
         return [first]
+    images = images.detach()  # an attack may have asked for their gradient
     adv_images = adv_images.detach().to(images)
     low, high = float(adv_images.min()), float(adv_images.max())
     # To the last bit where rounding does not add up; a NaN is in no box.
