@@ -112,7 +112,7 @@ def evaluate(
         images: float in [0, 1] or uint8, (N, C, H, W) or (N, H, W, C): a tensor, a NumPy array, a list of either or of PIL images; or a
             DataLoader, a torch or a Hugging Face data set, which brings its own labels. See ``robench.data.held.gather``.
         labels: integers (N,) or (N, 1), or one-hot (N, n_classes).
-        suite: as ``--suite``, or a list of names, of functions ``fn(model, images, labels, threat, seed) -> adv_images`` and of
+        suite: as ``--suite``, or one or a list of names, of functions ``fn(model, images, labels, threat, seed) -> adv_images`` and of
             ``Attack.of(fn, steps=20)``; by default pgd20 (not in L1) and autoattack.
         norm, eps: the threat model, a norm in any case; by default 8/255 in Linf, 0.5 in L2 and 12 in L1.
         seed: of the attacks.
@@ -201,7 +201,7 @@ def _call(given: dict[str, Any]) -> str:
     """The call as it is recorded: what differs from the defaults, but for names of classes, which run.json has anyway."""
     defaults = {name: each.default for name, each in inspect.signature(evaluate).parameters.items()}
     settings = [
-        f"{name}=[{', '.join(map(called, value))}]" if name == "suite" and not isinstance(value, str) else f"{name}={value!r}"
+        f"{name}={called(value)}" if name == "suite" else f"{name}={value!r}"
         for name, value in given.items()
         if name not in ("model", "images", "labels", "classes", "out", "show_progress") and repr(value) != repr(defaults[name])
     ]

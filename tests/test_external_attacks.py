@@ -636,6 +636,24 @@ def test_an_attack_that_fails_is_a_verdict_about_the_attack(here, body, outcome,
     assert checked.exit_code == 3 and "FAIL" in checked.output and "Traceback" not in checked.output
 
 
+def test_a_file_without_its_function_is_told_what_is_missing(here):
+    write(here / "mine.py", SHIFT)
+    for called in (call("check-attack", "mine.py"), run("--attack", "mine.py"), run("--suite", "mine.py")):
+        one_message(called, "mine.py:FUNCTION")
+
+
+@pytest.mark.parametrize("alone", [darken, Attack.of(darken)])
+def test_one_attack_needs_no_list_around_it(alone):
+    result = robench.evaluate(BrightnessClassifier(), *brightness_data([0.05, 0.3]), suite=alone, eps=0.1)
+    assert list(result.summary["attack"]) == ["clean", "darken", "union"]
+
+
+@pytest.mark.parametrize(("suite", "said"), [("", "the suite is empty"), ([], "the suite is empty"), (3, "is of type int")])
+def test_a_suite_that_holds_no_attack_is_refused(suite, said):
+    with pytest.raises(RobenchError, match=said):
+        robench.evaluate(BrightnessClassifier(), *brightness_data([0.05, 0.3]), suite=suite, eps=0.1)
+
+
 # --- installed packages ---
 
 

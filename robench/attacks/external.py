@@ -85,5 +85,7 @@ def _of_package(attack: Attack, entry: EntryPoint) -> Attack:
 
 
 def called(given: Any) -> str:
-    """What a value in a list of attacks is called when the call is recorded."""
+    """What attacks, alone or in a list, are called when the call is recorded."""
+    if isinstance(given, list | tuple):
+        return f"[{', '.join(map(called, given))}]"
     return repr(given) if isinstance(given, str) else given.name if isinstance(given, Attack) else plain_name(given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +66,8 @@ SUITES: dict[str, SuiteEntry] = {
 }
 
 
-Asked = str | Sequence[str | Attack | AttackFn]  # names separated by commas, or a list of names, values and functions
+# Names separated by commas, one value or function, or a list of names, values and functions.
+Asked = str | Attack | AttackFn | Sequence[str | Attack | AttackFn]
 
 
 def parse_columns(
@@ -79,7 +80,8 @@ def parse_columns(
     """The columns that ``"fgsm,pgd20,autoattack"`` or ``["pgd20", my_attack]`` stands for, in order, each once.
 
     Args:
-        suite: names, separated by commas, where ``pgd20@FILE`` crafts on the checkpoint FILE; or a list of names, attacks and functions.
+        suite: names, separated by commas, where ``pgd20@FILE`` crafts on the checkpoint FILE; an attack or a function; or a list of
+            all these.
         threat: the threat model.
         n_classes: of the classifier that is attacked.
         options: what the user changed about attacks.
@@ -125,7 +127,7 @@ def check_suite(column: Asked) -> list[str | Attack]:
     Raises:
         RobenchError: it is empty, a name is unknown, a function is no attack, or an attack of an installed package cannot be loaded.
     """
-    given = [column] if isinstance(column, str) else list(column)
+    given = [column] if isinstance(column, str) or not isinstance(column, Iterable) else list(column)
     asked: list[str | Attack] = []
     for each in given:
         if isinstance(each, str):
@@ -151,7 +153,8 @@ def _checked_name(given: str) -> str:
     installed = installed_attacks()
     if name not in installed:
         known = [*known_names(), *installed]
-        instead = f"; `attack={name}` takes a function of a file" if ".py:" in name else ""
+        file, _, function = name.partition(".py")
+        instead = f"; `attack={file}.py:{function.strip(':') or 'FUNCTION'}` takes a function of a file" if ".py" in name else ""
         raise RobenchError(
             f"unknown attack {name!r}{did_you_mean(name, [*known, *SUITES])}; `robench list attacks` shows all {len(known)}{instead}"
         )
@@ -182,7 +185,7 @@ def find_attack(given: str, norms: Sequence[str] = ()) -> tuple[str, Callable[[T
     Raises:
         RobenchError: there is none, or it is not for one of the norms.
     """
-    value = _checked_value(attack_of_file(given)) if ":" in given else check_suite(given)[0]
+    value = _checked_value(attack_of_file(given)) if ":" in given or given.endswith(".py") else check_suite(given)[0]
     if (isinstance(value, str) and value in SUITES) or "@" in given:
         raise RobenchError(f"{given!r} is no single attack; expected FILE.py:FUNCTION, or one of `robench list attacks`")
 
