@@ -1,6 +1,7 @@
 """Who computes a chunk never changes it: kills, ranks, Ray, and attacks that harm the model."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -290,6 +291,27 @@ def test_an_attack_that_changes_the_model_is_reported_and_the_model_mended(tmp_p
     assert pd.Series([said]).str.contains(message).all()
     honest = run(tmp_path / "honest", [column("darken", darken)], model=model, spec=replace(SPEC, chunk=10))
     assert outcomes(results, "darken") == outcomes(honest, "darken")
+
+
+class TrainsItself(nn.Module):
+    """Puts its BatchNorm into train mode in every pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+
+    def forward(self, images):
+        return self.parts.train()(images)
+
+
+def test_a_model_that_changes_itself_is_not_laid_at_the_attack(tmp_path):
+    torch.manual_seed(0)
+    results = run(tmp_path, [column("darken", darken)], model=TrainsItself(), spec=replace(SPEC, chunk=10))
+    said = set(results.ledger["message"]) - {""}
+    expected = (
+        r"the model's own forward pass changed the model's weights \(module.parts.1.running_mean.* switched layers to train mode"
+    )
+    assert said and all(re.match(expected, each) for each in said)
 
 
 class Greedy(nn.Module):

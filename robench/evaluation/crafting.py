@@ -139,7 +139,8 @@ def craft(
                 returned, message = _call(attack, victim, images, labels, conditions)
         complaint = victim_guard.restore()
         if complaint:
-            returned, message = None, complaint
+            unwatched(victim, images)  # would a mere pass have changed it, too?
+            returned, message = None, victim_guard.restore(by="the model's own forward pass") or complaint
         broken = referee.broken if attack.crafting_target is None else torch.zeros_like(referee.broken)
         cost = Cost(passes.forwards, passes.backwards, time.perf_counter() - started)
         adv_images = referee.best if returned is CUT else returned

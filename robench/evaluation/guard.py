@@ -20,8 +20,8 @@ class Guard:
         self._weights = {name: tensor.detach().clone() for name, tensor in _tensors(classifier).items()}
 
     @torch.no_grad()
-    def restore(self) -> str:
-        """What was changed since the guard was made, put back to what it was; "" if nothing was."""
+    def restore(self, by: str = "the attack") -> str:
+        """What was changed since the guard was made, said to be changed ``by`` it, put back to what it was; "" if nothing was."""
         training = [
             name for name, module in self.classifier.named_modules() if getattr(module, "training", False)
         ]  # a frozen script has no mode
@@ -34,7 +34,7 @@ class Guard:
         self.classifier.requires_grad_(False)
         changes = [f"changed the model's weights ({_some(changed)})"] if changed else []
         changes += [f"switched layers to train mode ({_some(training)})"] if training else []
-        return f"the attack {' and '.join(changes)}; they were put back" if changes else ""
+        return f"{by} {' and '.join(changes)}; they were put back" if changes else ""
 
 
 def _tensors(classifier: Classifier) -> dict[str, Tensor]:
