@@ -18,7 +18,7 @@ from robench.data.augment import to_unit
 from robench.data.held import Held, gather
 from robench.evaluation.device import use_device
 from robench.evaluation.judge import check_images
-from robench.evaluation.results import Results, failures
+from robench.evaluation.results import Results, announced, failures
 from robench.evaluation.sanity_check import sanity_check
 from robench.models.failures import is_out_of_memory
 from robench.models.multihead import MAIN_HEAD
@@ -193,7 +193,7 @@ def _evaluation(results: Results, path: Path | None) -> Evaluation:
     """The tables, with a warning for each attack that failed."""
     failed = failures(results)
     for line in failed:
-        warnings.warn(f"attack failed: {line}", stacklevel=3)
+        warnings.warn(announced(line), stacklevel=3)
     return Evaluation(summarise(results), verdict_rows(results.verdicts), failed, path)
 
 

@@ -17,7 +17,7 @@ from robench.evaluation.chunk import classify_chunk
 from robench.evaluation.judge import answers, judge, verdict_logits
 from robench.evaluation.referee import Referee
 from robench.evaluation.replay import Replay, replay_run
-from robench.evaluation.results import failures, read_results
+from robench.evaluation.results import announced, failures, read_results
 from robench.evaluation.run_folder import Chunk
 from robench.evaluation.sanity_check import settle_randomness
 from robench.models.classifier import Classifier
@@ -249,6 +249,17 @@ def test_a_chunk_without_a_single_classifiable_image_is_errors_and_the_others_ar
         "cannot classify 8 of 8 clean images (8, 9, 10, 11, 12, ...): it raised ValueError: too bright" in line
         for line in result.failures
     )
+
+
+def test_clean_images_that_fail_are_not_called_a_failed_attack(images, labels):
+    with pytest.warns(UserWarning) as said:
+        robench.evaluate(Raises(), brightened(images, 3), labels, suite="pgd7", eps=0.1)
+    (about,) = [str(each.message) for each in said if "clean images" in str(each.message)]
+    assert (
+        about.startswith("not classified: clean, chunk ")
+        and announced("a: clean, chunk 1: b") == "not classified: a: clean, chunk 1: b"
+    )
+    assert announced("unclean, chunk 1: b") == "attack failed: unclean, chunk 1: b"
 
 
 def test_a_model_is_asked_whether_it_is_random_on_images_that_it_can_classify():

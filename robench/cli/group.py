@@ -105,7 +105,7 @@ def print_run(run: Path, least: float | None = None, next_step: str = "") -> Non
         least: the gate; exit code 3 where the union's upper bound lies below it. An attack that failed comes first: exit code 1.
         next_step: a hint.
     """
-    from robench.evaluation.results import failures, read_results
+    from robench.evaluation.results import announced, failures, read_results
     from robench.report.markdown import terminal_table
     from robench.report.tables import shortfall, summarise
 
@@ -116,7 +116,7 @@ def print_run(run: Path, least: float | None = None, next_step: str = "") -> Non
     if results.unfinished:
         hint(f"not shown, since chunks of it are missing: {', '.join(results.unfinished)}; name it in --suite again to complete it")
     for line in failed:
-        hint(f"attack failed: {line}")
+        hint(announced(line))
     short = shortfall(summary, least) if least is not None and not failed else ""
     if short:
         hint(f"--fail-under {least:g}: {short}")

@@ -41,6 +41,7 @@ def sweep(
     With --eps alone only the first curve, with --steps alone only the second. Every radius is a run folder of its own below the
     sweep's, with a verdict per sample; the same command continues after a kill. Writes curve.md, curve.csv and curve.png.
     """
+    from robench.evaluation.results import announced
     from robench.request import AttackRequest, parse_chunk
     from robench.sweep import SweepRequest
     from robench.sweep import sweep as run_sweep
@@ -54,7 +55,7 @@ def sweep(
         return
     click.echo(curves.table)
     for line in curves.failures:
-        click.echo(f"robench: attack failed: {line}", err=True)
+        hint(announced(line))
     click.echo(curves.path)
     if curves.failures:
         click.get_current_context().exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,12 @@ def failures(results: Results) -> list[str]:
     """What attacks failed with, and which images the model cannot classify without one, one line each; empty where every verdict stands."""
     failed = failing(results.ledger)
     return [f"{row.attack}, chunk {row.chunk}: {row.message}" for row in failed.itertuples()]
+
+
+def announced(failure: str) -> str:
+    """One line of ``failures`` with what it is about before it."""
+    about_clean = re.match(rf"(.*: )?{CLEAN}, chunk ", failure)
+    return f"{'not classified' if about_clean else 'attack failed'}: {failure}"
 
 
 def failing(ledger: pd.DataFrame) -> pd.DataFrame:
