@@ -9,6 +9,7 @@ import pytest
 from cases import linear_case
 from click.testing import CliRunner
 
+from robench import types
 from robench.audit.checks import CHECKS
 from robench.cli import main
 
@@ -83,6 +84,13 @@ def test_the_page_on_adding_an_attack_runs_as_it_stands(tmp_path, monkeypatch):
     found = {"model": model, "images": images, "labels": labels}
     exec(notebook.replace("robench.evaluate(", "told = robench.evaluate(").replace("suite=", "eps=0.1, suite="), found)
     assert list(found["told"].summary["attack"]) == ["clean", "signs", "pgd20", "signs(draws=50)", "union"]
+
+
+def test_values_that_the_page_on_adding_names_exist():
+    text = (ROOT / "docs" / "adding.md").read_text()
+    named = set(re.findall(r"`([A-Z][a-z]\w+)\.([A-Za-z_]+)", text))
+    assert ("Attack", "of") in named and ("ReturnPolicy", "ANY") in named
+    assert not [f"{owner}.{name}" for owner, name in named if not hasattr(getattr(types, owner, None), name)]
 
 
 def test_links_of_the_documentation_lead_somewhere():
