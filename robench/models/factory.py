@@ -9,7 +9,7 @@ from types import ModuleType
 from torch import nn
 
 from robench.models.adapting import as_module
-from robench.models.sources import LoadedModel
+from robench.models.loaded_model import LoadedModel
 from robench.types import Dataset, ExternalModel, RobenchError
 from robench.user_code import load_module, somebody_elses_code
 

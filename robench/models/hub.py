@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robench.models.library import build_timm
-from robench.models.sources import LoadedModel
+from robench.models.loaded_model import LoadedModel
 from robench.models.weights import fit, read_weights
 from robench.types import Dataset, ExternalModel, RobenchError
 

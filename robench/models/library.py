@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from robench.data import did_you_mean
-from robench.models.sources import LoadedModel
+from robench.models.loaded_model import LoadedModel
 from robench.types import Dataset, ExternalModel, RobenchError
 
 NO_TIMM = "timm is not installed: pip install 'robench[models]'"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.formats import Format, recognise
-from robench.models.sources import LoadedModel
+from robench.models.loaded_model import LoadedModel
 from robench.types import Dataset, ExternalModel, RobenchError
 
 

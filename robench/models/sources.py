@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from robench.models.loaded_model import LoadedModel
 from robench.types import Dataset, ExternalModel, RobenchError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedModel:
-    """A model that a source has loaded.
-
-    Attributes:
-        module: takes images, [0, 1] or normalised by ``mean`` and ``std``.
-        name: for titles and folder names.
-        origin: what run.json says about it beside ``--model``.
-        code: of the program that it is, which its digest covers; b"" where its classes say it all.
-        mean, std: of the normalisation that its files name; empty where they name none.
-        classes: what its files call its outputs; empty where they do not.
-    """
-
-    module: nn.Module
-    name: str
-    origin: Mapping[str, Any] = field(default_factory=dict)
-    code: bytes = b""
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from robench.adapters import robustbench
 from robench.data import data_folder, did_you_mean
 from robench.files import PARTIAL
 from robench.formats import Format, recognise
-from robench.models.sources import LoadedModel
+from robench.models.loaded_model import LoadedModel
 from robench.models.weights import read_plain
 from robench.types import Dataset, ExternalModel, RobenchError
 
