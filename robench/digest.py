@@ -1,4 +1,4 @@
-"""Names and seeds that follow from content alone, the same in every process and on every device."""
+"""Names that follow from content alone, the same in every process and on every device."""
 
 from __future__ import annotations
 
@@ -49,9 +49,3 @@ def owner_of(function: BuiltinFunctionType) -> Any:
     owner = getattr(function, "__self__", None)
     is_generator = type(owner).__module__.partition(".")[0] in ("random", "numpy") and hasattr(type(owner), "seed")
     return None if isinstance(owner, ModuleType | type) or is_generator else owner
-
-
-def derive_seed(*parts: object) -> int:
-    """A random seed that follows from ``parts`` alone, the same in every process; a non-negative int64."""
-    text = " ".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from robench.digest import derive_seed
+from robench.seeds import derive_seed
 from robench.types import RobenchError
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robench.digest import derive_seed
 from robench.files import PARTIAL, write_atomically
+from robench.seeds import derive_seed
 from robench.types import Attack, Column, Outcome, RobenchError, RunSpec
 
 if TYPE_CHECKING:

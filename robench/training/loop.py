@@ -10,8 +10,8 @@ import torch
 from torch import Generator, Tensor
 
 from robench.data.augment import VIEWS
-from robench.digest import derive_seed
 from robench.models.multihead import MAIN_HEAD, MultiHead
+from robench.seeds import derive_seed
 from robench.training.adversarial import ADVERSARIAL
 from robench.training.objectives import OBJECTIVES, Terms
 from robench.training.ranks import Ranks
