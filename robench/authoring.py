@@ -118,7 +118,8 @@ def attack_of(fn: AttackFn, **overrides: Any) -> Attack:
     for key in [key for key, value in values.items() if value is inspect.Parameter.empty]:
         raise RobenchError(f"attack {plain!r} needs a {key}: give its parameter a default, or write Attack.of({plain}, {key}=...)")
     recorded = {key: _recorded(plain, key, value) for key, value in values.items()}
-    changed = [f"{key}={recorded[key]}" for key in given if defaults[key] is inspect.Parameter.empty or given[key] != defaults[key]]
+    usual = {key: _recorded(plain, key, value) for key, value in defaults.items() if value is not inspect.Parameter.empty}
+    changed = [f"{key}={recorded[key]}" for key in given if key not in usual or repr(recorded[key]) != repr(usual[key])]
     name = plain if "name" in said or not changed else f"{plain}({', '.join(changed)})".replace("@", "_")
     return make_value(fn, replace(described, name=name, family=described.family or f"own {plain}"), given, recorded)
 

@@ -702,3 +702,13 @@ def test_two_packages_with_one_name_are_refused_and_robench_s_own_names_stay_its
     install(site, "two_shift", {"shift": "two_shift:shift"}, SHIFT)
     one_message(run("--suite", "shift"), "is of", "one_shift 1.2", "and of", "two_shift 1.2", "uninstall one")
     assert parse_columns("pgd20", LINF, 10)[0].stages[0].library.startswith("torchattacks")
+
+
+def test_a_parameter_is_compared_with_its_default_as_it_is_recorded():
+    def crafted(model, images, labels, threat, seed, *, widths=(1.0, 2.0)):
+        return images
+
+    import numpy as np
+
+    assert Attack.of(crafted, widths=np.float64(2)).name == "crafted(widths=2.0)"
+    assert Attack.of(crafted, widths=(1.0, 2.0)).name == "crafted"

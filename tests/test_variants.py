@@ -27,7 +27,7 @@ from robench.types import Dataset, RobenchError, parse_eps
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "adding-a-variant.md"
-PAPER = sorted((ROOT / "checkpoints" / "paper").glob("*.safetensors"))
+PAPER = sorted((ROOT / "checkpoints" / "paper").glob("*.safetensors*"))
 
 
 def spec_of(arch, data, **chosen):
@@ -255,3 +255,12 @@ def test_the_papers_checkpoints_still_answer_to_their_command(path):
     assert asdict(spec) == recipe  # or `robench train` would refuse a path that is finished
     assert spec.heads(data) == described["heads"]
     assert load_checkpoint(path).digest == described["digest"]
+
+
+def test_a_loss_that_is_no_dictionary_of_terms_is_refused_in_one_message(few, monkeypatch):
+    from dataclasses import replace
+
+    single = replace(OBJECTIVES["single"], loss=lambda outputs, targets, terms: outputs[MAIN_HEAD].sum())
+    monkeypatch.setitem(OBJECTIVES, "single", single)
+    with pytest.raises(RobenchError, match="variant 'single' returned Tensor, expected a dictionary of terms"):
+        stepped(few, "single")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
@@ -90,6 +91,10 @@ class Loop:
             outputs = self.replica(images)
         outputs = {name: self.ranks.whole(output.float(), n_views) for name, output in outputs.items()}
         losses = self.objective.loss(outputs, targets, self.terms)
+        if not isinstance(losses, Mapping) or not losses:
+            raise RobenchError(
+                f"the loss of variant {spec.arch!r} returned {type(losses).__name__}, expected a dictionary of terms by head, each a tensor of one number"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         # Each rank's gradient is its share of a sum, and the replica averages.
         (torch.stack(list(losses.values())).sum() * self.ranks.world_size).backward()
