@@ -48,6 +48,7 @@ def run(attack, classifier, images, labels, threat, seed=0):
 IN_L1 = ["apgd-ce", "apgd-t", "fab-t", "square200"]  # and square, which is square5000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "norm"),
     [
@@ -86,7 +87,12 @@ WIDE_IN = [
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("name", "size", "norm"),
-    [(name, size, norm) for name, _, norm in WIDE_IN for size in SIZES if size == 3 or norm == "Linf"],
+    [
+        pytest.param(name, size, norm, marks=[pytest.mark.slow] if (name, norm) == ("square", "L2") else [])
+        for name, _, norm in WIDE_IN
+        for size in SIZES
+        if size == 3 or norm == "Linf"
+    ],
 )
 def test_contract(name, size, norm, device):
     threat = ThreatModel(norm, WIDE[norm])

@@ -243,6 +243,7 @@ def evaluated(model, images, out):
         return robench.evaluate(model, images, net()(images).argmax(1), suite="fgsm", eps="4/255", device="cpu", out=out)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_function_is_not_continued_after_what_it_refers_to_has_changed(images, tmp_path):
     evaluated(of_tensor(1.0), images, tmp_path / "run")
     evaluated(of_tensor(1.0), images, tmp_path / "run")
@@ -260,6 +261,7 @@ class Opaque:
         raise TypeError("cannot pickle 'Engine' object")
 
 
+@pytest.mark.slow
 def test_a_run_of_a_function_of_something_opaque_is_not_continued_unless_its_version_is_given(images, tmp_path):
     engine = Opaque()
 
@@ -297,6 +299,7 @@ def test_a_function_that_refers_to_a_layer_in_training_mode_is_told_so(images):
     )
 
 
+@pytest.mark.slow
 def test_the_digest_of_a_function_is_the_same_in_another_process(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import torch\nfrom torch import nn\nNAMES = {'a', 'b', 'c'}\nW = [torch.arange(240.).view(5, 48)]\n"

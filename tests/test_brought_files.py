@@ -119,6 +119,7 @@ def verdicts(model):
     return pd.read_csv(f"run-{model}/verdicts.csv")[["attack", "index", "outcome", "adv_pred"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["eight", "four", "ready", "function", "exported"])
 def test_a_model_in_another_shape_has_the_verdicts_of_the_plain_one(model, here):
     assert attack("plain").exit_code == 0
@@ -127,6 +128,7 @@ def test_a_model_in_another_shape_has_the_verdicts_of_the_plain_one(model, here)
     assert verdicts(model).equals(verdicts("plain"))
 
 
+@pytest.mark.slow
 def test_a_model_that_normalises_in_place_has_the_verdicts_of_one_normalised_by_options(here):
     assert attack("plain", "--mean", "0.5", "--std", "0.5").exit_code == 0
     assert attack("in_place").exit_code == 0
@@ -141,6 +143,7 @@ def test_kept_images_of_a_model_that_writes_into_its_input_are_verified(here):
     assert kept and all(path.read_bytes() == content for path, content in kept.items())
 
 
+@pytest.mark.slow
 def test_half_weights_are_computed_in_float32_or_as_they_are(here):
     result = attack("half")
     assert result.exit_code == 0 and "weights are float16; the model is computed in float32" in result.stderr

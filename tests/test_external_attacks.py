@@ -517,6 +517,7 @@ def test_twenty_lines_outside_the_package_are_found_by_the_command_the_report_an
     assert checked.exit_code == 0 and "claims hold" in checked.output and "FAIL" not in checked.output
 
 
+@pytest.mark.slow
 def test_the_same_command_continues_and_a_changed_attack_is_computed_again(here):
     assert run("--attack", "mine.py:shift").exit_code == 0
     assert columns() == ["shift"]

@@ -44,6 +44,7 @@ def computed(folder):
     }
 
 
+@pytest.mark.slow
 def test_its_tables_are_written_again(old):
     for name in ("summary.csv", "verdicts.csv", "report.md"):
         (old / "run" / name).unlink()
@@ -60,6 +61,7 @@ def test_its_images_still_hold_against_the_same_digest(old):
         assert name in said.output
 
 
+@pytest.mark.slow
 def test_the_same_command_computes_nothing(old):
     before = computed(old / "run")
     said = call("attack", "--ckpt", "model.safetensors", "--suite", SUITE, "--eps", "0.1", "-n", 20, "--batch-size", 10, "--save-adv",
@@ -70,6 +72,7 @@ def test_the_same_command_computes_nothing(old):
     same_table("verdicts.csv")
 
 
+@pytest.mark.slow
 def test_another_column_is_added_to_it(old):
     before = computed(old / "run")
     call(

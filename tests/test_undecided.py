@@ -309,6 +309,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blind", [False, True])
 @pytest.mark.parametrize("save", [False, True])
 @pytest.mark.parametrize("case", RESUMED)

@@ -242,6 +242,7 @@ def test_the_papers_variants_end_with_the_weights_of_version_0_1_bit_for_bit(arc
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_the_papers_checkpoints_still_answer_to_their_command(path):
     described = read_description(path)
