@@ -21,8 +21,8 @@ _PUBLIC = {
     "load_classifier": "robench.models",
     "train": "robench.training.trainer",
     "TrainSpec": "robench.training.spec",
-    "evaluate": "robench.notebook",
-    "Evaluation": "robench.notebook",
+    "evaluate": "robench.run.evaluate",
+    "Evaluation": "robench.run.evaluate",
 }
 
 __all__ = ["__version__", *_PUBLIC]

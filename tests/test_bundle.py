@@ -14,15 +14,15 @@ from click.testing import CliRunner
 from test_engine import raises as raising
 from test_engine import run as run_on_gray
 
-from robench.api import attack
 from robench.cli import main
 from robench.evaluation.packed_images import PackedImages, read_packed
 from robench.evaluation.run_folder import read_run
 from robench.interchange.bundle import opened, unpack, write_bundle
-from robench.request import AttackRequest
+from robench.run.attack import attack
+from robench.run.request import AttackRequest
+from robench.run.verify import verify
 from robench.training import TrainSpec, train
 from robench.types import ExternalModel, RobenchError
-from robench.verify import verify
 
 
 def call(*arguments):

@@ -532,7 +532,7 @@ def test_a_model_whose_images_have_another_size_is_refused(checkpoint, monkeypat
     wider = Dataset(
         "digits", "test", torch.zeros(4, 3, 40, 40, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), tuple("0123456789")
     )
-    monkeypatch.setattr("robench.api.load_dataset", lambda *arguments: wider)
+    monkeypatch.setattr("robench.run.inputs.load_dataset", lambda *arguments: wider)
     assert_one_clear_message(call("attack", "--ckpt", checkpoint, "--suite", "pgd2"), "trained on images of shape (3, 32, 32)")
 
 
@@ -574,7 +574,7 @@ def test_a_gate_in_percent_is_a_usage_error(checkpoint, tmp_path):
 
 
 def test_l1_runs_autoattack_by_default_and_other_commands_refuse_it_clearly(checkpoint, tmp_path, monkeypatch):
-    from robench.request import AttackRequest
+    from robench.run.request import AttackRequest
 
     assert (AttackRequest(norm="L1").names, AttackRequest().names) == ("autoattack", "pgd20,autoattack")
     result = call("attack", "--ckpt", checkpoint, "--norm", "L1", *ATTACKED, "--out", tmp_path / "run")

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from cases import BrightnessClassifier, brightness_data, column, darken, fake, linear_case
 from test_engine import OFFSETS, SPEC, outcomes, run
 
-from robench.api import attack
 from robench.attacks.crafting_targets import crafted_on, make_heads_target
 from robench.checkpoint import load_checkpoint
 from robench.evaluation.external_images import external_column
@@ -19,10 +18,11 @@ from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
 from robench.models.subject import Subject, classifier_of_checkpoint, of_head
 from robench.report import write_report
-from robench.request import AttackRequest
+from robench.run.attack import attack
+from robench.run.request import AttackRequest
+from robench.run.verify import verify
 from robench.training import TrainSpec, train
 from robench.types import Column, Dataset, Outcome, RobenchError, ThreatModel
-from robench.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -380,7 +380,7 @@ def test_asking_for_images_of_a_finished_cascade_and_interrupting_takes_nothing_
 
     subject.classifier.module.forward = interrupted
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robench.api.classifier_of_checkpoint", lambda *_: subject)
+        patch.setattr("robench.models.subject.classifier_of_checkpoint", lambda *_: subject)
         attacked(checkpoints["single"], plain, "autoattack-screened", save_adv=True)
     assert sorted((plain / "chunks").rglob("*.npz")) == files
     write_report(plain)

@@ -22,11 +22,11 @@ from robench.evaluation.results import read_results
 from robench.evaluation.run_folder import Chunk, RunFolder, attack_folder, chunk_seed, split
 from robench.models.classifier import Classifier
 from robench.models.subject import classifier_of_module
-from robench.notebook import evaluate
-from robench.planning import settled_precision
 from robench.report import write_report
-from robench.request import AttackRequest
-from robench.runs import DEFAULT_CHUNK, settle_randomness
+from robench.run.evaluate import evaluate
+from robench.run.execute import settle_randomness
+from robench.run.plan import settled_precision
+from robench.run.request import DEFAULT_CHUNK, AttackRequest
 from robench.types import Column, Dataset, Outcome, RobenchError, RunSpec, ThreatModel
 
 # Of ten samples two are misclassified; at eps 0.1 darkening breaks those below 0.1, four of the other eight.
@@ -501,7 +501,7 @@ def test_evaluate_refuses_options_that_mean_nothing(settings, message):
 def test_what_precision_auto_chose_first_stays(tmp_path, monkeypatch):
     images, labels = brightness_data(OFFSETS)
     for faster in ("fp32", "bf16"):
-        monkeypatch.setattr("robench.planning.quicker_precision", lambda *_, faster=faster: faster)
+        monkeypatch.setattr("robench.run.plan.quicker_precision", lambda *_, faster=faster: faster)
         evaluate(BrightnessClassifier(), images, labels, suite="pgd2", eps=0.1, precision="auto", out=tmp_path / "run")
     suites = json.loads((tmp_path / "run" / "run.json").read_text())["suites"]
     assert [suite["name"] for suite in suites] == ["pgd2"]
@@ -510,8 +510,8 @@ def test_what_precision_auto_chose_first_stays(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("params", "expected"), [({"images": "a digest"}, "bf16"), ({"steps": 2}, "fp32")])
 def test_stored_images_are_no_choice_of_precision(tmp_path, monkeypatch, params, expected):
     (tmp_path / "run.json").write_text("{}")
-    monkeypatch.setattr("robench.planning.read_run", lambda _: {"suites": [{"members": [{"params": params}]}]})
-    monkeypatch.setattr("robench.planning.quicker_precision", lambda *_: "bf16")
+    monkeypatch.setattr("robench.run.plan.read_run", lambda _: {"suites": [{"members": [{"params": params}]}]})
+    monkeypatch.setattr("robench.run.plan.quicker_precision", lambda *_: "bf16")
     data = Dataset("gray", "test", *brightness_data(OFFSETS), ("dark", "bright"))
     subject = classifier_of_module(BrightnessClassifier(), 2, "cpu")
     assert settled_precision(AttackRequest(precision="auto"), subject, data, tmp_path) == expected

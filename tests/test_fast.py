@@ -451,8 +451,8 @@ def test_folded_autoattack_says_of_a_trained_model_what_its_own_passes_say(tmp_p
 
     spec = TrainSpec.of("single", few, backbone="small", batch_size=32, epochs=4, lr=5e-3)
     path = train(spec, few, few, out=tmp_path / "m.safetensors", show_progress=False)
-    from robench.api import attack
-    from robench.request import AttackRequest
+    from robench.run.attack import attack
+    from robench.run.request import AttackRequest
 
     runs = {}
     for passes in ("own", "folded"):
@@ -537,8 +537,8 @@ def test_timing_precisions_leaves_no_twin_behind():
 
 
 def test_processes_that_may_not_agree_on_a_precision_are_told_to_name_it(tmp_path, few, monkeypatch):
-    from robench.api import attack
-    from robench.request import AttackRequest
+    from robench.run.attack import attack
+    from robench.run.request import AttackRequest
     from robench.training import TrainSpec, train
 
     path = train(

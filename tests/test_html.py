@@ -32,7 +32,7 @@ from robench.report.leaderboard import collect
 from robench.report.published import read_robustbench
 from robench.report.several_runs import compare_runs, write_leaderboard
 from robench.report.tables import percent, summarise
-from robench.runs import _describe_data
+from robench.run.execute import _describe_data
 from robench.types import Column, Outcome, RobenchError
 
 

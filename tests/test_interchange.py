@@ -11,14 +11,14 @@ from test_engine import SPEC, raises, run
 from test_report import darken_half
 
 from robench import __version__
-from robench.api import attack
 from robench.cli import main
 from robench.evaluation.results import read_results
 from robench.interchange.adv import adv_images_of
 from robench.interchange.export import export_run
 from robench.interchange.model_card import model_card
 from robench.interchange.robustbench import model_info
-from robench.request import AttackRequest
+from robench.run.attack import attack
+from robench.run.request import AttackRequest
 from robench.training import TrainSpec, train
 from robench.types import Column, RobenchError
 

@@ -54,9 +54,9 @@ def test_every_number_of_readmes_table_stands_in_the_summary():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10-single-0", "cifar10-contrastive-0", "cifar100-contrastive-0"])
 def test_committed_weights_give_the_tables_first_rows_again(name, cifar_folder, tmp_path):
-    from robench.api import attack
     from robench.evaluation.results import read_results
-    from robench.request import AttackRequest
+    from robench.run.attack import attack
+    from robench.run.request import AttackRequest
 
     run = attack(AttackRequest("pgd7", n=FIRST), ckpt=WEIGHTS / f"{name}.safetensors", data_dir=Path(cifar_folder), out=tmp_path / "run",
                  threads=1, show_progress=False)  # fmt: skip

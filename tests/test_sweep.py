@@ -11,13 +11,13 @@ from click.testing import CliRunner
 from test_engine import SPEC, run
 from test_engine import raises as raising
 
-from robench.api import attack
 from robench.cli import main
 from robench.evaluation.results import read_results
 from robench.report.markdown import aligned
 from robench.report.sweeps import curve_table, eps_curve, write_curves
-from robench.request import AttackRequest
-from robench.sweep import SweepRequest, sweep
+from robench.run.attack import attack
+from robench.run.request import AttackRequest
+from robench.run.sweep import SweepRequest, sweep
 from robench.training import TrainSpec, train
 from robench.types import ExternalModel, RobenchError
 

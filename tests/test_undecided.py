@@ -24,7 +24,8 @@ from robench.models.classifier import Classifier
 from robench.models.subject import classifier_of_module
 from robench.report import write_report
 from robench.report.compare import compare, comparison_text, remarks
-from robench.runs import Place, Run, run_columns
+from robench.run.execute import Place, execute
+from robench.run.plan import Run
 from robench.types import Column, Dataset, Outcome, ReturnPolicy, RobenchError, ThreatModel
 
 N, CLASSES = 24, 5
@@ -104,7 +105,7 @@ def labels(images):
 @pytest.fixture(autouse=True)
 def no_pages(monkeypatch):
     """Pages take longer than these runs."""
-    monkeypatch.setattr("robench.notebook.write_report", lambda path: None)
+    monkeypatch.setattr("robench.run.evaluate.write_report", lambda path: None)
 
 
 def quiet(*args, **more):
@@ -293,7 +294,7 @@ def short_fast(name="mine", blind=True):
 
 def computed(model, images, labels, suites, path, save=False):
     subject = classifier_of_module(model, CLASSES, "cpu", images=images)
-    return run_columns(
+    return execute(
         Run(subject, split_of(images, labels), len(images), suites, THREAT, path, chunk=8, save=save),
         Place("cpu", "cpu"),
         show_progress=False,
@@ -444,7 +445,7 @@ def test_a_stored_image_of_which_the_model_says_no_class_is_not_broken_again(ima
 
 def test_verify_names_the_samples_that_it_could_not_classify(monkeypatch):
     found = Replay("pgd7", claimed=3, float32=2, float64=2, single=2, rounded=2, unclassified=(7,), said="ValueError: not this one")
-    monkeypatch.setattr("robench.verify.verify", lambda run, **where: ([found], ""))
+    monkeypatch.setattr("robench.run.verify.verify", lambda run, **where: ([found], ""))
     result = CliRunner().invoke(main, ["verify", "run"])
     assert result.exit_code == 1
     assert "pgd7: the model cannot classify the stored images of 1 sample (7)" in result.output and "not this one" in result.output

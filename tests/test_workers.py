@@ -64,8 +64,8 @@ import os, random, signal, sys, time, torch
 from pathlib import Path
 torch.set_num_threads(1)
 import pandas, torchattacks, pyautoattack, torchvision, scipy.stats, matplotlib.figure
-from robench.api import attack
-from robench.request import AttackRequest
+from robench.run.attack import attack
+from robench.run.request import AttackRequest
 kills, runs, draw = 0, 1, random.Random(0)
 while True:
     child = os.fork()

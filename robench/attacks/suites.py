@@ -66,8 +66,8 @@ SUITES: dict[str, SuiteEntry] = {
 }
 
 
-# Names separated by commas, one value or function, or a list of names, values and functions.
-Asked = str | Attack | AttackFn | Sequence[str | Attack | AttackFn]
+# Names separated by commas, one value or function, or a list of names, values, functions and columns that are made already.
+Asked = str | Attack | AttackFn | Column | Sequence[str | Attack | AttackFn | Column]
 
 
 def parse_columns(
@@ -80,8 +80,8 @@ def parse_columns(
     """The columns that ``"fgsm,pgd20,autoattack"`` or ``["pgd20", my_attack]`` stands for, in order, each once.
 
     Args:
-        suite: names, separated by commas, where ``pgd20@FILE`` crafts on the checkpoint FILE; an attack or a function; or a list of
-            all these.
+        suite: names, separated by commas, where ``pgd20@FILE`` crafts on the checkpoint FILE; an attack or a function; a column, which
+            is taken as it is; or a list of all these.
         threat: the threat model.
         n_classes: of the classifier that is attacked.
         options: what the user changed about attacks.
@@ -96,7 +96,7 @@ def parse_columns(
     context = Context(threat, n_classes, options, sources or {})
     columns: dict[str, Column] = {}
     for each in asked:
-        for column in _columns(each, context) if isinstance(each, str) else [_column(each, context)]:
+        for column in _columns(each, context):
             _refuse_another(columns.setdefault(column.name, column), column)
     families = {stage.family for column in columns.values() for stage in column.stages}
     shown = ",".join(each if isinstance(each, str) else each.name for each in asked)
@@ -121,16 +121,18 @@ def _refuse_another(first: Column, second: Column) -> None:
         )
 
 
-def check_suite(column: Asked) -> list[str | Attack]:
-    """The names in a suite, all of them known, and the attacks of the functions in it; needs no data and no model.
+def check_suite(suite: Asked) -> list[str | Attack | Column]:
+    """The names in a suite, all of them known, the attacks of the functions in it, and its columns; needs no data and no model.
 
     Raises:
         RobenchError: it is empty, a name is unknown, a function is no attack, or an attack of an installed package cannot be loaded.
     """
-    given = [column] if isinstance(column, str) or not isinstance(column, Iterable) else list(column)
-    asked: list[str | Attack] = []
+    given = [suite] if isinstance(suite, str) or not isinstance(suite, Iterable) else list(suite)
+    asked: list[str | Attack | Column] = []
     for each in given:
-        if isinstance(each, str):
+        if isinstance(each, Column):
+            asked.append(each)
+        elif isinstance(each, str):
             asked += [_checked_name(name.strip()) for name in each.split(",") if name.strip()]
         else:
             asked.append(_checked_value(as_attack(each)))
@@ -185,13 +187,14 @@ def find_attack(given: str, norms: Sequence[str] = ()) -> tuple[str, Callable[[T
     Raises:
         RobenchError: there is none, or it is not for one of the norms.
     """
-    value = _checked_value(attack_of_file(given)) if ":" in given or given.endswith(".py") else check_suite(given)[0]
+    value: str | Attack = (
+        _checked_value(attack_of_file(given)) if ":" in given or given.endswith(".py") else str(check_suite(given)[0])
+    )
     if (isinstance(value, str) and value in SUITES) or "@" in given:
         raise RobenchError(f"{given!r} is no single attack; expected FILE.py:FUNCTION, or one of `robench list attacks`")
 
     def make(threat: ThreatModel) -> Attack:
-        column = _columns(value, context(threat)) if isinstance(value, str) else [_column(value, context(threat))]
-        return column[0].stages[0]
+        return _columns(value, context(threat))[0].stages[0]
 
     def context(threat: ThreatModel) -> Context:
         return Context(threat, 10, AttackOptions())
@@ -209,9 +212,9 @@ def find_attack(given: str, norms: Sequence[str] = ()) -> tuple[str, Callable[[T
     return value if isinstance(value, str) else value.name, make, tuple(norms) or defined
 
 
-def source_paths(column: Asked | None) -> list[str]:
+def source_paths(suite: Asked | None) -> list[str]:
     """The checkpoints that attacks of a suite are crafted on, each once."""
-    named = [each for each in check_suite(column) if isinstance(each, str)] if column else []
+    named = [each for each in check_suite(suite) if isinstance(each, str)] if suite else []
     return list(dict.fromkeys(name.partition("@")[2] for name in named if "@" in name))
 
 
@@ -237,8 +240,12 @@ def _column(attack: Attack, context: Context) -> Column:
     return _named(searching(in_norm(attack, attack.name, context), context.options.pass_options), attack.pass_options)
 
 
-def _columns(name: str, context: Context) -> list[Column]:
-    name, at, path = name.partition("@")
+def _columns(asked: str | Attack | Column, context: Context) -> list[Column]:
+    if isinstance(asked, Column):
+        return [asked]
+    if isinstance(asked, Attack):
+        return [_column(asked, context)]
+    name, at, path = asked.partition("@")
     if at:
         from robench.attacks.crafting_targets import crafted_on
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from robench.api import command, subject_of, warn_of_sanity_check
 from robench.audit.checks import run_checks
 from robench.audit.evidence import AUDITED_RADIUS, Evidence
 from robench.audit.experiments import Experiments
@@ -18,13 +17,13 @@ from robench.audit.page import write_audit
 from robench.audit.panel import called_for
 from robench.audit.request import GRID_SAMPLES, AuditRequest
 from robench.audit.verdict import Verdict, judge_number
-from robench.checkpoint import read_description
 from robench.data import DATASETS, load_dataset
 from robench.evaluation.device import use_device
-from robench.evaluation.environment import describe_environment
+from robench.evaluation.environment import command_line, describe_environment
 from robench.evaluation.results import Results
-from robench.models.subject import Subject, of_head
-from robench.types import Dataset, ExternalModel, Finding, RobenchError
+from robench.models.subject import Subject, subject_of
+from robench.run.inputs import load_inputs, print_remarks, refuse_unnamed
+from robench.types import Dataset, ExternalModel, Finding
 
 __all__ = ["Audit", "AuditRequest", "audit", "audit_subject"]
 
@@ -54,28 +53,21 @@ def audit(
 
     Args:
         request: what is to be judged, and how.
-        ckpt, model, dataset, data_dir, device, threads: as in ``robench.api.attack``.
+        ckpt, model, dataset, data_dir, device, threads: as in ``robench.run.attack.attack``.
         out: the audit's folder, ``reports/audit-<name>`` by default.
 
     Raises:
         RobenchError: anything the user can mend; what was measured before is kept.
     """
-    if (ckpt is None) == (model is None):
-        raise RobenchError(
-            "name what to audit: either `ckpt=FILE` or `model` (`robench list models`), such as `model=FILE.py:FACTORY`"
-        )
-    description = read_description(ckpt) if ckpt is not None else {}
-    name = dataset or description.get("dataset")
-    if name is None:
-        raise RobenchError("`model` needs `dataset`: one of `robench list datasets`, or your own folder or .npz file")
-    data = load_dataset(name, "test", data_dir)
-    data = of_head(data, request.head) if model is None else data
-    learn_from = load_dataset(name, "train", data_dir) if name in DATASETS else data
+    refuse_unnamed(ckpt, model, "audit")
+    inputs = load_inputs(ckpt, dataset, data_dir, request.head)
+    data = inputs.data
+    learn_from = load_dataset(inputs.name, "train", data_dir) if inputs.name in DATASETS else data
     with use_device(device, threads) as chosen:
         subject = subject_of(ckpt, model, data, chosen, request.head)
-        warn_of_sanity_check(subject, data, request.samples(data))
+        print_remarks(subject, data, request.samples(data))
         folder = out or Path("reports") / request.folder_name(subject.name, data)
-        return audit_subject(subject, data, request, folder, chosen, learn_from=learn_from, command=command())
+        return audit_subject(subject, data, request, folder, chosen, learn_from=learn_from, command=command_line())
 
 
 def audit_subject(

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robench.api import attack
 from robench.audit.cheats import BatchStatistics, Crop, Detached, Inputs, KWinners, NoGradient, Noise, Outputs, Quantise
 from robench.data.augment import to_unit
 from robench.evaluation.external_images import saved_images
 from robench.models.multihead import MAIN_HEAD
 from robench.models.seeded import seeded
 from robench.models.subject import Subject, classifier_of_module, load_classifier
-from robench.request import AttackRequest
+from robench.run.attack import attack
+from robench.run.request import AttackRequest
 from robench.training.spec import TrainSpec
 from robench.training.trainer import train
 from robench.types import Dataset, RobenchError, parse_eps

@@ -25,7 +25,9 @@ from robench.evaluation.run_folder import read_run
 from robench.files import write_atomically
 from robench.models.output import MAIN_HEAD
 from robench.models.subject import Subject, classifier_of_checkpoint
-from robench.runs import DEFAULT_CHUNK, Place, Run, run_columns
+from robench.run.execute import Place, execute
+from robench.run.plan import plan
+from robench.run.request import AttackRequest
 from robench.types import Column, Dataset, Outcome, ThreatModel
 
 
@@ -65,14 +67,11 @@ class Experiments:
         self, columns: list[Column], at: str = AUDITED_RADIUS, threat: ThreatModel | None = None, n: int | None = None
     ) -> Results:
         """Runs columns at a radius, or reads what is there already."""
-        first = n or self.n
-        run = Run(
-            self.subject, self.data, first, columns, threat or self.threat, self.folder / ("run" if at == AUDITED_RADIUS else f"run-{at}"),
-            seed=self.request.seed, chunk=DEFAULT_CHUNK,
-        )  # fmt: skip
-        results = run_columns(
-            run, Place(self.device, self.device.split(":")[0]), command=self.command, show_progress=self.show_progress
-        )
+        threat = threat or self.threat
+        asked = AttackRequest(columns, threat.norm, threat.eps_text, n or self.n, seed=self.request.seed)
+        folder = self.folder / ("run" if at == AUDITED_RADIUS else f"run-{at}")
+        run = plan(asked, self.subject, self.data, folder, device=self.device)
+        results = execute(run, Place.on(self.device), command=self.command, show_progress=self.show_progress)
         assert results is not None  # one process computes all
         return _only(results, [column.name for column in columns])
 

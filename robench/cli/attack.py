@@ -97,9 +97,9 @@ def attack(
 
     Exits with 1 where an attack failed on samples: the rest of the table stands.
     """
-    from robench.api import attack as run_attack
     from robench.attacks import Asked, attack_of_file
-    from robench.request import AttackRequest, parse_chunk
+    from robench.run.attack import attack as run_attack
+    from robench.run.request import AttackRequest, parse_chunk
 
     asked_for: Asked | None = (*([suite] if suite else []), *map(attack_of_file, attacks)) if attacks else suite
     _warn_of_clash()
@@ -160,7 +160,7 @@ def verify(run: Path, **options: Any) -> None:
     where the weights or the images are not those of the run, an attack's images were not kept, or a claim does not hold in float32.
     """
     from robench.report.markdown import replay_table
-    from robench.verify import verify as replay
+    from robench.run.verify import verify as replay
 
     replays, changed = replay(run, **options)
     click.echo(replay_table(replays))

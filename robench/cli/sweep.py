@@ -42,9 +42,9 @@ def sweep(
     sweep's, with a verdict per sample; the same command continues after a kill. Writes curve.md, curve.csv and curve.png.
     """
     from robench.evaluation.results import announced
-    from robench.request import AttackRequest, parse_chunk
-    from robench.sweep import SweepRequest
-    from robench.sweep import sweep as run_sweep
+    from robench.run.request import AttackRequest, parse_chunk
+    from robench.run.sweep import SweepRequest
+    from robench.run.sweep import sweep as run_sweep
 
     request = SweepRequest(AttackRequest(**asked, chunk=parse_chunk(chunk)), eps, steps)
     curves = run_sweep(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -27,6 +30,13 @@ def describe_environment(device: str, threads: int) -> dict[str, object]:
         "threads": threads,
         "packages": {name: installed for name in PACKAGES if (installed := _version(name))},
     }
+
+
+def command_line() -> str:
+    """The command line of this process, as it is recorded, with the options that came from the environment in front."""
+    prefix = f"ROBENCH_{sys.argv[1].upper()}_" if len(sys.argv) > 1 else "ROBENCH_"
+    chosen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(prefix)]
+    return shlex.join([*chosen, "robench", *sys.argv[1:]])
 
 
 def _version(name: str) -> str | None:

@@ -99,6 +99,17 @@ def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str, h
     return Subject(checkpoint_name(path), classifier, classifier.digest(), origin, model, checkpoint.heads, preprocessing)
 
 
+def subject_of(ckpt: Path | None, model: str | ExternalModel | None, data: Dataset, device: str, head: str) -> Subject:
+    """The checkpoint or the model that a call names, as a classifier of the data.
+
+    Raises:
+        RobenchError: see ``classifier_of_checkpoint`` and ``classifier_of_model``.
+    """
+    if model is None:
+        return classifier_of_checkpoint(Path(str(ckpt)), data, device, head)
+    return classifier_of_model(ExternalModel(model) if isinstance(model, str) else model, data, device, head)
+
+
 def of_head(dataset: Dataset, head: str) -> Dataset:
     """The data set as a head of a supervised multitask model is to be tested on it.
 

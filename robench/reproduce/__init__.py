@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from robench.api import attack
 from robench.checkpoint import XZ, load_checkpoint, read_description, save_checkpoint
 from robench.data import load_dataset
 from robench.evaluation.device import use_device
@@ -23,7 +22,8 @@ from robench.reproduce.page import write_page
 from robench.reproduce.plan import ATTACKS, AUTOATTACK, TABLES, Trained
 from robench.reproduce.rounding import compact
 from robench.reproduce.settings import QUICK, Settings
-from robench.request import AttackRequest
+from robench.run.attack import attack
+from robench.run.request import AttackRequest
 from robench.training import TrainSpec, train
 from robench.types import Dataset, RobenchError
 

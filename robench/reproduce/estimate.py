@@ -14,7 +14,7 @@ from torch import Tensor
 from robench.data.augment import to_unit
 from robench.models.multihead import MAIN_HEAD, MultiHead
 from robench.progress import duration
-from robench.runs import DEFAULT_CHUNK
+from robench.run.request import DEFAULT_CHUNK
 from robench.training.adversarial import ADVERSARIAL
 from robench.training.objectives import OBJECTIVES
 from robench.training.precision import quicker, step_times

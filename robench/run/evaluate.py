@@ -19,16 +19,16 @@ from robench.data.held import Held, gather
 from robench.evaluation.device import use_device
 from robench.evaluation.judge import check_images
 from robench.evaluation.results import Results, announced, failures
-from robench.evaluation.sanity_check import sanity_check
 from robench.models.failures import is_out_of_memory
 from robench.models.multihead import MAIN_HEAD
-from robench.models.subject import TRIAL_IMAGES, Subject, classifier_of_module, raised
-from robench.planning import plan
+from robench.models.subject import TRIAL_IMAGES, classifier_of_module, raised
 from robench.report import write_report
 from robench.report.markdown import terminal_table
 from robench.report.tables import summarise, verdict_rows
-from robench.request import AttackRequest, default_suite, parse_chunk
-from robench.runs import DEFAULT_CHUNK, Place, run_columns
+from robench.run.execute import Place, execute
+from robench.run.inputs import remarks_on
+from robench.run.plan import plan
+from robench.run.request import DEFAULT_CHUNK, AttackRequest, default_suite, parse_chunk
 from robench.types import Dataset, RobenchError, check_normalisation, format_eps, parse_eps
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def evaluate(
         classes: names of the classes; the model's outputs are counted where not given.
         mean, std: of a normalisation in front of the model, per channel.
         head: which output of a model that returns several holds the logits: its place or its name.
-        step_size, restarts, budget, passes, precision: as ``--step-size`` and so on; see ``robench.request.AttackRequest``.
+        step_size, restarts, budget, passes, precision: as ``--step-size`` and so on; see ``robench.run.request.AttackRequest``.
         weights_dtype: "float32" computes in it whatever the weights are; "as-is" leaves half and bfloat16 as they are.
         save_adv: keep the adversarial images in ``out``, for ``robench verify``.
         show_progress: bars on stderr.
@@ -146,9 +146,10 @@ def evaluate(
             std=tuple(map(float, std)), head=str(head), images=_trial_images(held.images), weights_dtype=weights_dtype,
         )  # fmt: skip
         data = _dataset(held, tuple(classes) or held.classes, subject.classifier.n_classes)
-        _say(subject, data)
+        for remark in remarks_on(subject, data, len(data)):
+            warnings.warn(remark, stacklevel=2)
         run = plan(request, subject, data, Path(out) if out else Path(scratch) / "run", device=chosen)
-        results = run_columns(run, Place(chosen, chosen.split(":")[0]), command=asked, show_progress=show_progress)
+        results = execute(run, Place.on(chosen), command=asked, show_progress=show_progress)
         assert results is not None  # one process computes all
         if out:
             write_report(run.path)
@@ -181,12 +182,6 @@ def _dataset(held: Held, classes: tuple[str, ...], n_classes: int) -> Dataset:
         raise RobenchError(f"{len(classes)} names of classes, but the model has {n_classes} outputs")
     check_images(held.images, held.labels, n_classes)
     return Dataset("images", "test", held.images, held.labels, classes or tuple(map(str, range(n_classes))))
-
-
-def _say(subject: Subject, data: Dataset) -> None:
-    """Warns of what was changed of the model, and of a model that does not know these images."""
-    for note in (*subject.notes, *sanity_check(subject.classifier, data, len(data))):
-        warnings.warn(note, stacklevel=3)
 
 
 def _evaluation(results: Results, path: Path | None) -> Evaluation:

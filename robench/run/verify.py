@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robench.api import subject_of
 from robench.data import load_dataset
 from robench.evaluation.device import use_device
 from robench.evaluation.replay import Replay, replay_run
@@ -14,7 +13,7 @@ from robench.evaluation.run_folder import read_run
 from robench.interchange.bundle import opened, refuse_other_table
 from robench.models.multihead import MAIN_HEAD
 from robench.models.sources import source_of
-from robench.models.subject import of_head
+from robench.models.subject import of_head, subject_of
 from robench.types import ExternalModel, RobenchError
 
 

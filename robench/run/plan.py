@@ -1,8 +1,8 @@
-"""From what was asked for to what is measured: one way for the command and for Python."""
+"""From what was asked for to what is measured: one way for the commands, for Python and for audits."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,11 +15,39 @@ from robench.evaluation.run_folder import read_run
 from robench.models.multihead import MAIN_HEAD
 from robench.models.rewrite import quicker_precision
 from robench.models.subject import Subject, classifier_of_checkpoint
-from robench.request import AttackRequest
-from robench.runs import Run
-from robench.types import Column, Dataset, RobenchError
+from robench.run.request import DEFAULT_CHUNK, AttackRequest
+from robench.types import Column, Dataset, RobenchError, ThreatModel
 
 TIMED_IMAGES = 64  # by which fp32 and bf16 are timed
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What is to be measured.
+
+    Attributes:
+        subject: the model.
+        data: the split.
+        n: its first samples.
+        columns: to be filled.
+        threat: the threat model.
+        path: the run folder.
+        seed: of the attacks.
+        chunk: samples a chunk.
+        save: keep adversarial images.
+        share: let one trajectory serve several columns.
+    """
+
+    subject: Subject
+    data: Dataset
+    n: int
+    columns: list[Column]
+    threat: ThreatModel
+    path: Path
+    seed: int = 0
+    chunk: int = DEFAULT_CHUNK
+    save: bool = False
+    share: bool = True
 
 
 def plan(

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from robench.api import attack, command
 from robench.attacks import Asked
 from robench.checkpoint import checkpoint_name, read_description
 from robench.data import load_dataset
+from robench.evaluation.environment import command_line
 from robench.evaluation.results import Results, failures, read_results
 from robench.report.markdown import aligned
 from robench.report.sweeps import curve_table, eps_curve, steps_curve, write_curves
-from robench.request import AttackRequest
-from robench.runs import DEFAULT_CHUNK
+from robench.run.attack import attack
+from robench.run.request import DEFAULT_CHUNK, AttackRequest
 from robench.types import ExternalModel, RobenchError, ThreatModel, format_eps, parse_eps
 
 DEFAULT_STEPS = (1, 2, 5, 10, 20, 50, 100)
@@ -74,7 +74,7 @@ def sweep(request: SweepRequest, *, out: Path | None = None, **options: Any) -> 
     Args:
         request: what is asked.
         out: the folder, ``reports/sweep-<name>`` by default; every run lies below it.
-        options: the model, the data and the device, as for ``robench.api.attack``.
+        options: the model, the data and the device, as for ``robench.run.attack.attack``.
 
     Returns:
         None where other processes have not finished their share yet.
@@ -113,7 +113,7 @@ def _conclude(folder: Path, results: list[Results], with_steps: bool) -> Sweep:
     curves = [eps_curve({each.description["threat"]["eps"]: each for each in at_radii})] if at_radii else []
     curves += [steps_curve(results[-1])] if with_steps else []
     described = results[-1].description
-    path = write_curves(folder, curves, described | {"steps_eps": described["threat"]["eps_text"]}, command())
+    path = write_curves(folder, curves, described | {"steps_eps": described["threat"]["eps_text"]}, command_line())
     tables = "\n\n".join(curve_table(curve, aligned) for curve in curves)
     return Sweep(path, tables, [f"{each.path.name}: {line}" for each in results for line in failures(each)])
 

@@ -1,30 +1,27 @@
-"""What the commands call: from a model and a suite to a run folder and its tables."""
+"""What the commands call: from a checkpoint or a model, and a suite, to a run folder with its report."""
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from robench.attacks import check_suite
-from robench.checkpoint import read_description
-from robench.data import DATASETS, load_dataset
 from robench.evaluation.cluster import connect, evaluate_on_ray
 from robench.evaluation.device import device_of_rank, threads_of_rank, use_device
 from robench.evaluation.engine import evaluate_columns
-from robench.evaluation.sanity_check import sanity_check
+from robench.evaluation.environment import command_line
 from robench.models.multihead import MAIN_HEAD
 from robench.models.sources import SOURCES, source_of
-from robench.models.subject import Subject, classifier_of_checkpoint, classifier_of_model, of_head
-from robench.planning import plan, samples
+from robench.models.subject import subject_of
 from robench.processes import Processes
 from robench.report import write_report
-from robench.request import AttackRequest
-from robench.runs import Place, run_columns
-from robench.types import Dataset, ExternalModel, RobenchError
+from robench.run.execute import Place, execute
+from robench.run.inputs import load_inputs, print_remarks, refuse_unnamed
+from robench.run.plan import plan, samples
+from robench.run.request import AttackRequest
+from robench.types import ExternalModel, RobenchError
 
 
 def attack(
@@ -65,18 +62,18 @@ def attack(
     processes = Processes.here()
     external = ExternalModel(model) if isinstance(model, str) else model
     _refuse(request, ckpt, external, ray, processes)
-    whole, data, trained_on = _data_of(request, ckpt, dataset, data_dir)
-    n = samples(request.n, len(data))
+    inputs = load_inputs(ckpt, dataset, data_dir, request.head)
+    data, n = inputs.data, samples(request.n, len(inputs.data))
     with ExitStack() as stack:
         place = _place(stack, processes, device, threads, ray)
         subject = subject_of(ckpt, external, data, place.device, request.head)
-        warn_of_sanity_check(subject, data, n, say=processes.rank == 0)
+        print_remarks(subject, data, n, say=processes.rank == 0)
         if data.path and show_progress and processes.rank == 0:
             print(f"robench: {data.path}: {data}", file=sys.stderr)
-        folder = out or Path("reports") / request.folder_name(subject.name, request.threat(data), data, trained_on)
+        folder = out or Path("reports") / request.folder_name(subject.name, request.threat(data), data, inputs.trained_on)
         task = MAIN_HEAD if ckpt is None else request.head
-        run = plan(request, subject, data, folder, device=place.device, whole=whole, task=task)
-        results = run_columns(run, place, command=command(), show_progress=show_progress and processes.rank == 0)
+        run = plan(request, subject, data, folder, device=place.device, whole=inputs.whole, task=task)
+        results = execute(run, place, command=command_line(), show_progress=show_progress and processes.rank == 0)
     if results is None:
         return None
     write_report(folder)
@@ -87,10 +84,7 @@ def _refuse(
     request: AttackRequest, ckpt: Path | None, external: ExternalModel | None, ray: str | None, processes: Processes
 ) -> None:
     """What cannot be done, said before anything is downloaded."""
-    if (ckpt is None) == (external is None):
-        raise RobenchError(
-            "name what to attack: either `ckpt=FILE` or `model` (`robench list models`), such as `model=FILE.py:FACTORY`"
-        )
+    refuse_unnamed(ckpt, external, "attack")
     if request.names is not None:
         check_suite(request.names)
     if ray is not None and processes.world_size > 1:
@@ -103,21 +97,6 @@ def _refuse(
         )
 
 
-def _data_of(
-    request: AttackRequest, ckpt: Path | None, dataset: str | None, data_dir: Path | None
-) -> tuple[Dataset, Dataset, str | None]:
-    """The test split with the labels of the main task, the same with those of the judged head, and what a checkpoint was trained on."""
-    trained_on = read_description(ckpt)["dataset"] if ckpt is not None else None
-    tested_on = dataset or trained_on
-    if tested_on is None:
-        raise RobenchError("`model` needs `dataset`: one of `robench list datasets`, or your own folder or .npz file")
-    if dataset is None and tested_on not in DATASETS:
-        raise RobenchError(f"{ckpt} was trained on the folder {tested_on!r}; say where it lies: `dataset=PATH`")
-    whole = load_dataset(tested_on, "test", data_dir)
-    # The heads of other people's models have no labels of their own.
-    return whole, of_head(whole, MAIN_HEAD if ckpt is None else request.head), trained_on
-
-
 def _place(stack: ExitStack, processes: Processes, device: str, threads: int | None, ray: str | None) -> Place:
     """Where chunks are computed, for as long as the stack is open."""
     if ray is not None:
@@ -126,33 +105,3 @@ def _place(stack: ExitStack, processes: Processes, device: str, threads: int | N
         return Place(chosen, cluster.device, processes, partial(evaluate_on_ray, cluster=cluster))
     chosen = stack.enter_context(use_device(device_of_rank(device, processes), threads or threads_of_rank(processes)))
     return Place(chosen, chosen.split(":")[0], processes, partial(evaluate_columns, processes=processes))
-
-
-def subject_of(ckpt: Path | None, model: str | ExternalModel | None, data: Dataset, device: str, head: str) -> Subject:
-    """The model that ``--ckpt`` or ``--model`` names, as a classifier of the data.
-
-    Raises:
-        RobenchError: see ``classifier_of_checkpoint`` and ``classifier_of_model``.
-    """
-    if model is None:
-        return classifier_of_checkpoint(Path(str(ckpt)), data, device, head)
-    return classifier_of_model(ExternalModel(model) if isinstance(model, str) else model, data, device, head)
-
-
-def warn_of_sanity_check(subject: Subject, data: Dataset, n: int, *, say: bool = True) -> None:
-    """Says on stderr, before hours of attacks, what was changed of a model of somebody else's and what is suspicious about it.
-
-    Raises:
-        RobenchError: see ``sanity_check``.
-    """
-    if subject.model is None:
-        for warning in (*subject.notes, *sanity_check(subject.classifier, data, n)):
-            if say:
-                print(f"robench: warning: {warning}", file=sys.stderr)
-
-
-def command() -> str:
-    """The command line of this process, as it is recorded, with the options that came from the environment in front."""
-    prefix = f"ROBENCH_{sys.argv[1].upper()}_" if len(sys.argv) > 1 else "ROBENCH_"
-    chosen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(prefix)]
-    return shlex.join([*chosen, "robench", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""A run folder from beginning to end: described, computed, read back."""
+"""A run from beginning to end: described, computed, read back."""
 
 from __future__ import annotations
 
@@ -16,44 +16,13 @@ from robench.evaluation.environment import describe_environment
 from robench.evaluation.results import Results, is_complete, read_results
 from robench.evaluation.run_folder import RunFolder, attack_folder, read_run
 from robench.evaluation.sanity_check import settle_randomness
-from robench.models.subject import Subject
 from robench.processes import Processes
 from robench.report.tables import summarise
-from robench.types import Column, Dataset, RobenchError, RunSpec, ThreatModel
+from robench.run.plan import Run
+from robench.types import Column, Dataset, RobenchError, RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
-
-DEFAULT_CHUNK = 250
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What is to be measured.
-
-    Attributes:
-        subject: the model.
-        data: the split.
-        n: its first samples.
-        columns: to be filled.
-        threat: the threat model.
-        path: the run folder.
-        seed: of the attacks.
-        chunk: samples a chunk.
-        save: keep adversarial images.
-        share: let one trajectory serve several columns.
-    """
-
-    subject: Subject
-    data: Dataset
-    n: int
-    columns: list[Column]
-    threat: ThreatModel
-    path: Path
-    seed: int = 0
-    chunk: int = DEFAULT_CHUNK
-    save: bool = False
-    share: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +41,20 @@ class Place:
     processes: Processes = field(default_factory=Processes)
     evaluate: Callable[..., None] = evaluate_columns
 
+    @classmethod
+    def on(cls, device: str) -> Place:
+        """This process alone."""
+        return cls(device, device.split(":")[0])
 
-def run_columns(run: Run, place: Place, *, command: str = "", show_progress: bool = True) -> Results | None:
+
+def execute(run: Run, place: Place, *, command: str = "", show_progress: bool = True) -> Results | None:
     """Describes the run, computes what is missing, and reads it all back; None where other processes still have work.
+
+    Args:
+        run: what is to be measured, see ``robench.run.plan``.
+        place: where.
+        command: recorded as one that the run was called by.
+        show_progress: bars and a forecast on stderr.
 
     Raises:
         RobenchError: two columns have one name, the folder holds another run or a longer one, or the model cannot classify the images.

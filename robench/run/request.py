@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from robench.attacks import Asked, AttackOptions
 from robench.models.multihead import MAIN_HEAD
-from robench.runs import DEFAULT_CHUNK
 from robench.types import Dataset, PassOptions, RobenchError, ThreatModel, norm_named, parse_eps
 
+DEFAULT_CHUNK = 250
 DEFAULT_SUITE = {"Linf": "pgd20,autoattack", "L2": "pgd20,autoattack", "L1": "autoattack"}
 
 

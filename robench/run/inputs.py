@@ -1,0 +1,88 @@
+"""What a command names, loaded: the data, the model, and what is suspicious about the two together."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from robench.checkpoint import read_description
+from robench.data import DATASETS, load_dataset
+from robench.evaluation.sanity_check import sanity_check
+from robench.models.multihead import MAIN_HEAD
+from robench.models.subject import Subject, of_head
+from robench.types import Dataset, ExternalModel, RobenchError
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The data that a model is judged on.
+
+    Attributes:
+        name: of the data set, or where it lies.
+        whole: the test split, with the labels of the main task.
+        data: the same, with the labels of the judged head.
+        trained_on: the data set of a checkpoint, None for other models.
+    """
+
+    name: str
+    whole: Dataset
+    data: Dataset
+    trained_on: str | None
+
+
+def refuse_unnamed(ckpt: Path | None, model: str | ExternalModel | None, purpose: str) -> None:
+    """Refuses a call that names no model, or two.
+
+    Raises:
+        RobenchError: so it is.
+    """
+    if (ckpt is None) == (model is None):
+        raise RobenchError(
+            f"name what to {purpose}: either `ckpt=FILE` or `model` (`robench list models`), such as `model=FILE.py:FACTORY`"
+        )
+
+
+def load_inputs(ckpt: Path | None, dataset: str | None, data_dir: Path | None, head: str) -> Inputs:
+    """The test split that a checkpoint or a model is judged on.
+
+    Args:
+        ckpt: the checkpoint, None for a model of somebody else's, whose heads have no labels of their own.
+        dataset: a name or a path; the checkpoint's own by default.
+        data_dir: see ``robench.data.data_folder``.
+        head: the task that is judged.
+
+    Raises:
+        RobenchError: no data set is named, or it is not there, or has no labels for the head.
+    """
+    trained_on = read_description(ckpt)["dataset"] if ckpt is not None else None
+    name = dataset or trained_on
+    if name is None:
+        raise RobenchError("`model` needs `dataset`: one of `robench list datasets`, or your own folder or .npz file")
+    if dataset is None and name not in DATASETS:
+        raise RobenchError(f"{ckpt} was trained on the folder {name!r}; say where it lies: `dataset=PATH`")
+    whole = load_dataset(name, "test", data_dir)
+    return Inputs(name, whole, of_head(whole, MAIN_HEAD if ckpt is None else head), trained_on)
+
+
+def remarks_on(subject: Subject, data: Dataset, n: int) -> list[str]:
+    """What was changed of a model of somebody else's so that it fits, and what is suspicious about it; nothing of a checkpoint.
+
+    Raises:
+        RobenchError: see ``sanity_check``.
+    """
+    return [] if subject.model is not None else [*subject.notes, *sanity_check(subject.classifier, data, n)]
+
+
+def print_remarks(subject: Subject, data: Dataset, n: int, *, say: bool = True) -> None:
+    """The same on stderr, before hours of attacks.
+
+    Args:
+        say: whether this is the process that speaks; the others check too.
+
+    Raises:
+        RobenchError: see ``sanity_check``.
+    """
+    for remark in remarks_on(subject, data, n):
+        if say:
+            print(f"robench: warning: {remark}", file=sys.stderr)
