@@ -8,21 +8,23 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "RobenchError": "robench.types",
-    "ThreatModel": "robench.types",
-    "Attack": "robench.types",
-    "AttackFn": "robench.types",
-    "attack": "robench.authoring",
-    "Column": "robench.types",
-    "Dataset": "robench.types",
-    "load_dataset": "robench.data",
-    "load_checkpoint": "robench.checkpoint",
-    "load_classifier": "robench.models",
-    "train": "robench.training.trainer",
-    "TrainSpec": "robench.training.spec",
+_PUBLIC = {  # docs/python.md says what each is
     "evaluate": "robench.run.evaluate",
     "Evaluation": "robench.run.evaluate",
+    "attack": "robench.authoring",
+    "Attack": "robench.types",
+    "AttackFn": "robench.types",
+    "ReturnPolicy": "robench.types",
+    "Column": "robench.types",
+    "ThreatModel": "robench.types",
+    "Outcome": "robench.types",
+    "Dataset": "robench.types",
+    "load_dataset": "robench.data",
+    "train": "robench.training.trainer",
+    "TrainSpec": "robench.training.spec",
+    "load_checkpoint": "robench.checkpoint",
+    "load_classifier": "robench.models",
+    "RobenchError": "robench.types",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -1,5 +1,6 @@
 """What the documentation tells people to type."""
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from cases import linear_case
 from click.testing import CliRunner
 
+import robench
 from robench import types
 from robench.audit.checks import CHECKS
 from robench.cli import main
@@ -68,6 +70,23 @@ def test_the_commands_of_the_first_pages_run_as_a_newcomer_would_run_them(tmp_pa
             ran += 1
     assert ran == 7
     assert (tmp_path / "reports/digits-single-0-Linf-0.2/report.md").exists()
+
+
+def test_the_page_on_python_lists_every_public_name_and_its_round_runs(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "python.md").read_text()
+    assert re.findall(r"^\| `robench\.(\w+)` \|", page, re.MULTILINE) == [name for name in robench.__all__ if name != "__version__"]
+    assert not [name for name in robench.__all__ if name != "__version__" and not inspect.getdoc(getattr(robench, name))]
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)
+    summary = names["result"].summary.set_index("attack")
+    assert len(names["fooled"]) == summary.loc["fast", "broken"] > 0
+    assert (tmp_path / "reports/first/report.md").is_file()
+
+
+def test_a_public_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'robench' has no attribute 'evaluat'"):
+        _ = robench.evaluat
 
 
 def test_the_page_on_adding_an_attack_runs_as_it_stands(tmp_path, monkeypatch):
