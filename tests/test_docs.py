@@ -1,5 +1,6 @@
 """What the documentation tells people to type."""
 
+import importlib.util
 import inspect
 import re
 import shlex
@@ -82,6 +83,13 @@ def test_the_page_on_python_lists_every_public_name_and_its_round_runs(tmp_path,
     summary = names["result"].summary.set_index("attack")
     assert len(names["fooled"]) == summary.loc["fast", "broken"] > 0
     assert (tmp_path / "reports/first/report.md").is_file()
+
+
+def test_every_module_that_make_docs_writes_a_page_of_is_there():
+    named = re.search(r"^API := \$\(addprefix (\S+),((?:.*\\\n)*.*)\)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    modules = [named[1] + name for name in named[2].replace("\\\n", " ").split()]
+    assert len(modules) > 20
+    assert not [module for module in modules if importlib.util.find_spec(module) is None]
 
 
 def test_a_public_name_that_is_not_there_is_an_attribute_error():
