@@ -11,7 +11,7 @@ import struct
 from dataclasses import fields
 from operator import index
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from robench.files import write_atomically
 from robench.formats import HEADER, Format, recognise
@@ -61,11 +61,18 @@ def read_description(path: Path) -> dict[str, Any]:
         raise RobenchError(f"no checkpoint at {path}; train one with `robench train`, or check the path")
     if not path.is_file():
         raise RobenchError(f"{path} is not a file; `ckpt` takes one .safetensors file")
-    return _check_description(path, _read_header(path)[0])
+    return _check_description(path, _read_header(path).description)
 
 
-def _read_header(path: Path) -> tuple[str | None, int]:
+class Header(NamedTuple):
     """The description as text, None where there is none, and the bytes that the whole file has, uncompressed."""
+
+    description: str | None
+    size: int
+
+
+def _read_header(path: Path) -> Header:
+    """What the header says, of a file that is whole."""
     size, packed = path.stat().st_size, path.suffix == XZ
     try:
         with _opened(path) as file:
@@ -93,7 +100,7 @@ def _read_header(path: Path) -> tuple[str | None, int]:
         raise RobenchError(f"{path} is truncated or damaged: {size} bytes, and not the end of a .xz file; copy it again")
     if not packed and 8 + length + end != size:
         raise RobenchError(f"{path} is truncated or damaged: {size} bytes, expected {8 + length + end}; copy it again")
-    return text, 8 + length + end
+    return Header(text, 8 + length + end)
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -170,7 +177,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
     if path.suffix != XZ:
         return load_file(path)
-    _, size = _read_header(path)
+    size = _read_header(path).size
     with lzma.open(path) as file:
         content = file.read(size + 1)  # no more than the header promises, whatever a hostile file unpacks to
     if len(content) != size:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import NamedTuple
 
 import robench
 from robench.adapters.robustbench import clash_warning
@@ -130,10 +131,10 @@ def _device() -> Iterator[Diagnosis]:
         return
     from robench.evaluation.device import usable_cores
 
-    total, free = memory()
+    total, available = memory()
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     yield Diagnosis("device", "processor", f"{_processor()}, {usable_cores()} of {os.cpu_count()} cores usable{load}")
-    yield Diagnosis("device", "memory", f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB available" if total else "unknown")
+    yield Diagnosis("device", "memory", f"{total / 2**30:.1f} GiB, {available / 2**30:.1f} GiB available" if total else "unknown")
     yield Diagnosis(
         "device", "vectors", f"{torch.backends.cpu.get_cpu_capability()}, bf16 in hardware: {'yes' if bf16() else 'no'}"
     )
@@ -166,18 +167,25 @@ def bf16() -> bool:
         return False
 
 
-def memory() -> tuple[int, int]:
-    """Bytes in all and available, (0, 0) where the system does not say; a container's limit counts."""
+class Memory(NamedTuple):
+    """Bytes in all, and those that are available; 0 and 0 where the system does not say."""
+
+    total: int
+    available: int
+
+
+def memory() -> Memory:
+    """How much memory there is; a container's limit counts."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         total, free = (1024 * int(lines[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
     except (OSError, KeyError, ValueError):
-        return 0, 0
+        return Memory(0, 0)
     try:
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        return min(total, limit), min(free, max(limit - used, 0))
+        return Memory(min(total, limit), min(free, max(limit - used, 0)))
     except (OSError, ValueError):  # no limit
-        return total, free
+        return Memory(total, free)
 
 
 def _speed() -> Iterator[Diagnosis]:
@@ -251,16 +259,13 @@ def _data_set(name: str, folder: Path) -> Diagnosis:
             "files", name, "complete" if _version("scikit-learn") else "needs scikit-learn: pip install 'robench[demo]'"
         )
     try:
-        location, missing, damaged = cifar_files(name, folder)
+        found = cifar_files(name, folder)
     except (RobenchError, ImportError, RuntimeError) as error:
         return Diagnosis("files", name, f"cannot be looked at: {str(error).splitlines()[0]}")
-    if damaged:
-        return Diagnosis(
-            "files", name, f"{location}: damaged: {', '.join(damaged)}", f"delete {location}; the next command downloads it again"
-        )
-    if missing:
-        present = location.exists()
-        return Diagnosis(
-            "files", name, f"{location}: {len(missing)} files missing" if present else "not there; downloaded when it is needed"
-        )
-    return Diagnosis("files", name, f"complete in {location}")
+    if found.damaged:
+        remedy = f"delete {found.folder}; the next command downloads it again"
+        return Diagnosis("files", name, f"{found.folder}: damaged: {', '.join(found.damaged)}", remedy)
+    if found.missing:
+        some = f"{found.folder}: {len(found.missing)} files missing"
+        return Diagnosis("files", name, some if found.folder.exists() else "not there; downloaded when it is needed")
+    return Diagnosis("files", name, f"complete in {found.folder}")

@@ -11,7 +11,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from robench.types import Dataset, RobenchError
 
@@ -51,8 +51,16 @@ def load_cifar(name: str, split: str, data_dir: Path) -> Dataset:
     )
 
 
-def cifar_files(name: str, data_dir: Path) -> tuple[Path, list[str], list[str]]:
-    """The folder of "cifar10" or "cifar100", which of its files are missing, and which are not the published ones."""
+class CifarFiles(NamedTuple):
+    """The folder of a data set, which of its files are missing, and which are not the published ones."""
+
+    folder: Path
+    missing: list[str]
+    damaged: list[str]
+
+
+def cifar_files(name: str, data_dir: Path) -> CifarFiles:
+    """What is there of "cifar10" or "cifar100"."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
     official = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
@@ -60,7 +68,8 @@ def cifar_files(name: str, data_dir: Path) -> tuple[Path, list[str], list[str]]:
     files = [*official.train_list, *official.test_list, (official.meta["filename"], official.meta["md5"])]
     missing = [file for file, _ in files if not (folder / file).is_file()]
     present = [(file, md5) for file, md5 in files if file not in missing]
-    return folder, missing, [file for file, md5 in present if hashlib.md5((folder / file).read_bytes()).hexdigest() != md5]
+    damaged = [file for file, md5 in present if hashlib.md5((folder / file).read_bytes()).hexdigest() != md5]
+    return CifarFiles(folder, missing, damaged)
 
 
 def _read(folder: Path, file: str, md5: str) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ def gather(images: Any, labels: Any = None) -> Held:
     classes: tuple[str, ...] = ()
     if labels is None:
         classes = _names(images)
-        images, labels = _pairs(images)
+        images, labels = _labelled(images)
     _refuse_other_dimensions(images)
     pixels = _images(images)
     return Held(pixels, _labels(labels, len(pixels)), classes)
@@ -169,16 +169,23 @@ def _is_one_hot(array: np.ndarray) -> bool:
     return bool(((array == 0) | (array == 1)).all() and (array.sum(1) == 1).all())
 
 
-def _pairs(source: Any) -> tuple[Any, Any]:
-    """Images and labels of what yields both, batch by batch or one by one."""
+class Labelled(NamedTuple):
+    """Images and labels as they were brought: one of each, a batch, or all."""
+
+    images: Any
+    labels: Any
+
+
+def _labelled(source: Any) -> Labelled:
+    """Of what yields both, batch by batch or one by one."""
     if isinstance(source, Tensor | np.ndarray) or (not isinstance(source, Iterable) and not hasattr(source, "__getitem__")):
         raise RobenchError(f"labels are missing: a {type(source).__name__} brings none; give labels=")
-    items = [_pair(item) for item in _items(source)]
+    items = [_sample(item) for item in _items(source)]
     if not items:
         raise RobenchError("there are no images to evaluate")
-    images, labels = [image for image, _ in items], [label for _, label in items]
+    images, labels = [each.images for each in items], [each.labels for each in items]
     if not all(isinstance(image, Tensor | np.ndarray) and image.ndim == 4 for image in images):
-        return images, labels
+        return Labelled(images, labels)
     sizes = {tuple(image.shape[1:]) for image in images}
     if len(sizes) > 1:
         raise RobenchError(
@@ -189,7 +196,7 @@ def _pairs(source: Any) -> tuple[Any, Any]:
         if len(image) != len(array):
             raise RobenchError(f"batch {place} has {len(image)} images and {len(array)} labels, expected one label an image")
     whole = torch.cat(images) if isinstance(images[0], Tensor) else np.concatenate([_array(image) for image in images])
-    return whole, np.concatenate(arrays)
+    return Labelled(whole, np.concatenate(arrays))
 
 
 def _items(source: Any) -> list[Any]:
@@ -205,7 +212,7 @@ def _items(source: Any) -> list[Any]:
         ) from error
 
 
-def _pair(item: Any) -> tuple[Any, Any]:
+def _sample(item: Any) -> Labelled:
     if isinstance(item, Mapping):
         image = next((item[name] for name in IMAGE_NAMES if name in item), None)
         label = next((item[name] for name in LABEL_NAMES if name in item), None)
@@ -213,9 +220,9 @@ def _pair(item: Any) -> tuple[Any, Any]:
             raise RobenchError(
                 f"a sample has the columns {', '.join(map(str, item))}; expected one of {', '.join(IMAGE_NAMES)} and one of {', '.join(LABEL_NAMES)}"
             )
-        return image, label
+        return Labelled(image, label)
     if isinstance(item, tuple | list) and len(item) == 2:
-        return item[0], item[1]
+        return Labelled(item[0], item[1])
     raise RobenchError(f"a sample is a {type(item).__name__}; expected a pair (image, label); give labels= where the data has none")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +28,8 @@ def load_npz(path: Path, split: str) -> Dataset:
         RobenchError: it is no such file, an array is missing, or its values are no images or labels.
     """
     arrays = _read(path)
-    sets = {name: _pair(arrays, tags) for name, tags in SPLITS.items()}
-    whole = _pair(arrays, ("",))
+    sets = {name: _keys(arrays, tags) for name, tags in SPLITS.items()}
+    whole = _keys(arrays, ("",))
     if not any(sets.values()) and whole:
         sets = {"train": None, "test": whole}
     keys = sets[split]
@@ -38,11 +39,12 @@ def load_npz(path: Path, split: str) -> Dataset:
             + (", or images and labels" if split == "test" else "; one set, images and labels, is for testing only")
         )
     names = _classes(arrays, path)
-    images = to_images(arrays[keys[0]], f"{path}: {keys[0]}")
-    labels = to_labels(arrays[keys[1]], len(images), names, f"{path}: {keys[1]}")
+    images = to_images(arrays[keys.images], f"{path}: {keys.images}")
+    labels = to_labels(arrays[keys.labels], len(images), names, f"{path}: {keys.labels}")
     if split == "train" and images.is_floating_point():
-        raise RobenchError(f"{path}: {keys[0]} are floats between the 256 levels of 8 bits; to train, store uint8")
-    used = [int(arrays[pair[1]].max()) for pair in sets.values() if pair and np.issubdtype(arrays[pair[1]].dtype, np.integer)]
+        raise RobenchError(f"{path}: {keys.images} are floats between the 256 levels of 8 bits; to train, store uint8")
+    all_labels = [arrays[each.labels] for each in sets.values() if each]
+    used = [int(each.max()) for each in all_labels if np.issubdtype(each.dtype, np.integer)]
     return Dataset(
         name=path.stem, split=split, images=images, labels=labels, classes=names or tuple(map(str, range(max(used) + 1))),
         path=str(path),
@@ -64,15 +66,22 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _pair(arrays: dict[str, np.ndarray], tags: tuple[str, ...]) -> tuple[str, str] | None:
-    """The names of the images and labels of a split."""
+class Keys(NamedTuple):
+    """The names of the arrays that hold a split's images and labels."""
+
+    images: str
+    labels: str
+
+
+def _keys(arrays: dict[str, np.ndarray], tags: tuple[str, ...]) -> Keys | None:
+    """Where a split lies in the file; None where one of both is not there."""
 
     def named(stems: tuple[str, ...]) -> str | None:
         tagged = [name for tag in tags for stem in stems for name in ((f"{stem}_{tag}", f"{tag}_{stem}") if tag else (stem,))]
         return next((name for name in tagged if name in arrays), None)
 
     images, labels = named(IMAGES), named(LABELS)
-    return (images, labels) if images and labels else None
+    return Keys(images, labels) if images and labels else None
 
 
 def _classes(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,7 +64,15 @@ def _of_split(files: list[Path], split: str, root: Path) -> list[Path]:
     raise RobenchError(f"{root} has {', '.join(file.name for file in files[:4])}, but no {SPLITS[split][0]}-*.parquet")
 
 
-def _read(files: list[Path], root: Path) -> tuple[Any, Any, str]:
+class Rows(NamedTuple):
+    """A ``pyarrow.Table`` of all rows, its ``pyarrow.Schema``, and what it is called in messages."""
+
+    rows: Any
+    schema: Any
+    source: str
+
+
+def _read(files: list[Path], root: Path) -> Rows:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -72,7 +80,7 @@ def _read(files: list[Path], root: Path) -> tuple[Any, Any, str]:
         raise RobenchError(f"{root} holds parquet files, which need pyarrow: pip install 'robench[parquet]'") from None
     try:
         tables = [pyarrow.parquet.read_table(file) for file in files]
-        return pyarrow.concat_tables(tables), tables[0].schema, str(files[0] if len(files) == 1 else root)
+        return Rows(pyarrow.concat_tables(tables), tables[0].schema, str(files[0] if len(files) == 1 else root))
     except (pyarrow.ArrowException, OSError) as error:
         raise RobenchError(f"{root}: its parquet files cannot be read: {error}") from None
 
