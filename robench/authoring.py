@@ -19,7 +19,7 @@ RETURNS = (ReturnPolicy.LAST, ReturnPolicy.ANY, ReturnPolicy.FORWARD, ReturnPoli
 ATTRIBUTE = "robench_attack"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Description:
     """What is said of an attack's function; see ``Attack``.
 
@@ -85,8 +85,9 @@ def attack(
         RobenchError: an unknown norm, an odd name.
     """
     described = Description(
-        name, tuple([norms] if isinstance(norms, str) else norms), returns, source, gradients, recorded or {}, library, family
-    )
+        name=name, norms=tuple([norms] if isinstance(norms, str) else norms), returns=returns, source=source, gradients=gradients,
+        recorded=recorded or {}, library=library, family=family,
+    )  # fmt: skip
 
     def attach(function: Any) -> Any:
         setattr(function, ATTRIBUTE, described)

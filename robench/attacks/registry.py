@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from robench import __version__
 from robench.adapters import autoattack
@@ -65,6 +65,7 @@ class AttackEntry:
     function: str
     about: str
     shown: tuple[str, ...]
+    _: KW_ONLY
     number: str = ""
     described: Description | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -138,16 +139,21 @@ _MADRY, _UESATO = "Madry et al. 2018, https://arxiv.org/abs/1706.06083", "Uesato
 def _descent(variant: str, about: str, source: str, gradients: bool = True, **settings: Any) -> AttackEntry:
     """Our PGD with some of the settings of ``descend``."""
     return AttackEntry(
-        "robench.attacks.descent:descend", f"pgdN of ours, best iterate: {about}", (f"pgd50-{variant}",), "steps",
-        replace(_DESCENT, source=source, gradients=gradients), settings, _steps,
-    )  # fmt: skip
+        "robench.attacks.descent:descend",
+        f"pgdN of ours, best iterate: {about}",
+        (f"pgd50-{variant}",),
+        number="steps",
+        described=replace(_DESCENT, source=source, gradients=gradients),
+        settings=settings,
+        settle=_steps,
+    )
 
 
 _PGD, _STAGES = "robench.adapters.torchattacks:pgd", "robench.adapters.autoattack"
 ATTACKS: dict[str, AttackEntry] = {
     "fgsm": AttackEntry("robench.adapters.torchattacks:fgsm", "one signed gradient step of eps (Linf)", ("fgsm",)),
     "pgdN": AttackEntry(
-        _PGD, "pgdN: N gradient steps of eps/4 from a random start, any N (Linf, L2)", ("pgd7", "pgd20", "pgd50"), "steps", settle=_pgd
+        _PGD, "pgdN: N gradient steps of eps/4 from a random start, any N (Linf, L2)", ("pgd7", "pgd20", "pgd50"), number="steps", settle=_pgd
     ),
     "pgdN-ce": _descent("ce", "cross-entropy, as pgdN", _MADRY, loss="ce"),
     "pgdN-margin": _descent("margin", "the difference of logits", _CW, loss="margin"),
@@ -180,7 +186,7 @@ ATTACKS: dict[str, AttackEntry] = {
         settings={"queries": 200, "samples": 16},
     ),
     "square": AttackEntry(f"{_STAGES}:square_stage", "its fourth: Square, 5000 queries without gradients", ("square",), settle=_stage),
-    "squareN": AttackEntry(f"{_STAGES}:square", "squareN: Square with any number of queries", ("square20000",), "queries"),
+    "squareN": AttackEntry(f"{_STAGES}:square", "squareN: Square with any number of queries", ("square20000",), number="queries"),
 }  # fmt: skip
 
 NUMBERED = re.compile(r"([a-z]+)(\d{1,7})(-[a-z0-9]+)?")
@@ -191,13 +197,21 @@ def known_names() -> list[str]:
     return [shown for entry in ATTACKS.values() for shown in entry.shown]
 
 
-def entry_of(name: str) -> tuple[AttackEntry, str, int] | None:
-    """What a name means: its entry, the name as it is written in tables, and the number in it; None for a name that is not ours."""
+class NamedEntry(NamedTuple):
+    """What an attack's name means: its entry, the name as it is written in tables, and the number in it, 0 where it has none."""
+
+    entry: AttackEntry
+    name: str
+    number: int
+
+
+def entry_of(name: str) -> NamedEntry | None:
+    """What a name means; None for a name that is not ours."""
     if name in ATTACKS and not ATTACKS[name].number:
-        return ATTACKS[name], name, 0
+        return NamedEntry(ATTACKS[name], name, 0)
     match = NUMBERED.fullmatch(name)
     entry = ATTACKS.get(f"{match[1]}N{match[3] or ''}") if match else None
-    return (entry, f"{match[1]}{int(match[2])}{match[3] or ''}", int(match[2])) if match and entry else None
+    return NamedEntry(entry, f"{match[1]}{int(match[2])}{match[3] or ''}", int(match[2])) if match and entry else None
 
 
 def make_attack(name: str, context: Context) -> Attack:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from robench.adapters import autoattack
 from robench.attacks.external import as_attack, attack_of_file, installed_attacks, load_installed
@@ -174,15 +174,20 @@ def _checked_value(attack: Attack) -> Attack:
     return attack
 
 
-def find_attack(given: str, norms: Sequence[str] = ()) -> tuple[str, Callable[[ThreatModel], Attack], tuple[str, ...]]:
+class FoundAttack(NamedTuple):
+    """An attack's name, the attack for a threat model, and the norms that it is to be tried in."""
+
+    name: str
+    make: Callable[[ThreatModel], Attack]
+    norms: tuple[str, ...]
+
+
+def find_attack(given: str, norms: Sequence[str] = ()) -> FoundAttack:
     """An attack by ``FILE.py:FUNCTION`` or by name, to be tried on models of 10 classes.
 
     Args:
         given: the file and the function, or the name.
         norms: that it is to be tried in; all that it is for, by default.
-
-    Returns:
-        Its name, the attack for a threat model, and the norms.
 
     Raises:
         RobenchError: there is none, or it is not for one of the norms.
@@ -209,7 +214,7 @@ def find_attack(given: str, norms: Sequence[str] = ()) -> tuple[str, Callable[[T
     defined = (probe or load_installed(str(value), installed_attacks()[str(value)])).norms
     for norm in norms:
         make(ThreatModel(norm, 0.1))
-    return value if isinstance(value, str) else value.name, make, tuple(norms) or defined
+    return FoundAttack(value if isinstance(value, str) else value.name, make, tuple(norms) or defined)
 
 
 def source_paths(suite: Asked | None) -> list[str]:
@@ -263,7 +268,7 @@ def _columns(asked: str | Attack | Column, context: Context) -> list[Column]:
         return [_named(make_attack(name, context), PassOptions(folded=name == "nearest"))]
     entry = SUITES[name]
     if entry.is_cascade:
-        stages, gate, inner = fast_members(context) if name == "fast" else (entry.attacks, entry.gate, context)
+        stages, gate, inner = fast_members(context) if name == "fast" else FastMembers(entry.attacks, entry.gate, context)
         screens = [screen for each in entry.screens if context.threat.norm in (screen := make_in_any_norm(each, context)).norms]
         attacks = (*screens, *(make_attack(stage, inner) for stage in stages))
         budget = [f"budget={context.options.budget:g}"] if name == "fast" and context.options.budget is not None else []
@@ -278,7 +283,15 @@ def _columns(asked: str | Attack | Column, context: Context) -> list[Column]:
     return [column for stage in entry.attacks for column in _columns(stage, context)]
 
 
-def fast_members(context: Context) -> tuple[tuple[str, ...], str, Context]:
+class FastMembers(NamedTuple):
+    """A cascade's stages in order, the one behind which the others run only where it broke a sample, or "", and what they are made for."""
+
+    stages: tuple[str, ...]
+    gate: str
+    context: Context
+
+
+def fast_members(context: Context) -> FastMembers:
     """The stages of ``fast``, which of them must have broken something before those behind it run, and what is left of the budget for the
     first: a large one pays for AutoAttack's APGD, or for all of it, which look for what our search is blind to. Without the targeted
     loss where there are too few classes for it."""
@@ -288,7 +301,7 @@ def fast_members(context: Context) -> tuple[tuple[str, ...], str, Context]:
     rest = tuple(stage for stage in stages if stage not in first)
     apgd, whole = (sum(autoattack.stage_units(each, n_classes) for each in some) / AUTOATTACK_UNITS for some in (first, stages))
     if budget < apgd + LEAST_SEARCH:
-        return ("nearest", "suspect", *stages), "suspect", context
+        return FastMembers(("nearest", "suspect", *stages), "suspect", context)
     gate, spent = ("suspect", apgd) if budget < whole + LEAST_SEARCH else ("", whole)
     left = replace(context, options=replace(context.options, budget=budget - spent))
-    return ("nearest", *first, "suspect", *rest), gate, left
+    return FastMembers(("nearest", *first, "suspect", *rest), gate, left)

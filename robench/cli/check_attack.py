@@ -21,14 +21,14 @@ def check_attack(attack: str, norms: tuple[str, ...]) -> None:
     from robench.attacks import find_attack
     from robench.evaluation.contract import check_contract
 
-    name, make, chosen = find_attack(attack, norms)
+    found = find_attack(attack, norms)
     claims = []
-    for claim in check_contract(make, chosen):
+    for claim in check_contract(found.make, found.norms):
         claims.append(claim)
         click.echo(f"{'pass' if claim.holds else 'FAIL'}  {claim.about:<58}  {claim.seen}")
     failed = sum(not claim.holds for claim in claims)
-    click.echo(f"{name}: {len(claims) - failed} of {len(claims)} claims hold")
-    kept = [norm for norm in chosen if all(claim.holds for claim in claims if claim.about.startswith(norm))]
+    click.echo(f"{found.name}: {len(claims) - failed} of {len(claims)} claims hold")
+    kept = [norm for norm in found.norms if all(claim.holds for claim in claims if claim.about.startswith(norm))]
     if failed and kept:
         said = ", ".join(f'"{norm}"' for norm in kept)
         hint(f"every claim holds in {', '.join(kept)}: if it is for no other norm, say so: @attack(norms=({said},))")
