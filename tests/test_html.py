@@ -220,7 +220,10 @@ def test_the_gallery_begins_with_one_sample_of_each_class():
     label = np.array([0, 0, 0, 1, 1, 2, 0, 1])
     outcome = np.array(["robust"] * 5 + ["broken", "robust", "misclassified"], "U13")
     numbers = np.zeros(8)
-    verdicts = ChunkVerdicts(np.arange(8), label, label, outcome, label, numbers, numbers, 0, 0, 0.0, "")
+    verdicts = ChunkVerdicts(
+        index=np.arange(8), label=label, clean_pred=label, outcome=outcome, adv_pred=label, distance=numbers, margin=numbers,
+        forwards=0, backwards=0, seconds=0.0, machine="",
+    )  # fmt: skip
     assert choose_examples(verdicts, 3).tolist() == [0, 3, 5]
     assert choose_examples(verdicts, 5).tolist() == [0, 1, 3, 4, 5]
 
@@ -282,7 +285,10 @@ def hand_made(path, broken, coarse=None):
         rows += [(name, k, k % 5, k % 5, said[k], answers.get(k, k % 5), said[k]) for k in range(10)]
     verdicts = pd.DataFrame(rows, columns=["attack", "index", "label", "clean_pred", "outcome", "adv_pred", "best"])
     data = {"classes": list("abcde"), **({"coarse": coarse} if coarse else {})}
-    return Results(path, {"data": data}, verdicts, pd.DataFrame(), list(broken), {name: [] for name in broken}, [], {})
+    return Results(
+        path=path, description={"data": data}, verdicts=verdicts, ledger=pd.DataFrame(), columns=list(broken),
+        stages={name: [] for name in broken}, unfinished=[], examples={},
+    )  # fmt: skip
 
 
 def test_errors_land_within_or_across_the_superclass(tmp_path):

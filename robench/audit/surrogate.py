@@ -95,7 +95,7 @@ def _named(teacher: Classifier, images: Tensor) -> Tensor:
     if teacher.draws == 1:
         return classes_of(teacher.heard(images)[0])
     blank = images.new_zeros((1, teacher.n_classes))
-    votes, _ = narrowed(lambda part: teacher.votes(images[part]), len(images), blank, largest_pass=teacher.largest_pass)
+    votes = narrowed(lambda part: teacher.votes(images[part]), len(images), blank, largest_pass=teacher.largest_pass).logits
     return torch.where(votes.amax(1) > 0, votes.argmax(1), -1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -28,10 +28,18 @@ DECIDED = (Outcome.MISCLASSIFIED, Outcome.BROKEN, Outcome.SKIPPED)
 NAMED = 5  # clean images that a message names
 
 
+class AttackedChunk(NamedTuple):
+    """An attack's verdicts on a chunk, and its images, None where they are not to be saved or there are none."""
+
+    attack: Attack
+    verdicts: ChunkVerdicts
+    images: PackedImages | None
+
+
 def attack_chunk(
-    classifier: Classifier, guard: Guard, attack: Attack, data: ChunkData, before: np.ndarray, conditions: Conditions,
+    classifier: Classifier, guard: Guard, attack: Attack, data: ChunkData, *, before: np.ndarray, conditions: Conditions,
     prefixes: tuple[Attack, ...] = (),
-) -> list[tuple[Attack, ChunkVerdicts, PackedImages | None]]:  # fmt: skip
+) -> list[AttackedChunk]:  # fmt: skip
     """One attack on the samples of a chunk that are neither misclassified nor broken before.
 
     Args:
@@ -44,12 +52,12 @@ def attack_chunk(
         prefixes: attacks that take the same steps, but fewer, whose results the same run gives.
 
     Returns:
-        Verdicts, and images where they are to be saved, of the prefixes in their order and of the attack itself at the end.
+        The prefixes in their order, and the attack itself at the end.
     """
     everywhere = attack.external_images is not None or (attack.crafting_target is not None and attack.crafting_target.whole_chunks)
     places = np.arange(len(before)) if everywhere else np.flatnonzero(~np.isin(before, DECIDED))
     places = places[data.clean.clean_pred[places] >= 0]  # the others the model cannot classify even without attack
-    crafted, snapshots, cost = craft(classifier, guard, attack, data, places, conditions, prefixes)
+    crafted, snapshots, cost = craft(classifier, guard, attack, data, places=places, conditions=conditions, prefixes=prefixes)
     made = []
     for prefix in prefixes:
         short = snapshots.get(prefix.params["steps"])
@@ -60,33 +68,32 @@ def attack_chunk(
         elif crafted.returned is None and len(places):  # the run that was to serve both failed before
             made.append((prefix, replace(crafted, ties=0), Cost(mode=f"prefix of {attack.name}")))
         else:  # an attack that asks the model nothing, as PGD at eps 0
-            alone, _, spent = craft(classifier, guard, prefix, data, places, conditions, ())
-            made.append((prefix, alone, spent))
+            alone = craft(classifier, guard, prefix, data, places=places, conditions=conditions)
+            made.append((prefix, alone.crafted, alone.cost))
     return [
-        (each, *_conclude(classifier, each, data, before, places, result, conditions, spent))
+        _conclude(classifier, each, data, before=before, places=places, crafted=result, conditions=conditions, cost=spent)
         for each, result, spent in [*made, (attack, crafted, cost)]
     ]
 
 
 def _conclude(
-    classifier: Classifier, attack: Attack, data: ChunkData, before: np.ndarray, places: np.ndarray, crafted: Crafted,
+    classifier: Classifier, attack: Attack, data: ChunkData, *, before: np.ndarray, places: np.ndarray, crafted: Crafted,
     conditions: Conditions, cost: Cost,
-) -> tuple[ChunkVerdicts, PackedImages | None]:  # fmt: skip
+) -> AttackedChunk:  # fmt: skip
     """Judges what was crafted for the samples at ``places``, and packs the images."""
     chosen = torch.from_numpy(places).to(data.images.device)
     images, labels = data.images[chosen], data.labels[chosen]
     judged = judge_crafted(classifier, images, labels, crafted, conditions) if len(places) else AttackedVerdicts.nothing(images)
-    verdicts = over_whole_chunk(
-        judged, data.clean, before, places, cost, describe_machine(classifier), peak_bytes(classifier.device)
-    )
+    machine, peak = describe_machine(classifier), peak_bytes(classifier.device)
+    verdicts = over_whole_chunk(judged, data.clean, before=before, places=places, cost=cost, machine=machine, peak=peak)
     if judged.images is None:
-        return verdicts, None
-    packed = _pack(classifier, attack, data, places, judged, conditions) if conditions.save else None
+        return AttackedChunk(attack, verdicts, None)
+    packed = _pack(classifier, attack, data, places=places, judged=judged, conditions=conditions) if conditions.save else None
     if packed is not None:
         verdicts = replace(verdicts, adv_digest=packed.digest)
     if data.chunk.start == 0 and isinstance(crafted.returned, Tensor) and crafted.returned.shape == images.shape:
         verdicts = with_examples(classifier, verdicts, images, judged.images, places)
-    return verdicts, packed
+    return AttackedChunk(attack, verdicts, packed)
 
 
 def leave_out(previous: ChunkVerdicts, why: str) -> ChunkVerdicts:
@@ -94,9 +101,10 @@ def leave_out(previous: ChunkVerdicts, why: str) -> ChunkVerdicts:
     broken = previous.outcome == Outcome.BROKEN
     outcome = np.where(broken, Outcome.SKIPPED, previous.outcome).astype("U13")
     return ChunkVerdicts(
-        previous.index, previous.label, previous.clean_pred, outcome, np.where(broken, -1, previous.adv_pred),
-        np.where(broken, np.nan, previous.distance).astype(np.float32), np.where(broken, np.nan, previous.margin).astype(np.float32),
-        0, 0, 0.0, previous.machine, mode=f"{LEFT_OUT}: {why}",
+        index=previous.index, label=previous.label, clean_pred=previous.clean_pred, outcome=outcome,
+        adv_pred=np.where(broken, -1, previous.adv_pred), distance=np.where(broken, np.nan, previous.distance).astype(np.float32),
+        margin=np.where(broken, np.nan, previous.margin).astype(np.float32), forwards=0, backwards=0, seconds=0.0,
+        machine=previous.machine, mode=f"{LEFT_OUT}: {why}",
     )  # fmt: skip
 
 
@@ -115,7 +123,7 @@ def pass_over_gradients(verdicts: ChunkVerdicts, previous: ChunkVerdicts) -> Chu
 
 
 def _pack(
-    classifier: Classifier, attack: Attack, data: ChunkData, places: np.ndarray, judged: AttackedVerdicts, conditions: Conditions
+    classifier: Classifier, attack: Attack, data: ChunkData, *, places: np.ndarray, judged: AttackedVerdicts, conditions: Conditions
 ) -> PackedImages | None:
     """The images of the samples that were attacked and, where asked for, of those that are misclassified without attack.
 
@@ -130,11 +138,15 @@ def _pack(
     if conditions.craft_all:
         others = np.setdiff1d(np.flatnonzero(data.clean.clean_pred >= 0), attacked)
         rest = replace(conditions, save=False, craft_all=False)
-        extra, _, _ = craft(classifier, Guard(classifier), attack, data, others, rest, ()) if len(others) else (None, {}, None)
-        if extra is not None and isinstance(extra.returned, Tensor) and extra.returned.shape[1:] == adv_images.shape[1:]:
-            finite = extra.returned.isfinite().flatten(1).all(1)
+        extra = (
+            craft(classifier, Guard(classifier), attack, data, places=others, conditions=rest).crafted.returned
+            if len(others)
+            else None
+        )
+        if isinstance(extra, Tensor) and extra.shape[1:] == adv_images.shape[1:]:
+            finite = extra.isfinite().flatten(1).all(1)
             others = others[finite.cpu().numpy()]
-            adv_images = torch.cat([adv_images, extra.returned[finite].to(adv_images)])
+            adv_images = torch.cat([adv_images, extra[finite].to(adv_images)])
             kind = np.append(kind, np.full(len(others), "returned"))
             order = np.argsort(np.append(places, others), kind="stable")
             places, adv_images, kind = np.append(places, others)[order], adv_images[torch.from_numpy(order)], kind[order]
@@ -146,10 +158,12 @@ def _pack(
     def predict(images: Images) -> Tensor:
         images = images.to(classifier.device)
         with classifier.counting():
-            logits, _ = retry_in_smaller_passes(classifier, len(images), lambda: answers(classifier, images, data.labels[chosen]))
-        return classes_of(logits).cpu()
+            found = retry_in_smaller_passes(classifier, len(images), lambda: answers(classifier, images, data.labels[chosen]))
+        return classes_of(found.logits).cpu()
 
-    return pack(data.images[chosen], adv_images, data.clean.index[places], kind, conditions.threat, predict)
+    return pack(
+        data.images[chosen], adv_images, index=data.clean.index[places], kind=kind, threat=conditions.threat, predict=predict
+    )
 
 
 @torch.no_grad()
@@ -163,9 +177,10 @@ def classify_chunk(classifier: Classifier, images: Images, labels: Labels, chunk
     outcome = np.where(predicted == truth, Outcome.ROBUST, Outcome.MISCLASSIFIED).astype("U13")
     outcome[predicted < 0] = Outcome.ERROR
     return ChunkVerdicts(
-        np.arange(chunk.start, chunk.stop), truth, predicted, outcome, predicted, np.zeros(len(truth), np.float32),
-        margins(logits, labels).cpu().numpy(), passes.forwards, passes.backwards, time.perf_counter() - started,
-        describe_machine(classifier), _unclassified(predicted, raised, chunk), peak_bytes=peak_bytes(classifier.device),
+        index=np.arange(chunk.start, chunk.stop), label=truth, clean_pred=predicted, outcome=outcome, adv_pred=predicted,
+        distance=np.zeros(len(truth), np.float32), margin=margins(logits, labels).cpu().numpy(), forwards=passes.forwards,
+        backwards=passes.backwards, seconds=time.perf_counter() - started, machine=describe_machine(classifier),
+        message=_unclassified(predicted, raised, chunk), peak_bytes=peak_bytes(classifier.device),
     )  # fmt: skip
 
 

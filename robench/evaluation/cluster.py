@@ -10,7 +10,7 @@ import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -133,7 +133,8 @@ def evaluate_on_ray(
                     next(ticks, None)
                     continue
                 part = slice(chunk.start, chunk.stop)
-                reference = task.remote(shared, place, images[part], labels[part], chunk, finished, cluster.device, cluster.threads)
+                asked = Assignment(place, images[part], labels[part], chunk, finished)
+                reference = task.remote(shared, asked, cluster)
                 running[reference] = chunk
                 if len(running) >= AHEAD * cluster.slots:
                     break
@@ -141,8 +142,8 @@ def evaluate_on_ray(
                 break
             (done,), _ = ray.wait(list(running), num_returns=1)
             chunk = running.pop(done)
-            for subfolder, verdicts, adv_images in _result(done, chunk):
-                folder.write(subfolder, chunk, verdicts, adv_images)
+            for made in _result(done, chunk):
+                folder.write(made.folder, chunk, made.verdicts, made.images)
             next(ticks, None)
         refuse_unclassified(folder, chunks)
 
@@ -184,12 +185,21 @@ def _result(reference: Any, chunk: Chunk) -> list[Made]:
         ) from None
 
 
-def _task(
-    shared: tuple[Job, list[ColumnGroup]], place: int, images: Tensor, labels: Tensor, chunk: Chunk, finished: dict[str, ChunkVerdicts],
-    device: str, threads: int,
-) -> list[Made]:  # fmt: skip
+class Assignment(NamedTuple):
+    """What a task is to do: a group's place in the list, the chunk's images and labels as the data set has them, its place, and what is
+    finished of it."""
+
+    group: int
+    images: Tensor
+    labels: Tensor
+    chunk: Chunk
+    finished: dict[str, ChunkVerdicts]
+
+
+def _task(shared: tuple[Job, list[ColumnGroup]], asked: Assignment, cluster: Cluster) -> list[Made]:
     """Runs on a worker."""
     job, groups = shared
-    with use_device(device, threads) as chosen:
+    with use_device(cluster.device, cluster.threads) as chosen:
         local = replace(job, classifier=job.classifier.to(chosen))
-        return list(compute(local, groups[place], images, labels, chunk, finished))
+        group = groups[asked.group]
+        return list(compute(local, group, asked.images, asked.labels, chunk=asked.chunk, finished=asked.finished))

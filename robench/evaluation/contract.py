@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,18 +80,23 @@ def run_attack(attack: Attack, classifier: Classifier, images: Images, labels: L
     Raises:
         AttackRaised: it raised.
     """
-    return _called(attack, classifier, images, labels, threat, seed)[0]
+    return _called(attack, classifier, images, labels, threat, seed=seed).adv_images
 
 
-def _called(
-    attack: Attack, classifier: Classifier, images: Images, labels: Labels, threat: ThreatModel, seed: int
-) -> tuple[Any, bool]:
-    """What an attack returns, and whether it left gradients switched off or another default dtype, which is undone."""
+class Called(NamedTuple):
+    """What an attack returned, and whether it left gradients switched off or another default dtype."""
+
+    adv_images: Any
+    switched: bool
+
+
+def _called(attack: Attack, classifier: Classifier, images: Images, labels: Labels, threat: ThreatModel, *, seed: int) -> Called:
+    """Calls an attack; what it switched is undone."""
     dtype = torch.get_default_dtype()
     try:
         with seeded(seed, images.device), torch.enable_grad():
             adv_images = attack.fn(classifier, images, labels, threat, seed)
-            return adv_images, not torch.is_grad_enabled() or torch.get_default_dtype() != dtype
+            return Called(adv_images, not torch.is_grad_enabled() or torch.get_default_dtype() != dtype)
     except (Exception, SystemExit) as error:  # somebody else's code may raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise AttackRaised(f"raised {type(error).__name__}: {error} ({place.name}, line {place.lineno})") from error
@@ -112,11 +117,19 @@ def small_network() -> nn.Module:
         )
 
 
-def small_case(size: int, device: str = "cpu") -> tuple[Classifier, Images, Labels]:
-    """The small network, and images that it classifies as labelled."""
+class SmallCase(NamedTuple):
+    """A classifier, and images, float32 (N, 3, 8, 8) in [0, 1], that it classifies as labelled, int64 (N,)."""
+
+    classifier: Classifier
+    images: Images
+    labels: Labels
+
+
+def small_case(size: int, device: str = "cpu") -> SmallCase:
+    """The small network, and so many images."""
     classifier = Classifier(small_network().to(device), N_CLASSES).to(device)
     images = torch.rand(size, 3, 8, 8, generator=torch.Generator().manual_seed(2)).to(device)
-    return classifier, images, classifier(images).argmax(1)
+    return SmallCase(classifier, images, classifier(images).argmax(1))
 
 
 def call_claims(attack: Attack, threat: ThreatModel, size: int, device: str = "cpu") -> list[Claim]:
@@ -128,7 +141,7 @@ def call_claims(attack: Attack, threat: ThreatModel, size: int, device: str = "c
     classifier, images, labels = small_case(size, device)
     given = images.clone(), labels.clone(), copy.deepcopy(classifier.state_dict())
     before = _global_state()
-    adv_images, switched = _called(attack, classifier, images, labels, threat, 3)
+    adv_images, switched = _called(attack, classifier, images, labels, threat, seed=3)
     after = _global_state()
     training = [name for name, part in classifier.named_modules() if part.training]
     changed = [name for name, value in classifier.state_dict().items() if not torch.equal(value, given[2][name])]
@@ -176,8 +189,16 @@ def _returned(adv_images: Any, images: Images, threat: ThreatModel, where: str) 
     ]
 
 
-def _global_state() -> tuple[bytes, bytes, Any]:
-    return bytes(torch.get_rng_state().numpy().tobytes()), np.random.get_state()[1].tobytes(), random.getstate()  # type: ignore[union-attr, index]
+class GlobalState(NamedTuple):
+    """Of the random generators that everybody shares."""
+
+    of_torch: bytes
+    of_numpy: bytes
+    of_python: Any
+
+
+def _global_state() -> GlobalState:
+    return GlobalState(bytes(torch.get_rng_state().numpy().tobytes()), np.random.get_state()[1].tobytes(), random.getstate())  # type: ignore[union-attr, index]
 
 
 def same_bytes(attack: Attack, threat: ThreatModel, device: str = "cpu") -> Claim:
@@ -215,8 +236,15 @@ def clean_at_zero(attack: Attack, threat: ThreatModel) -> Claim:
     )
 
 
-def closed_form(attack: Attack, threat: ThreatModel) -> tuple[Claim, bool]:
-    """Of a linear model it breaks none that is robust; and whether it breaks all others, which a strong attack does.
+class ClosedForm(NamedTuple):
+    """That an attack breaks no sample that is robust, and whether it breaks all others, which a strong one does."""
+
+    claim: Claim
+    reached: bool
+
+
+def closed_form(attack: Attack, threat: ThreatModel) -> ClosedForm:
+    """Of a linear model it breaks none that is robust.
 
     Raises:
         AttackRaised: it raised.
@@ -227,7 +255,7 @@ def closed_form(attack: Attack, threat: ThreatModel) -> tuple[Claim, bool]:
     wrong, right, out_of = int(broken[robust].sum()), int(broken[~robust].sum()), int((~robust).sum())
     holds = wrong == 0 and Outcome.INVALID not in outcomes and Outcome.ERROR not in outcomes
     said = f"breaks {wrong} of {int(robust.sum())} samples that are robust, {right} of {out_of} that are not {_others(outcomes)}".strip()
-    return Claim(f"{threat.norm}: never below the closed form of a linear model", holds, said), right == out_of
+    return ClosedForm(Claim(f"{threat.norm}: never below the closed form of a linear model", holds, said), reached=right == out_of)
 
 
 def _others(outcomes: list[str]) -> str:

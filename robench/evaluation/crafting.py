@@ -6,7 +6,7 @@ import time
 import traceback
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -92,31 +92,33 @@ class Cost:
     mode: str = ""
 
 
+class Attempt(NamedTuple):
+    """What an attack left behind, what was known after so many of its steps, and what it cost."""
+
+    crafted: Crafted
+    snapshots: dict[int, Snapshot]
+    cost: Cost
+
+
 def craft(
-    classifier: Classifier, guard: Guard, attack: Attack, data: ChunkData, places: np.ndarray, conditions: Conditions,
-    prefixes: tuple[Attack, ...],
-) -> tuple[Crafted, dict[int, Snapshot], Cost]:  # fmt: skip
+    classifier: Classifier, guard: Guard, attack: Attack, data: ChunkData, *, places: np.ndarray, conditions: Conditions,
+    prefixes: tuple[Attack, ...] = (),
+) -> Attempt:  # fmt: skip
     """Runs an attack on the samples at ``places``; what it does to the weights is undone.
 
     Args:
         classifier, guard: the model under test and its weights.
-        prefixes: attacks that take the same steps, but fewer.
-
-    Returns:
-        What it left, what was known after the steps of each prefix, and what it cost.
+        prefixes: attacks that take the same steps, but fewer: a snapshot is made after the steps of each.
     """
     chosen = torch.from_numpy(places).to(data.images.device)
     images, labels = data.images[chosen], data.labels[chosen]
     nobody = torch.zeros(len(places), dtype=torch.bool, device=images.device)
     nothing = Crafted(None, images, nobody, torch.full_like(nobody, float("nan"), dtype=torch.float32))
     if not len(places):
-        return nothing, {}, Cost()
+        return Attempt(nothing, {}, Cost())
     if attack.external_images is not None:
-        return (
-            replace(nothing, returned=attack.external_images[data.chunk.start : data.chunk.stop][places].to(images.device)),
-            {},
-            Cost(),
-        )
+        stored = attack.external_images[data.chunk.start : data.chunk.stop][places].to(images.device)
+        return Attempt(replace(nothing, returned=stored), {}, Cost())
     victim = classifier
     started = time.perf_counter()
     if attack.crafting_target is not None:
@@ -129,43 +131,51 @@ def craft(
         cut = ReturnPolicy.LAST
     taps = [prefix.params["steps"] for prefix in prefixes]
 
-    def attempt() -> tuple[Crafted, Referee, Cost]:
+    def attempt() -> Attempt:
         with victim.counting() as passes:
             referee = Referee(
                 images, labels, conditions.threat, classify=partial(unwatched, victim.exact),
                 cut=cut if attack.crafting_target is None else ReturnPolicy.LAST, taps=taps, passes=passes,
             )  # fmt: skip
             with victim.watched_by(referee), victim.forgiving():
-                returned, message = _call(attack, victim, images, labels, conditions)
+                made = _call(attack, victim, images, labels, conditions)
         complaint = victim_guard.restore()
         if complaint:
             unwatched(victim, images)  # would a mere pass have changed it, too?
-            returned, message = None, victim_guard.restore(by="the model's own forward pass") or complaint
+            made = Returned(None, victim_guard.restore(by="the model's own forward pass") or complaint)
         broken = referee.broken if attack.crafting_target is None else torch.zeros_like(referee.broken)
         cost = Cost(passes.forwards, passes.backwards, time.perf_counter() - started)
-        adv_images = referee.best if returned is CUT else returned
-        broken_at = torch.where(broken, referee.broken_at, float("nan"))
-        return Crafted(adv_images, referee.best, broken, broken_at, message, referee.ties), referee, cost
+        crafted = Crafted(
+            returned=referee.best if made.adv_images is CUT else made.adv_images, best=referee.best, broken=broken,
+            broken_at=torch.where(broken, referee.broken_at, float("nan")), message=made.error, ties=referee.ties,
+        )  # fmt: skip
+        return Attempt(crafted, referee.snapshots, cost)
 
-    crafted, referee, cost = retry_in_smaller_passes(victim, len(images), attempt)
-    return crafted, referee.snapshots, cost
+    return retry_in_smaller_passes(victim, len(images), attempt)
 
 
-def _call(attack: Attack, victim: Classifier, images: Images, labels: Labels, conditions: Conditions) -> tuple[Any, str]:
-    """The attack's images, ``CUT`` where the referee ended it, or None and what it raised."""
+class Returned(NamedTuple):
+    """What an attack returned, ``CUT`` where the referee ended it, or None and what it raised; "" where it raised nothing."""
+
+    adv_images: Any
+    error: str = ""
+
+
+def _call(attack: Attack, victim: Classifier, images: Images, labels: Labels, conditions: Conditions) -> Returned:
+    """Runs the attack, whatever it raises."""
     try:
         with seeded(conditions.seed, images.device), torch.enable_grad():  # left as it was, whatever the attack switches
             adv_images = attack.fn(victim, images.clone(), labels.clone(), conditions.threat, conditions.seed)
             if images.is_cuda:
                 torch.cuda.synchronize(images.device)
-            return adv_images, "" if adv_images is not None else "the attack returned None, expected adversarial images"
+            return Returned(adv_images, "" if adv_images is not None else "the attack returned None, expected adversarial images")
     except AllDecided:
-        return CUT, ""
+        return Returned(CUT)
     except (Exception, SystemExit) as error:  # an attack is somebody else's code: whatever it raises is a result about the attack
         if is_device_failure(error) or (is_out_of_memory(error) and (victim.largest_pass or len(images)) > 1):
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
-        return None, f"{type(error).__name__}: {error} ({place.name}, line {place.lineno}){_hint(str(error))}"
+        return Returned(None, f"{type(error).__name__}: {error} ({place.name}, line {place.lineno}){_hint(str(error))}")
 
 
 NO_GRADIENT = (

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -39,7 +39,13 @@ if TYPE_CHECKING:
 
 WORTH_A_FORECAST = 30  # seconds that are worth a forecast
 
-Made = tuple[str, ChunkVerdicts, "PackedImages | None"]
+
+class Made(NamedTuple):
+    """Something to store of a chunk: in which folder of the run, the verdicts, and the images, None where there are none."""
+
+    folder: str
+    verdicts: ChunkVerdicts
+    images: PackedImages | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +125,7 @@ def compute(
         images = to_unit(images) if images.dtype == torch.uint8 else images.float()
         labels = labels.to(images.device, torch.int64)
         if not group.columns:
-            yield CLEAN, classify_chunk(job.classifier, images, labels, chunk), None
+            yield Made(CLEAN, classify_chunk(job.classifier, images, labels, chunk), None)
             return
         data = ChunkData(chunk, images, labels, finished[CLEAN])
         yield from (
@@ -147,14 +153,15 @@ def _cascade(job: Job, column: Column, data: ChunkData, finished: Mapping[str, C
         verdicts = finished.get(folder)
         if verdicts is None and (not needed or (blind and stage.gradients)):
             verdicts = leave_out(previous, BLIND if needed else f"{column.gate} broke nothing")
-            yield folder, verdicts, None
+            yield Made(folder, verdicts, None)
         elif verdicts is None:
             seed = chunk_seed(job.seed, stage.family, data.chunk)
             conditions = Conditions(job.threat, seed, count_queries=column.count_queries, save=job.save)
-            ((_, verdicts, images),) = attack_chunk(job.classifier, job.guard, stage, data, before, conditions)
+            (attacked,) = attack_chunk(job.classifier, job.guard, stage, data, before=before, conditions=conditions)
+            verdicts = attacked.verdicts
             if column.blind and BLIND in verdicts.message:
                 verdicts = pass_over_gradients(verdicts, previous)
-            yield folder, verdicts, images
+            yield Made(folder, verdicts, attacked.images)
         blind |= verdicts.mode == f"{LEFT_OUT}: {BLIND}"
         failed |= blind or bool(verdicts.undecided.any())  # trusted as little as one that was caught
         needed = failed or bool((verdicts.outcome == Outcome.BROKEN).any()) if stage.name == column.gate else needed
@@ -166,9 +173,18 @@ def _together(job: Job, group: ColumnGroup, data: ChunkData, finished: Mapping[s
     folders = {column.stages[0].name: attack_folder(column, column.stages[0]) for column in group.columns}
     *shorter, longest = [column.stages[0] for column in group.columns if folders[column.stages[0].name] not in finished]
     conditions = Conditions(job.threat, chunk_seed(job.seed, longest.family, data.chunk), save=job.save, craft_all=job.save)
-    made = attack_chunk(job.classifier, job.guard, longest, data, data.clean.outcome, conditions, tuple(shorter))
-    for attack, verdicts, images in made:
-        yield folders[attack.name], verdicts, images
+    attacked = attack_chunk(
+        job.classifier, job.guard, longest, data, before=data.clean.outcome, conditions=conditions, prefixes=tuple(shorter)
+    )
+    for each in attacked:
+        yield Made(folders[each.attack.name], each.verdicts, each.images)
+
+
+class Spent(NamedTuple):
+    """Seconds, and the samples that they were spent on."""
+
+    seconds: float
+    samples: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,15 +246,15 @@ class Worklist:
             return self.folder.images_path(subfolder, chunk).exists()
         return subfolder == CLEAN or not keeps_images(verdicts, is_cascade)
 
-    def seconds(self, group: ColumnGroup, chunks: Iterable[Chunk]) -> tuple[float, int]:
-        """Seconds and samples of the chunks of a group that are finished."""
+    def spent(self, group: ColumnGroup, chunks: Iterable[Chunk]) -> Spent:
+        """On the chunks of a group that are finished."""
         total, samples = 0.0, 0
         for chunk in chunks:
             parts = [self.folder.read(subfolder, chunk) for subfolder in group.folders]
             if all(part is not None for part in parts):
                 total += sum(part.seconds for part in parts if part is not None)
                 samples += chunk.stop - chunk.start
-        return total, samples
+        return Spent(total, samples)
 
 
 def evaluate_columns(
@@ -273,8 +289,8 @@ def evaluate_columns(
         finished = worklist.take(group, chunk)
         if finished is not None:
             part = slice(chunk.start, chunk.stop)
-            for subfolder, verdicts, adv_images in compute(job, group, images[part], labels[part], chunk, finished):
-                folder.write(subfolder, chunk, verdicts, adv_images)
+            for made in compute(job, group, images[part], labels[part], chunk=chunk, finished=finished):
+                folder.write(made.folder, chunk, made.verdicts, made.images)
 
     for chunk in progress(chunks, CLEAN, show_progress):
         finish(ColumnGroup(()), chunk)
@@ -308,8 +324,8 @@ def _forecast(worklist: Worklist, groups: list[ColumnGroup], chunks: list[Chunk]
     left: dict[str, float] = {}
     for group in groups:
         missing = [chunk for chunk in chunks if not worklist.is_complete(group, chunk)]
-        seconds, samples = worklist.seconds(group, [chunk for chunk in chunks if chunk not in missing])
-        left[group.name] = seconds / max(samples, 1) * sum(chunk.stop - chunk.start for chunk in missing)
+        spent = worklist.spent(group, [chunk for chunk in chunks if chunk not in missing])
+        left[group.name] = spent.seconds / max(spent.samples, 1) * sum(chunk.stop - chunk.start for chunk in missing)
     total = sum(left.values())
     if total > WORTH_A_FORECAST:
         parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in left.items() if seconds > total / 20)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -35,23 +35,32 @@ def external_column(source: str, dataset: Dataset, n: int) -> Column:
     """
     run, colon, attack = source.rpartition(":")
     if colon and (Path(run) / "run.json").is_file():
-        name, images, params = _of_run(Path(run), attack, dataset, n)
+        found = _of_run(Path(run), attack, dataset, n)
     elif (Path(source) / "run.json").is_file():
         raise RobenchError(
             f"--adv {source} is a run folder; name the attack too: {source}:ATTACK, one of {_kept(Path(source), read_run(Path(source)))}"
         )
     else:
-        name, images, params = _of_file(Path(source), dataset, n)
-    if images.shape[1:] != dataset.images.shape[1:]:
-        raise RobenchError(f"--adv {source}: images of shape {tuple(images.shape[1:])}, {dataset.name} has {dataset.image_shape}")
+        found = _of_file(Path(source), dataset, n)
+    shape = tuple(found.images.shape[1:])
+    if shape != dataset.images.shape[1:]:
+        raise RobenchError(f"--adv {source}: images of shape {shape}, {dataset.name} has {dataset.image_shape}")
     attack_of = Attack(
-        name=name, fn=_never, norms=NORMS, gradients=False, params=params, library="stored images", source=Path(source).name,
-        family="stored", external_images=images,
+        name=found.name, fn=_never, norms=NORMS, gradients=False, params=found.about, library="stored images", source=Path(source).name,
+        family="stored", external_images=found.images,
     )  # fmt: skip
-    return Column(name, (attack_of,), is_cascade=False)
+    return Column(found.name, (attack_of,), is_cascade=False)
 
 
-def _of_file(path: Path, dataset: Dataset, n: int) -> tuple[str, Tensor, dict[str, Any]]:
+class Named(NamedTuple):
+    """A column's name, its images, float32 (n, C, H, W) in [0, 1], and where they come from, as its key has it."""
+
+    name: str
+    images: Tensor
+    about: dict[str, Any]
+
+
+def _of_file(path: Path, dataset: Dataset, n: int) -> Named:
     if not path.is_file():
         raise RobenchError(f"--adv {path}: no such file; expected a .pt file of images, or RUN:ATTACK of a run with --save-adv")
     try:
@@ -78,10 +87,17 @@ def _of_file(path: Path, dataset: Dataset, n: int) -> tuple[str, Tensor, dict[st
                 f"--adv {path}: {wrong} of its first {n} labels are not those of {dataset.name}; its images are of other data, or in "
                 "another order"
             )
-    return f"adv@{path.stem}", images[:n], {"images": digest_tensors({"images": images})}
+    return Named(f"adv@{path.stem}", images[:n], {"images": digest_tensors({"images": images})})
 
 
-def _images_and_labels(content: Any, path: Path) -> tuple[Tensor, Tensor | None]:
+class Stored(NamedTuple):
+    """Images (N, C, H, W), uint8 or float, and labels, as a file holds them; None where it holds no labels."""
+
+    images: Tensor
+    labels: Tensor | None
+
+
+def _images_and_labels(content: Any, path: Path) -> Stored:
     labels = None
     if isinstance(content, Mapping):
         labels = next((content[key] for key in LABEL_KEYS if isinstance(content.get(key), Tensor)), None)
@@ -97,10 +113,10 @@ def _images_and_labels(content: Any, path: Path) -> tuple[Tensor, Tensor | None]
     if not isinstance(content, Tensor) or content.ndim != 4:
         kind = tuple(content.shape) if isinstance(content, Tensor) else type(content).__name__
         raise RobenchError(f"--adv {path} holds {kind}, expected images of shape (N, C, H, W)")
-    return content, labels
+    return Stored(content, labels)
 
 
-def _of_run(run: Path, attack: str, dataset: Dataset, n: int) -> tuple[str, Tensor, dict[str, Any]]:
+def _of_run(run: Path, attack: str, dataset: Dataset, n: int) -> Named:
     description = read_run(run)
     if description["spec"]["data"] != dataset.digest:
         raise RobenchError(f"--adv {run}: that run is about {description['data']['name']} with other images; its order is not ours")
@@ -125,13 +141,9 @@ def _of_run(run: Path, attack: str, dataset: Dataset, n: int) -> tuple[str, Tens
         raise RobenchError(
             f"--adv {run}:{attack} has images for {int(covered.sum())} of {n} samples; run that attack again with --save-adv and -n {n}"
         )
-    source = description["model"]["name"]
     folders = [stage["folder"] for stage in column["members"]]
-    return (
-        f"{attack}@{source}",
-        images,
-        {"transfer from": description["spec"]["model"], "images": {"run": description["spec"], "of": folders}},
-    )
+    about = {"transfer from": description["spec"]["model"], "images": {"run": description["spec"], "of": folders}}
+    return Named(f"{attack}@{description['model']['name']}", images, about)
 
 
 def saved_images(run: Path, attack: str, dataset: Dataset, n: int) -> Tensor:
@@ -140,7 +152,7 @@ def saved_images(run: Path, attack: str, dataset: Dataset, n: int) -> Tensor:
     Raises:
         RobenchError: they are not there, or belong to other data.
     """
-    return _of_run(run, attack, dataset, n)[1]
+    return _of_run(run, attack, dataset, n).images
 
 
 def _kept(run: Path, description: dict) -> str:

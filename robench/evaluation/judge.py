@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robench.models.classifier import Classifier
-from robench.models.failures import narrowed
+from robench.models.failures import Answers, narrowed
 from robench.types import TOLERANCE, Outcome, RobenchError, ThreatModel
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def judge(classifier: Classifier, images: Images, labels: Labels, adv_images: Im
         for place, (ok, hit) in enumerate(zip(valid.tolist(), (predicted == labels).tolist(), strict=True))
     ]
     valid[list(raised)] = True  # they are named by what the model raised
-    complaint = _complaint(finite, boxed, near, valid, float(distance.nan_to_num().max()) if len(distance) else 0.0, threat)
+    farthest = float(distance.nan_to_num().max()) if len(distance) else 0.0
+    complaint = _complaint(threat, finite=finite, boxed=boxed, near=near, valid=valid, farthest=farthest)
     return Judgement(
         outcomes,
         predicted.cpu(),
@@ -75,13 +76,10 @@ def judge(classifier: Classifier, images: Images, labels: Labels, adv_images: Im
     )
 
 
-def answers(classifier: Classifier, images: Images, labels: Labels) -> tuple[Logits, dict[int, str]]:
+def answers(classifier: Classifier, images: Images, labels: Labels) -> Answers:
     """``verdict_logits``, whatever the model raises: a row of NaN for every image that it cannot classify.
 
     Whatever is left when images fail is asked again, see ``narrowed``: none fails for what is beside it in a batch.
-
-    Returns:
-        The logits, and what was raised by place of the image.
 
     Raises:
         MemoryError, torch.OutOfMemoryError, RuntimeError: memory ran out, or the device is lost.
@@ -201,7 +199,7 @@ def _shape_complaint(images: Images, adv_images: Any) -> str:
     return ""
 
 
-def _complaint(finite: Tensor, boxed: Tensor, near: Tensor, valid: Tensor, farthest: float, threat: ThreatModel) -> str:
+def _complaint(threat: ThreatModel, *, finite: Tensor, boxed: Tensor, near: Tensor, valid: Tensor, farthest: float) -> str:
     if bool(valid.all()):
         return ""
     parts = [

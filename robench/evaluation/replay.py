@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class Replay:
     """
 
     attack: str
+    _: KW_ONLY
     claimed: int = 0
     float32: int = 0
     float64: int | None = 0
@@ -100,7 +101,7 @@ def replay_run(run: Path, classifier: Classifier, dataset: Dataset) -> list[Repl
             verdicts = read_chunk(verdict_file)
             modes.append(verdicts.mode)
             packed = read_packed(image_file) if image_file.exists() else None
-            total += _replay_chunk(name, verdicts, packed, classifier, doubled, dataset, threat)
+            total += _replay_chunk(name, verdicts, packed, classifier=classifier, doubled=doubled, dataset=dataset, threat=threat)
         if not modes or not all(mode.startswith(LEFT_OUT) for mode in modes):
             results.append(total)
     if all(total.claimed == total.missing for total in results) and any(total.claimed for total in results):
@@ -115,7 +116,7 @@ def _attacks(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _replay_chunk(
-    name: str, verdicts: ChunkVerdicts, packed: PackedImages | None, classifier: Classifier, doubled: Classifier, dataset: Dataset,
+    name: str, verdicts: ChunkVerdicts, packed: PackedImages | None, *, classifier: Classifier, doubled: Classifier, dataset: Dataset,
     threat: ThreatModel,
 ) -> Replay:  # fmt: skip
     broken = verdicts.index[(verdicts.outcome == Outcome.BROKEN) | (verdicts.best == Outcome.BROKEN)]
@@ -136,18 +137,17 @@ def _replay_chunk(
     def counted(classes: Tensor, tried: Images) -> int:
         return int(((classes >= 0) & (classes != labels) & near & threat.contains(images, tried.float())).sum())
 
-    own, raised = _classes(classifier, adv_images, labels)
-    twice, failed = _classes(doubled, adv_images.double(), labels)
-    in_float64 = None if len(failed) == len(rows) > len(raised) else counted(twice, adv_images)  # a program names float32 inside
-    silent = np.flatnonzero((own < 0).numpy())
+    own, twice = _classes(classifier, adv_images, labels), _classes(doubled, adv_images.double(), labels)
+    is_float32 = len(twice.errors) == len(rows) > len(own.errors)  # a program names float32 inside
+    silent = np.flatnonzero((own.classes < 0).numpy())
     return counts + Replay(
         name,
-        float32=counted(own, adv_images),
-        float64=in_float64,
-        single=counted(_classes(classifier, adv_images, labels, size=1)[0], adv_images),
-        rounded=counted(_classes(classifier, rounded, labels)[0], rounded),
+        float32=counted(own.classes, adv_images),
+        float64=None if is_float32 else counted(twice.classes, adv_images),
+        single=counted(_classes(classifier, adv_images, labels, size=1).classes, adv_images),
+        rounded=counted(_classes(classifier, rounded, labels).classes, rounded),
         unclassified=tuple(packed.index[rows][silent].tolist()),
-        said=raised.get(int(silent[0]), NOT_FINITE) if len(silent) else "",
+        said=own.errors.get(int(silent[0]), NOT_FINITE) if len(silent) else "",
     )
 
 
@@ -163,9 +163,16 @@ def in_8_bits(images: Images, adv_images: Images, threat: ThreatModel) -> Images
     return torch.where(threat.contains(images, nearest)[:, None, None, None], nearest, towards)
 
 
+class Predictions(NamedTuple):
+    """The class of every image, int64 (N,), -1 where the model says none, and what it raised by place of the image."""
+
+    classes: Tensor
+    errors: dict[int, str]
+
+
 @torch.no_grad()
-def _classes(classifier: Classifier, images: Images, labels: Tensor, size: int | None = None) -> tuple[Tensor, dict[int, str]]:
-    """The class of every image, int64 (N,), by vote of a random model, -1 where the model says none; and what it raised by place.
+def _classes(classifier: Classifier, images: Images, labels: Tensor, size: int | None = None) -> Predictions:
+    """What the model says of every image, by vote of a random one.
 
     Args:
         size: of the batches, a random model's excepted; all at once by default.
@@ -173,10 +180,10 @@ def _classes(classifier: Classifier, images: Images, labels: Tensor, size: int |
     images, labels = images.to(classifier.device), labels.to(classifier.device)
     size = len(images) if size is None or classifier.draws > 1 else size
     classes: list[Tensor] = []
-    raised: dict[int, str] = {}
+    errors: dict[int, str] = {}
     for start in range(0, len(images), size):
         part = slice(start, start + size)
-        logits, found = retry_in_smaller_passes(classifier, size, partial(answers, classifier, images[part], labels[part]))
-        classes.append(classes_of(logits).cpu())
-        raised |= {start + place: said for place, said in found.items()}
-    return torch.cat(classes), raised
+        found = retry_in_smaller_passes(classifier, size, partial(answers, classifier, images[part], labels[part]))
+        classes.append(classes_of(found.logits).cpu())
+        errors |= {start + place: said for place, said in found.errors.items()}
+    return Predictions(torch.cat(classes), errors)

@@ -42,7 +42,7 @@ class Examples:
     confidence: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Results:
     """One run, read from its folder.
 
@@ -105,9 +105,15 @@ def read_results(path: Path) -> Results:
             frames[name] = decide([frames[each] for each in stages[name]], name)
     order = [CLEAN] + [row for name in columns for row in (name, *stages[name])]
     return Results(
-        Path(path), description, pd.concat([frames[name] for name in order], ignore_index=True), _ledger_frame(loaded, chunks),
-        columns, stages, unfinished, {name: _examples(parts) for name, parts in loaded.items() if len(parts[0].shown)},
-    )  # fmt: skip
+        path=Path(path),
+        description=description,
+        verdicts=pd.concat([frames[name] for name in order], ignore_index=True),
+        ledger=_ledger_frame(loaded, chunks),
+        columns=columns,
+        stages=stages,
+        unfinished=unfinished,
+        examples={name: _examples(parts) for name, parts in loaded.items() if len(parts[0].shown)},
+    )
 
 
 def is_complete(folder: RunFolder, columns: list[Column], n: int) -> bool:

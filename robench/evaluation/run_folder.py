@@ -57,7 +57,7 @@ def chunk_seed(seed: int, family: str, chunk: Chunk) -> int:
     return derive_seed(seed, family, chunk.name)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ChunkVerdicts:
     """What one attack did to one chunk. Arrays have one entry per sample of the chunk.
 

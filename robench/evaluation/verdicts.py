@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from robench.types import Images, Labels
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class AttackedVerdicts:
     """What the samples that were attacked turned out to be; see ``ChunkVerdicts``.
 
@@ -47,7 +47,7 @@ class AttackedVerdicts:
             images: (0, C, H, W).
         """
         text, number = np.zeros(0, "U13"), np.zeros(0, np.float32)
-        return cls(text, text, np.zeros(0, np.int64), number, number, images=images)
+        return cls(outcome=text, best=text, adv_pred=np.zeros(0, np.int64), distance=number, margin=number, images=images)
 
 
 def judge_crafted(
@@ -79,7 +79,10 @@ def judge_crafted(
             distance[rows], margin[rows] = seen.distance.numpy()[held], seen.margin.numpy()[held]
         if adv_images is not None and (conditions.count_queries or conditions.save):
             adv_images[rows] = crafted.best[rows]
-    return AttackedVerdicts(outcome, best, adv_pred, distance, margin, message, ties, adv_images, crafted.broken_at.cpu().numpy())
+    return AttackedVerdicts(
+        outcome=outcome, best=best, adv_pred=adv_pred, distance=distance, margin=margin, message=message, ties=ties, images=adv_images,
+        broken_at=crafted.broken_at.cpu().numpy(),
+    )  # fmt: skip
 
 
 def judged_of(classifier: Classifier, images: Images, labels: Labels, adv_images: Images, conditions: Conditions) -> Judgement:
@@ -90,7 +93,7 @@ def judged_of(classifier: Classifier, images: Images, labels: Labels, adv_images
 
 
 def over_whole_chunk(
-    judged: AttackedVerdicts, clean: ChunkVerdicts, before: np.ndarray, places: np.ndarray, cost: Cost, machine: str, peak: int
+    judged: AttackedVerdicts, clean: ChunkVerdicts, *, before: np.ndarray, places: np.ndarray, cost: Cost, machine: str, peak: int
 ) -> ChunkVerdicts:
     """What was found at ``places`` as verdicts of the whole chunk. A model that is wrong already is not broken by anything."""
     wrong = before == Outcome.MISCLASSIFIED
@@ -105,6 +108,7 @@ def over_whole_chunk(
     outcome[places] = np.where(wrong[places], Outcome.MISCLASSIFIED, judged.outcome)
     best[places] = np.where(wrong[places], Outcome.MISCLASSIFIED, judged.best)
     return ChunkVerdicts(
-        clean.index, clean.label, clean.clean_pred, outcome, adv_pred, distance, margin, cost.forwards, cost.backwards,
-        cost.seconds, machine, judged.message or clean.message, best, judged.ties, cost.mode, peak, broken_at=broken_at,
+        index=clean.index, label=clean.label, clean_pred=clean.clean_pred, outcome=outcome, adv_pred=adv_pred, distance=distance,
+        margin=margin, forwards=cost.forwards, backwards=cost.backwards, seconds=cost.seconds, machine=machine,
+        message=judged.message or clean.message, best=best, ties=judged.ties, mode=cost.mode, peak_bytes=peak, broken_at=broken_at,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +18,14 @@ LOST = (
 )
 
 
-def narrowed(
-    ask: Callable[[slice], Tensor], n: int, blank: Tensor, *, largest_pass: int | None = None
-) -> tuple[Tensor, dict[int, str]]:
+class Answers(NamedTuple):
+    """Logits, or votes, (N, n_classes), with a blank row for every image that the model raised on, and what it raised by place of the image."""
+
+    logits: Tensor
+    errors: dict[int, str]
+
+
+def narrowed(ask: Callable[[slice], Tensor], n: int, blank: Tensor, *, largest_pass: int | None = None) -> Answers:
     """What is said of n images where some of them make the module raise: parts that raise are halved, down to the images that fail alone.
 
     Images that failed alone before any other was answered are asked once more: a classifier that has been answered knows better which
@@ -32,7 +38,7 @@ def narrowed(
         largest_pass: images that go through the module at once; where it is 1, one that memory is too small for fails like any other.
 
     Returns:
-        The logits, and what was raised by place of the image; where all fail, what they raised together.
+        The answers; where all images fail, what they raised together stands for each.
 
     Raises:
         Exception: memory ran out with more than one image, or the device is lost, which no image is to blame for.
@@ -64,10 +70,10 @@ def narrowed(
 
     part(0, n)
     if len(raised) == n:
-        return torch.cat([blank] * n), dict.fromkeys(raised, together)
+        return Answers(torch.cat([blank] * n), dict.fromkeys(raised, together))
     for place in early:
         part(place, place + 1)
-    return torch.cat([answered[start] for start in sorted(answered)]), raised
+    return Answers(torch.cat([answered[start] for start in sorted(answered)]), raised)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
