@@ -20,7 +20,9 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         *, model: str | None, weights: Path | None, mean: str | None, std: str | None, trust: bool, weights_dtype: str, **rest: Any
     ) -> Any:
         means, stds = parse_channels(mean, "mean"), parse_channels(std, "std")
-        given = ExternalModel(model or "", weights, means, stds, trust, rest.get("data_dir"), weights_dtype)
+        given = ExternalModel(
+            model or "", weights, mean=means, std=stds, trust=trust, data_dir=rest.get("data_dir"), weights_dtype=weights_dtype
+        )
         used = bool(weights or means or stds or trust or weights_dtype != "float32")
         if used and model is None and (rest.get("ckpt") is not None or command.__name__ != "verify"):
             raise RobenchError(

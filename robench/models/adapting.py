@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -192,10 +192,17 @@ def _remedy(model: Any) -> str:
     return f": such as lambda x: model.{method}(x.flatten(1).numpy())" if method and not isinstance(model, type) else ""
 
 
-def _as_module(model: Any) -> tuple[nn.Module, list[str]]:
+class Noted(NamedTuple):
+    """A module, and what was changed or is to be known of it, in sentences for the user."""
+
+    module: nn.Module
+    notes: list[str]
+
+
+def _as_module(model: Any) -> Noted:
     module = as_module(model)
     if not isinstance(module, Function):
-        return _copied(module), []
+        return Noted(_copied(module), [])
     notes = (
         []
         if module is model
@@ -208,7 +215,7 @@ def _as_module(model: Any) -> tuple[nn.Module, list[str]]:
             f"the function refers to what robench cannot look into ({', '.join(module._opaque[:3])}), so that a run of it is never continued; give "
             "it an attribute `version`, a text that you change whenever its model changes, to have runs continued"
         )
-    return module, notes
+    return Noted(module, notes)
 
 
 def _copied(module: nn.Module) -> nn.Module:
@@ -265,16 +272,16 @@ def _in_place(module: nn.Module, device: str) -> nn.Module:
         return Program(module)
 
 
-def _in_dtype(module: nn.Module, weights_dtype: str) -> tuple[nn.Module, list[str]]:
+def _in_dtype(module: nn.Module, weights_dtype: str) -> Noted:
     floating = [each.dtype for each in [*module.parameters(), *module.buffers()] if each.is_floating_point()]
     others = [dtype for dtype in dict.fromkeys(floating) if dtype != torch.float32]
     if not others:
-        return module, []
+        return Noted(module, [])
     named = ", ".join(str(dtype).removeprefix("torch.") for dtype in others)
     if weights_dtype == "as-is":
         first = next(iter(floating))
-        return InTheirDtype(module, first), [f"weights are {named}, and the model computes in them"]
-    return module.float(), [f"weights are {named}; the model is computed in float32"]
+        return Noted(InTheirDtype(module, first), [f"weights are {named}, and the model computes in them"])
+    return Noted(module.float(), [f"weights are {named}; the model is computed in float32"])
 
 
 def _normalised(images: Images, mean: Sequence[float], std: Sequence[float]) -> Tensor:

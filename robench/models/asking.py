@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +37,15 @@ OTHER_FORMS: tuple[tuple[str, str, Callable[[Tensor], Any]], ...] = (
 )
 
 
-def first_answer(module: nn.Module, inputs: Tensor) -> tuple[BatchRule, Any]:
-    """Which batches a module takes, and what it returns for the smallest of them.
+class FirstAnswer(NamedTuple):
+    """Which batches a module takes, and what it returns for the smallest of them."""
+
+    rule: BatchRule
+    outputs: Any
+
+
+def first_answer(module: nn.Module, inputs: Tensor) -> FirstAnswer:
+    """Asks a module for the first time.
 
     Raises:
         RobenchError: it raises on one image and on any number of them, it raises at random, or what it returns are no outputs of images.
@@ -68,7 +75,7 @@ def first_answer(module: nn.Module, inputs: Tensor) -> tuple[BatchRule, Any]:
         if rule is None or _misread(shapes):
             raise RobenchError(_refusal(module, inputs, shapes, alone))
         try:
-            return rule, _main(ask(module, own_copy(inputs[:1], rule.size(1))))
+            return FirstAnswer(rule, _main(ask(module, own_copy(inputs[:1], rule.size(1)))))
         except Exception as error:  # it answered the same before
             raise RobenchError(fails_at_random(error)) from error
 

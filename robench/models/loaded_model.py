@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class LoadedModel:
     module: nn.Module
     name: str
     origin: Mapping[str, Any] = field(default_factory=dict)
+    _: KW_ONLY
     code: bytes = b""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()

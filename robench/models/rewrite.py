@@ -277,7 +277,7 @@ def _used_once(graph: fx.Graph, *targets: Any) -> bool:
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> nn.Module:
-    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias)
+    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, variance, bn_eps=norm.eps, bn_w=norm.weight, bn_b=norm.bias)
     frozen = nn.Parameter(weight.detach(), requires_grad=False), nn.Parameter(bias.detach(), requires_grad=False)
     if isinstance(conv, SmallMapConv2d):
         return FrozenSmallMapConv2d(conv, *frozen)

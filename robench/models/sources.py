@@ -141,7 +141,7 @@ def load_external(external: ExternalModel, dataset: Dataset) -> LoadedModel:
         loaded.module,
         loaded.name,
         {**loaded.origin, **weights.origin},
-        loaded.code,
-        weights.mean or loaded.mean,
-        weights.std or loaded.std,
+        code=loaded.code,
+        mean=weights.mean or loaded.mean,
+        std=weights.std or loaded.std,
     )

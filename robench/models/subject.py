@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Subject:
     classifier: Classifier
     digest: str
     origin: dict
+    _: KW_ONLY
     model: MultiHead | None = None
     heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     normalise: Mapping[str, Any] = field(default_factory=dict)
@@ -96,7 +97,9 @@ def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str, h
     }
     if head != MAIN_HEAD:
         origin["head"] = head
-    return Subject(checkpoint_name(path), classifier, classifier.digest(), origin, model, checkpoint.heads, preprocessing)
+    return Subject(
+        checkpoint_name(path), classifier, classifier.digest(), origin, model=model, heads=checkpoint.heads, normalise=preprocessing
+    )
 
 
 def subject_of(ckpt: Path | None, model: str | ExternalModel | None, data: Dataset, device: str, head: str) -> Subject:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +53,13 @@ def read_weights(path: Path) -> Weights:
     """
     path, kind = Path(path), recognise(path)
     if kind == Format.SAFETENSORS:
-        content, about = read_safetensors(path)
+        content = read_safetensors(path)
     elif kind in Format.PICKLES:
-        content, about = _unwrap(read_plain(path), path)
+        content = _unwrap(read_plain(path), path)
     else:
         raise RobenchError(f"{path} is {kind}, expected a state dict (safetensors, or torch.save of one){_instead(kind, path)}")
-    normalise = {name: _numbers(about.get(name), name, path) for name in ("mean", "std")}
-    return Weights(path, content, **normalise, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    normalise = {name: _numbers(content.about.get(name), name, path) for name in ("mean", "std")}
+    return Weights(path, content.tensors, **normalise, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _instead(kind: str, path: Path) -> str:
@@ -74,8 +74,15 @@ def _instead(kind: str, path: Path) -> str:
     }.get(kind, "")
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and the metadata that look like JSON.
+class StateDict(NamedTuple):
+    """Tensors by name, and ``mean`` and ``std`` where the file gives them, as it writes them."""
+
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+
+
+def read_safetensors(path: Path) -> StateDict:
+    """What a safetensors file holds, its header's JSON read.
 
     Raises:
         RobenchError: it is truncated or damaged.
@@ -95,7 +102,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 about[name] = json.loads(metadata[name])
             except ValueError:
                 raise RobenchError(f"{path}: {name} in its header is {metadata[name]!r}, expected a list of numbers") from None
-    return tensors, about
+    return StateDict(tensors, about)
 
 
 def read_plain(path: Path) -> Any:
@@ -122,7 +129,7 @@ def _why_not_plain(message: str) -> str:
     )
 
 
-def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _unwrap(content: Any, path: Path) -> StateDict:
     """The state dict inside the usual wrappers, and the entries beside it."""
     about: dict[str, Any] = {}
     while isinstance(content, Mapping) and not (content and all(isinstance(value, Tensor) for value in content.values())):
@@ -139,7 +146,7 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
     odd = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if odd:
         raise RobenchError(f"{path}: its state dict has entries that are no tensors: {_some(odd)}; save model.state_dict() alone")
-    return dict(content), about
+    return StateDict(dict(content), about)
 
 
 def _numbers(value: Any, name: str, path: Path) -> tuple[float, ...]:
