@@ -7,9 +7,9 @@ import torch
 
 from robench.checkpoint import load_checkpoint
 from robench.reproduce import QUICK, _Bench, estimate, reproduce
-from robench.reproduce.estimate import DEFENDED, PLAIN, Work, epochs_done, forecast
+from robench.reproduce.estimate import DEFENDED, PLAIN, PassSeconds, Remaining, Work, epochs_done, forecast
 from robench.training import TrainSpec
-from robench.training.precision import step_times
+from robench.training.precision import Quicker, step_times
 
 SMALL = replace(QUICK, epochs=2, variants=("single",), ranks=1, n=10)
 WHERE = {"data_dir": None, "device": "cpu", "threads": 1}
@@ -20,14 +20,14 @@ def known(monkeypatch):
     """Steps of half a second, forward passes of 1 ms and backward passes of 2 ms a sample."""
     timed = []
     monkeypatch.setattr(estimate, "step_times", lambda spec, *_, **__: timed.append(spec) or [0.4, 0.6])
-    monkeypatch.setattr(estimate, "_pass_seconds", lambda *_: (0.001, 0.002))
+    monkeypatch.setattr(estimate, "_pass_seconds", lambda *_: PassSeconds(0.001, 0.002))
     return timed
 
 
 def test_a_training_costs_its_steps_times_views_times_passes(few, known):
     single, contrastive = (TrainSpec.of(arch, few, backbone="small", batch_size=32) for arch in ("single", "contrastive"))
     adversarial = TrainSpec.of("contrastive", few, adversarial="nfgsm", backbone="small", batch_size=32)
-    work = Work(((single, 1000), (contrastive, 1000), (adversarial, 1000)), 2, 1000, 100)
+    work = Work((Remaining(single, 1000), Remaining(contrastive, 1000), Remaining(adversarial, 1000)), 2, 1000, 100)
     said = forecast(work, few, few, single, "cpu")
     training = 0.5 * 1000 * (1 + 2 + 4) / 60
     attacking = (1000 * (PLAIN[0] + 2 * PLAIN[1]) + 100 * (DEFENDED[0] + 2 * DEFENDED[1])) / 1000 / 60
@@ -36,14 +36,16 @@ def test_a_training_costs_its_steps_times_views_times_passes(few, known):
         f"attacks on 2 models about {attacking:.0f} min"
     )
     assert known == [single]
-    said = forecast(replace(work, trainings=((contrastive, 1000), (single, 1000)), models=1), few, few, single, "cpu")
+    said = forecast(
+        replace(work, trainings=(Remaining(contrastive, 1000), Remaining(single, 1000)), models=1), few, few, single, "cpu"
+    )
     assert f"2 trainings about {0.5 * 1000 * 1.5 / 60:.0f} min, attacks on 1 model about" in said
 
 
 def test_auto_is_timed_in_the_precision_that_it_will_be(few, known, monkeypatch):
-    monkeypatch.setattr(estimate, "quicker", lambda *_: ("bf16", 2.0))
+    monkeypatch.setattr(estimate, "quicker", lambda *_: Quicker("bf16", 2.0))
     spec = TrainSpec.of("single", few, backbone="small", batch_size=32, precision="auto")
-    forecast(Work(((spec, 10),), 1, 10, 0), few, few, spec, "cpu")
+    forecast(Work((Remaining(spec, 10),), 1, 10, 0), few, few, spec, "cpu")
     assert [each.precision for each in known] == ["bf16"]
 
 
@@ -103,6 +105,6 @@ def test_weights_and_verdicts_are_the_same_with_it_and_without(tmp_path, monkeyp
 def test_the_forecast_leaves_random_states_and_settings_alone(few, precision):
     spec = TrainSpec.of("contrastive", few, backbone="small", batch_size=32, precision=precision)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    said = forecast(Work(((spec, 10),), 1, 10, 0), few, few, spec, "cpu")
+    said = forecast(Work((Remaining(spec, 10),), 1, 10, 0), few, few, spec, "cpu")
     assert said.startswith("about ") and torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == threads
     assert torch.is_grad_enabled()

@@ -45,18 +45,21 @@ def reproduce(
     Trains, attacks and reports whatever is missing; the same command continues after a kill.
     """
     if quick:
-        _refuse_with_quick("table", "epochs", "adversarial_epochs", "seeds", "recipe", "precision", "n", "ranks")
+        _refuse_with_quick(["table", "epochs", "adversarial_epochs", "seeds", "recipe", "precision", "n", "ranks"])
     from robench.reproduce import QUICK, Settings
     from robench.reproduce import reproduce as run
     from robench.reproduce.plan import TABLES
 
-    given = Settings(TABLES[table], epochs, adversarial_epochs or epochs, seeds, recipe, n, ranks=ranks, precision=precision)
+    given = Settings(
+        datasets=TABLES[table], epochs=epochs, adversarial_epochs=adversarial_epochs or epochs, seeds=seeds, recipe=recipe, n=n,
+        ranks=ranks, precision=precision,
+    )  # fmt: skip
     settings = QUICK if quick else given
     name = "quick" if quick else "paper"
     click.echo(run(settings, out=out or Path("reports") / name, weights=weights or Path("checkpoints") / name, **options))
 
 
-def _refuse_with_quick(*names: str) -> None:
+def _refuse_with_quick(names: list[str]) -> None:
     context = click.get_current_context()
     given = [name for name in names if context.get_parameter_source(name) != click.core.ParameterSource.DEFAULT]
     if given:

@@ -55,5 +55,6 @@ def superclass_errors(results: Results) -> list[SuperclassErrors]:
             label, answer = wrong["label"].to_numpy(), wrong["adv_pred"].to_numpy()
             within = int((of_class[label] == of_class[answer]).sum())
             chance = float(siblings[label].mean() / (len(of_class) - 1))
-            errors.append(SuperclassErrors(name, len(wrong), within, *interval(within, len(wrong)), chance))
+            bounds = interval(within, len(wrong))
+            errors.append(SuperclassErrors(name, len(wrong), within, low=bounds.low, high=bounds.high, chance=chance))
     return errors

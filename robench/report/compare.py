@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,7 +44,7 @@ class Pair:
     p_corrected: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Comparison:
     """Runs side by side.
 
@@ -97,9 +98,16 @@ def compare(runs: list[Path], *, anyway: bool = False, robustbench: Path | None 
         else read_robustbench(robustbench, read[0].description["data"]["name"], threat["norm"], threat["eps"])
     )
     return Comparison(
-        results, {name: summarise(each) for name, each in results.items()}, _differences(read), _unlike(read, shared), list(kinds), shared,
-        _pairs(results, shared), {name: broken_alone(each) if len(each.columns) > 1 else {} for name, each in results.items()}, published,
-    )  # fmt: skip
+        results=results,
+        summaries={name: summarise(each) for name, each in results.items()},
+        differences=_differences(read),
+        unlike=_unlike(read, shared),
+        about=list(kinds),
+        shared=shared,
+        pairs=_pairs(results, shared),
+        alone={name: broken_alone(each) if len(each.columns) > 1 else {} for name, each in results.items()},
+        published=published,
+    )
 
 
 def _pairs(results: dict[str, Results], shared: list[str]) -> list[Pair]:
@@ -119,12 +127,15 @@ def main_attacks(shared: list[str]) -> list[str]:
 def _family(results: dict[str, Results], shared: list[str], attacks: list[str]) -> list[Pair]:
     """Pairs whose p-values are corrected together."""
     tested = [
-        (first, second, attack, *_decided_pairs(_said(results[first], attack, shared), _said(results[second], attack, shared)))
+        (first, second, attack, _decided(_said(results[first], attack, shared), _said(results[second], attack, shared)))
         for first, second in itertools.combinations(results, 2)
         for attack in attacks
     ]
-    corrected = holm([test.p for *_, test, _ in tested])
-    return [Pair(*each, p) for each, p in zip(tested, corrected, strict=True)]
+    corrected = holm([decided.test.p for *_, decided in tested])
+    return [
+        Pair(first, second, attack, test=decided.test, undecided=decided.undecided, p_corrected=p)
+        for (first, second, attack, decided), p in zip(tested, corrected, strict=True)
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,11 +146,18 @@ class _Said:
     decided: np.ndarray
 
 
-def _decided_pairs(first: _Said, second: _Said) -> tuple[Paired, int]:
+class Decided(NamedTuple):
     """The test on the samples that both runs decide, and how many others there are among those that both have."""
+
+    test: Paired
+    undecided: int
+
+
+def _decided(first: _Said, second: _Said) -> Decided:
+    """Compares two models on what is known of both."""
     n = min(len(first.robust), len(second.robust))  # the first n of the test split are the same in both
     known = first.decided[:n] & second.decided[:n]
-    return paired(first.robust[:n][known], second.robust[:n][known]), int((~known).sum())
+    return Decided(paired(first.robust[:n][known], second.robust[:n][known]), int((~known).sum()))
 
 
 def _said(results: Results, attack: str, shared: list[str]) -> _Said:

@@ -100,7 +100,8 @@ def _steps(results: Results, column: str) -> int | None:
 
 
 def _point(row: pd.Series, x: float, x_text: str) -> Point:
-    return Point(x, x_text, int(row["n"]), float(row["robust_high"]), float(row["ci_low"]), float(row["ci_high"]))
+    low, high = float(row["ci_low"]), float(row["ci_high"])
+    return Point(x, x_text, n=int(row["n"]), accuracy=float(row["robust_high"]), low=low, high=high)
 
 
 def _curve(name: str, points: list[Point]) -> Curve:

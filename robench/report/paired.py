@@ -12,7 +12,7 @@ from robench.report.tables import interval
 Z95 = 1.959964
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Paired:
     """How two columns of right and wrong answers differ on the same samples.
 
@@ -45,18 +45,21 @@ def paired(first: np.ndarray, second: np.ndarray) -> Paired:
 
     n = min(len(first), len(second))  # the first n of the test split are the same in both
     if not n:
-        return Paired(0, 0, 0, 0.0, -1.0, 1.0, 1.0)
+        return Paired(n=0, only_first=0, only_second=0, difference=0.0, low=-1.0, high=1.0, p=1.0)
     first, second = first[:n], second[:n]
     ahead, behind = int((first & ~second).sum()), int((~first & second).sum())
     discordant, difference = ahead + behind, (ahead - behind) / n
     if not discordant:
-        high = interval(0, n)[1]
-        return Paired(n, 0, 0, 0.0, -high, high, 1.0)
+        high = interval(0, n).high
+        return Paired(n=n, only_first=0, only_second=0, difference=0.0, low=-high, high=high, p=1.0)
     half = Z95 * max(discordant / n - difference**2, 0.0) ** 0.5 / n**0.5
     test = binomtest(ahead, discordant)
     share = test.proportion_ci(0.95, method="exact")  # of the discordant ones, as the exact test sees them
     low, high = ((2 * bound - 1) * discordant / n for bound in (share.low, share.high))
-    return Paired(n, ahead, behind, difference, min(difference - half, low), max(difference + half, high), float(test.pvalue))
+    return Paired(
+        n=n, only_first=ahead, only_second=behind, difference=difference, low=min(difference - half, low), high=max(difference + half, high),
+        p=float(test.pvalue),
+    )  # fmt: skip
 
 
 def holm(ps: Sequence[float]) -> list[float]:

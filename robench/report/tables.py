@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,13 +16,20 @@ UNION = "union"
 CONFIDENCE = 0.95
 
 
-def interval(successes: int, n: int) -> tuple[float, float]:
+class Interval(NamedTuple):
+    """Both ends of a confidence interval, of 95 % where nothing else is said, in the unit of what it is about."""
+
+    low: float
+    high: float
+
+
+def interval(successes: int, n: int) -> Interval:
     """95 % interval of a share: Wilson's, and Clopper-Pearson's at 0 and n. It covers the sampling of test images only."""
     from scipy.stats import binomtest
 
     method = "exact" if successes in (0, n) else "wilson"
     bounds = binomtest(successes, n).proportion_ci(CONFIDENCE, method=method)
-    return float(bounds.low), float(bounds.high)
+    return Interval(float(bounds.low), float(bounds.high))
 
 
 def summarise(results: Results) -> pd.DataFrame:
@@ -76,8 +84,8 @@ def robust_share(outcomes: pd.Series) -> dict:
     return {
         "n": n,
         "robust_accuracy": robust / n if not undecided else float("nan"),
-        "ci_low": interval(robust, n)[0],
-        "ci_high": interval(robust + undecided, n)[1],
+        "ci_low": interval(robust, n).low,
+        "ci_high": interval(robust + undecided, n).high,
         "undecided": undecided,
         "robust_low": robust / n,
         "robust_high": (robust + undecided) / n,

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from robench.checkpoint import XZ, load_checkpoint, read_description, save_checkpoint
 from robench.data import load_dataset
@@ -15,7 +15,7 @@ from robench.evaluation.device import use_device
 from robench.evaluation.results import read_results
 from robench.evaluation.run_folder import read_run
 from robench.models.subject import classifier_of_checkpoint
-from robench.reproduce.estimate import Work, epochs_done, forecast
+from robench.reproduce.estimate import Remaining, Work, epochs_done, forecast
 from robench.reproduce.measured import Measured, condense, load_measured, save_measured, stored_columns
 from robench.reproduce.mechanism import explain
 from robench.reproduce.page import write_page
@@ -24,7 +24,7 @@ from robench.reproduce.rounding import compact
 from robench.reproduce.settings import QUICK, Settings
 from robench.run.attack import attack
 from robench.run.request import AttackRequest
-from robench.training import TrainSpec, train
+from robench.training import train
 from robench.types import Dataset, RobenchError
 
 __all__ = ["QUICK", "Settings", "compact", "reproduce"]
@@ -87,6 +87,13 @@ def _load(dataset: str, split: str, data_dir: Path | None) -> Dataset:
     return load_dataset(dataset, split, data_dir)
 
 
+class ModelPaths(NamedTuple):
+    """Of a model's rounded checkpoint, and of the one that was trained."""
+
+    rounded: Path
+    trained: Path
+
+
 @dataclass(frozen=True)
 class _Bench:
     """Where everything lies, and on what it is computed."""
@@ -106,8 +113,7 @@ class _Bench:
     def has_other_images(self, model: Trained, measured: Measured) -> bool:
         """Whether its verdicts on stored images are about another single-task model's, or an earlier robench explained less of them, and it
         is there to be asked about these."""
-        path, _ = self.paths(model)
-        source, _ = self.paths(model.source)
+        path, source = self.paths(model).rounded, self.paths(model.source).rounded
         if model.is_source or not (path.exists() and source.exists()):
             return False
         return (
@@ -118,7 +124,7 @@ class _Bench:
         """On stderr, how long the missing models will take."""
         work = self.work(missing)
         spec = self.settings.spec(missing[0], self.data(missing[0].dataset, "train"))
-        train_set = self.data((work.trainings[0][0] if work.trainings else spec).dataset, "train")
+        train_set = self.data((work.trainings[0].spec if work.trainings else spec).dataset, "train")
         test_set = self.data(spec.dataset, "test")
         with use_device(self.options["device"], self.options["threads"]) as device:
             text = forecast(work, train_set, test_set, spec, device)
@@ -133,21 +139,21 @@ class _Bench:
         plain = sum(self.samples(model) for model in attacked if model.adversarial == "none")
         return Work(tuple(trainings), len(attacked), plain, sum(map(self.samples, attacked)) - plain)
 
-    def remaining(self, model: Trained) -> tuple[TrainSpec, int]:
-        """How it is trained, and the steps that are left of that."""
+    def remaining(self, model: Trained) -> Remaining:
+        """What is left of its training."""
         train_set = self.data(model.dataset, "train")
-        spec, (_, trained) = self.settings.spec(model, train_set), self.paths(model)
+        spec, trained = self.settings.spec(model, train_set), self.paths(model).trained
         done = epochs_done(trained.with_name(trained.name + ".training"))
-        return spec, max(spec.epochs - done, 0) * (len(train_set) // spec.batch_size)
+        return Remaining(spec, max(spec.epochs - done, 0) * (len(train_set) // spec.batch_size))
 
     def data(self, dataset: str, split: str) -> Dataset:
         return _load(dataset, split, self.options["data_dir"])
 
-    def paths(self, model: Trained) -> tuple[Path, Path]:
-        """Of its rounded checkpoint, which is compressed unless a plain one is there, and of the trained one."""
+    def paths(self, model: Trained) -> ModelPaths:
+        """The rounded checkpoint is compressed, unless a plain one is there."""
         name = f"{model.name}.safetensors"
         plain = self.weights / name
-        return plain if plain.exists() else plain.with_name(name + XZ), self.out / "checkpoints" / name
+        return ModelPaths(plain if plain.exists() else plain.with_name(name + XZ), self.out / "checkpoints" / name)
 
     def train(self, model: Trained) -> Path:
         """The model's checkpoint, rounded."""
@@ -209,7 +215,7 @@ class _Bench:
     def renew(self, model: Trained, path: Path, measured: Measured) -> Measured:
         """A finished model on the images of another single-task model; what it did under attack itself stays."""
         dataset, source = self.data(model.dataset, "test"), self.run_of(model.source)
-        n, weights = measured.n, read_description(self.paths(model.source)[0])["digest"]
+        n, weights = measured.n, read_description(self.paths(model.source).rounded)["digest"]
         self._craft(model.source, self.train(model.source), self.settings.samples(model.source, dataset))
         run = self.out / "runs" / f"{model.name}-on-{weights[:8]}"
         attack(AttackRequest(None, n=n, adv=tuple(f"{source}:{name}" for name in ATTACKS)), ckpt=path, out=run, **self.options)
@@ -225,4 +231,4 @@ class _Bench:
         with use_device(self.options["device"], self.options["threads"]) as device:
             classifier = classifier_of_checkpoint(path, dataset, device).classifier
             threat = AttackRequest().threat(dataset)
-            return explain(classifier, dataset, threat, self.run_of(model.source), ATTACKS, n)
+            return explain(classifier, dataset, threat, source_run=self.run_of(model.source), attacks=ATTACKS, n=n)

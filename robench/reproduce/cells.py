@@ -49,13 +49,13 @@ def cells_of(dataset: str, measured: Measured) -> list[Cell]:
     published = PUBLISHED.get(dataset, {}).get(measured.model.arch) if measured.model.role == "paper" else None
     if published is None or not measured.has_stored:
         return []
-    return [
-        Cell(
-            measured.model.title, attack, value, 100 * measured.accuracy(attack, stored=attack != "clean"),
-            *(100 * bound for bound in measured.bounds(attack, stored=attack != "clean")),
-        )
-        for attack, value in zip(COLUMNS, published, strict=True)
-    ]  # fmt: skip
+    return [_cell(measured, attack, value) for attack, value in zip(COLUMNS, published, strict=True)]
+
+
+def _cell(measured: Measured, attack: str, published: float) -> Cell:
+    stored = attack != "clean"
+    ours, bounds = measured.accuracy(attack, stored=stored), measured.bounds(attack, stored=stored)
+    return Cell(measured.model.title, attack, published, ours=100 * ours, low=100 * bounds.low, high=100 * bounds.high)
 
 
 def cell_by_cell(dataset: str, models: list[Measured]) -> str:

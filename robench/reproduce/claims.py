@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from robench.report.paired import paired
 from robench.report.published import ROBUSTBENCH
-from robench.report.tables import UNION, percent
+from robench.report.tables import UNION, Interval, percent
 from robench.reproduce.measured import Measured
 from robench.reproduce.plan import ATTACKS, AUTOATTACK, PUBLISHED
 
@@ -64,29 +65,30 @@ def _of_variant(dataset: str, measured: Measured, single: Measured) -> Iterator[
             f"**{verdict(claim, *measured.bounds('pgd20', stored=True))}**, ours is {_share(measured, 'pgd20', stored=True)}."
         )
         gain = (published[PGD7] - PUBLISHED[dataset]["single"][PGD7]) / 100
-        real, bounds = _difference(measured.correct("pgd7"), single.correct("pgd7"))
+        real = _difference(measured.correct("pgd7"), single.correct("pgd7"))
         seeming = measured.accuracy("pgd7", stored=True) - single.accuracy("pgd7")
         yield (
-            f"**{100 * gain:+.1f} points over the single-task model (PGD-7).** With both attacked alike: **{verdict(gain, *bounds)}**, "
-            f"{100 * real:+.2f} points [{100 * bounds[0]:.2f}, {100 * bounds[1]:.2f}]. With the single-task model attacked and the other evaluated on its "
+            f"**{100 * gain:+.1f} points over the single-task model (PGD-7).** With both attacked alike: **{verdict(gain, *real.interval)}**, "
+            f"{100 * real.value:+.2f} points [{100 * real.interval.low:.2f}, {100 * real.interval.high:.2f}]. With the single-task model attacked and the other evaluated on its "
             f"images: {100 * seeming:+.1f}."
         )
-    change, bounds = _difference(measured.correct("clean"), single.correct("clean"))
+    change = _difference(measured.correct("clean"), single.correct("clean"))
     by_how_much = ""
     if published:
         claimed = published[0] - PUBLISHED[dataset]["single"][0]
-        holds = bounds[0] > 0 if claimed > 0 else bounds[1] < 0
+        holds = change.interval.low > 0 if claimed > 0 else change.interval.high < 0
         by_how_much = f" by {claimed:+.1f} points.** The direction **{'holds' if holds else 'does not hold'}**: ours"
     yield (
-        f"**Natural accuracy changes{by_how_much or '.** Ours'} is {100 * change:+.1f} points [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}] "
+        f"**Natural accuracy changes{by_how_much or '.** Ours'} is {100 * change.value:+.1f} points "
+        f"[{100 * change.interval.low:.1f}, {100 * change.interval.high:.1f}] "
         f"({measured.model.title} against single-task; {paired(measured.correct('clean'), single.correct('clean'))})."
     )
 
 
 def _contrastive_or_supervised(contrastive: Measured, supervised: Measured) -> str:
     first, second = contrastive.correct(UNION), supervised.correct(UNION)
-    gain, bounds = _difference(first, second)
-    holds = bounds[0] > 0 and gain >= POINT
+    gain = _difference(first, second)
+    holds = gain.interval.low > 0 and gain.value >= POINT
     one, two = (measured.accuracy("pgd20", stored=True) for measured in (contrastive, supervised))
     return (
         f"**Contrastive is more robust than supervised.** White-box, all attacks together: **{'holds' if holds else 'does not hold'}**, "
@@ -97,7 +99,7 @@ def _contrastive_or_supervised(contrastive: Measured, supervised: Measured) -> s
 
 
 def _state_of_the_art(dataset: str, measured: Measured) -> str:
-    accuracy, high = measured.accuracy(UNION), measured.bounds(UNION)[1]
+    accuracy, high = measured.accuracy(UNION), measured.bounds(UNION).high
     weakest, best = ROBUSTBENCH[dataset]
     word = "Holds" if 100 * accuracy >= best else "Not refuted" if 100 * high >= best else "Does not hold"
     return (
@@ -152,7 +154,14 @@ def _share(measured: Measured, attack: str, *, stored: bool = False) -> str:
     return f"{percent(measured.accuracy(attack, stored=stored))} % [{100 * low:.2f}, {100 * high:.2f}]"
 
 
-def _difference(first: np.ndarray, second: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """How much more often the first is correct on the same samples, with a 95 % interval."""
+class Difference(NamedTuple):
+    """Of two shares of the same samples, a fraction, with its 95 % interval."""
+
+    value: float
+    interval: Interval
+
+
+def _difference(first: np.ndarray, second: np.ndarray) -> Difference:
+    """How much more often the first is correct."""
     gap = paired(first, second)
-    return gap.difference, (gap.low, gap.high)
+    return Difference(gap.difference, Interval(gap.low, gap.high))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,17 +29,24 @@ PLAIN = (40, 36)
 DEFENDED = (1130, 310)  # adversarially trained: AutoAttack goes to its end on what survives
 
 
+class Remaining(NamedTuple):
+    """How a model is trained, and the steps that are left of that."""
+
+    spec: TrainSpec
+    steps: int
+
+
 @dataclass(frozen=True)
 class Work:
     """What a call has still to do.
 
     Attributes:
-        trainings: each with its remaining steps.
+        trainings: that are not finished.
         models: to be attacked.
         plain, defended: test samples of these models, of undefended and of adversarially trained ones.
     """
 
-    trainings: tuple[tuple[TrainSpec, int], ...]
+    trainings: tuple[Remaining, ...]
     models: int
     plain: int
     defended: int
@@ -73,11 +81,11 @@ def epochs_done(state: Path) -> int:
 
 def _training_seconds(work: Work, train_set: Dataset, device: str) -> float:
     """A step of the first training, times all steps, each by what it costs against that one."""
-    first = work.trainings[0][0]
+    first = work.trainings[0].spec
     if first.precision == "auto":
-        first = replace(first, precision=quicker(first, train_set, device)[0])
+        first = replace(first, precision=quicker(first, train_set, device).precision)
     times = step_times(first, train_set, device, images=first.batch_size, steps=STEPS, seconds=SECONDS)
-    return sum(times) / len(times) * sum(steps * _cost(spec) / _cost(first) for spec, steps in work.trainings)
+    return sum(times) / len(times) * sum(left.steps * _cost(left.spec) / _cost(first) for left in work.trainings)
 
 
 def _cost(spec: TrainSpec) -> int:
@@ -86,12 +94,19 @@ def _cost(spec: TrainSpec) -> int:
 
 
 def _attack_seconds(work: Work, test_set: Dataset, spec: TrainSpec, device: str) -> float:
-    forward, backward = _pass_seconds(test_set, spec, device)
-    return sum(n * (f * forward + b * backward) for n, (f, b) in ((work.plain, PLAIN), (work.defended, DEFENDED)))
+    each = _pass_seconds(test_set, spec, device)
+    return sum(n * (f * each.forward + b * each.backward) for n, (f, b) in ((work.plain, PLAIN), (work.defended, DEFENDED)))
 
 
-def _pass_seconds(test_set: Dataset, spec: TrainSpec, device: str) -> tuple[float, float]:
-    """A forward and a backward pass of one sample, in a chunk of them, through a model that is thrown away."""
+class PassSeconds(NamedTuple):
+    """Of a forward and of a backward pass of one sample."""
+
+    forward: float
+    backward: float
+
+
+def _pass_seconds(test_set: Dataset, spec: TrainSpec, device: str) -> PassSeconds:
+    """What a sample costs in a chunk of them, through a model that is thrown away."""
     with torch.random.fork_rng(devices=[]):
         model = MultiHead(spec.backbone, spec.heads(test_set))
     model = model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
@@ -107,7 +122,7 @@ def _pass_seconds(test_set: Dataset, spec: TrainSpec, device: str) -> tuple[floa
         return torch.autograd.grad(F.cross_entropy(model(moved)[MAIN_HEAD], labels), moved)[0].sum()
 
     once, twice = _mean_seconds(forward), _mean_seconds(both)
-    return once / len(images), max(twice - once, 0.0) / len(images)
+    return PassSeconds(forward=once / len(images), backward=max(twice - once, 0.0) / len(images))
 
 
 def _mean_seconds(pass_: Callable[[], Tensor]) -> float:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from robench.evaluation.results import Results
 from robench.files import write_atomically
-from robench.report.tables import UNION, interval
+from robench.report.tables import UNION, Interval, interval
 from robench.reproduce.plan import ATTACKS, AUTOATTACK, Trained
 from robench.types import Outcome, RobenchError
 
@@ -75,7 +75,7 @@ class Measured:
         """Share of ``correct``."""
         return float(self.correct(attack, stored=stored).mean())
 
-    def bounds(self, attack: str, *, stored: bool = False) -> tuple[float, float]:
+    def bounds(self, attack: str, *, stored: bool = False) -> Interval:
         """Its 95 % interval over test samples."""
         correct = self.correct(attack, stored=stored)
         return interval(int(correct.sum()), len(correct))
@@ -118,16 +118,23 @@ def stored_columns(results: Results, source: str) -> dict[str, pd.Series]:
     return {f"stored {name}": rows[f"{name}@{source}"]["adv_pred"] for name in ATTACKS if f"{name}@{source}" in rows}
 
 
-def _paths(out: Path, model: Trained) -> tuple[Path, Path]:
+class Files(NamedTuple):
+    """Where a model's verdicts lie, and what is about them."""
+
+    table: Path
+    about: Path
+
+
+def _files(out: Path, model: Trained) -> Files:
     folder = out / "verdicts"
-    return folder / f"{model.name}.csv", folder / f"{model.name}.json"
+    return Files(folder / f"{model.name}.csv", folder / f"{model.name}.json")
 
 
 def save_measured(out: Path, measured: Measured) -> None:
     """Writes the verdicts below ``out``; what is about them comes last, and says that they are complete."""
-    table, about = _paths(out, measured.model)
-    write_atomically(table, measured.verdicts.to_csv(index=False, lineterminator="\n").encode())
-    write_atomically(about, (json.dumps(measured.about, indent=1) + "\n").encode())
+    files = _files(out, measured.model)
+    write_atomically(files.table, measured.verdicts.to_csv(index=False, lineterminator="\n").encode())
+    write_atomically(files.about, (json.dumps(measured.about, indent=1) + "\n").encode())
 
 
 def load_measured(out: Path, model: Trained) -> Measured | None:
@@ -138,13 +145,15 @@ def load_measured(out: Path, model: Trained) -> Measured | None:
     """
     import pandas as pd
 
-    table, about = _paths(out, model)
-    if not about.exists():
+    files = _files(out, model)
+    if not files.about.exists():
         return None
     try:
-        verdicts, about_it = pd.read_csv(table), json.loads(about.read_text())
-        if len(verdicts) != about_it["n"]:
-            raise ValueError(f"{len(verdicts)} rows, {about_it['n']} expected")
+        verdicts, about = pd.read_csv(files.table), json.loads(files.about.read_text())
+        if len(verdicts) != about["n"]:
+            raise ValueError(f"{len(verdicts)} rows, {about['n']} expected")
     except (OSError, ValueError, KeyError) as error:
-        raise RobenchError(f"{table} is damaged ({error}); delete it and {about.name}, and run the same command again") from None
-    return Measured(model, verdicts, about_it)
+        raise RobenchError(
+            f"{files.table} is damaged ({error}); delete it and {files.about.name}, and run the same command again"
+        ) from None
+    return Measured(model, verdicts, about)

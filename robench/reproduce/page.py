@@ -176,8 +176,8 @@ def _differing(models: list[Measured]) -> dict[str, list[str]]:
 
 
 def _cell(measured: Measured, attack: str, *, stored: bool = False) -> str:
-    low, high = measured.bounds(attack, stored=stored)
-    return f"{percent(measured.accuracy(attack, stored=stored))} [{100 * low:.1f}, {100 * high:.1f}]"
+    bounds = measured.bounds(attack, stored=stored)
+    return f"{percent(measured.accuracy(attack, stored=stored))} [{100 * bounds.low:.1f}, {100 * bounds.high:.1f}]"
 
 
 def _spread(models: list[Measured]) -> str:
@@ -207,9 +207,9 @@ def _rows(measured: Measured) -> Iterator[dict[str, Any]]:
     cells += [] if measured.model.is_source or not measured.has_stored else [("paper", attack, True) for attack in ATTACKS]
     cells += [("white-box", attack, False) for attack in (*ATTACKS, AUTOATTACK, UNION)]
     for protocol, attack, stored in cells:
-        low, high = measured.bounds(attack, stored=stored)
+        bounds = measured.bounds(attack, stored=stored)
         yield {
             "dataset": measured.model.dataset, "model": measured.model.name, "role": measured.model.role, "seed": measured.model.seed,
             "protocol": protocol, "attack": attack, "n": measured.n, "accuracy": measured.accuracy(attack, stored=stored),
-            "ci_low": low, "ci_high": high, "epochs": measured.origin["recipe"]["epochs"], "trained": trained_short(measured.origin),
+            "ci_low": bounds.low, "ci_high": bounds.high, "epochs": measured.origin["recipe"]["epochs"], "trained": trained_short(measured.origin),
         }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 ATTACKS = ("fgsm", "pgd7", "pgd20", "pgd50")
 AUTOATTACK = "autoattack"
@@ -41,6 +41,7 @@ class Trained:
     dataset: str
     arch: str
     role: str
+    _: KW_ONLY
     views: str | None = None
     adversarial: str = "none"
     seed: int = 0

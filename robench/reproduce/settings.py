@@ -10,7 +10,7 @@ from robench.training import TrainSpec
 from robench.types import Dataset
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """How the experiment is done.
 

@@ -19,7 +19,7 @@ PLAIN = 96  # pixels a side up to which a picture is kept without loss
 _Shown = tuple[np.ndarray, np.ndarray, np.ndarray]  # clean image, adversarial image, confidence on both
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """One sample under one attack.
 

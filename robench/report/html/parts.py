@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import pandas as pd
 
@@ -35,6 +35,7 @@ class Cell:
 
     text: str
     value: float | str | None = None
+    _: KW_ONLY
     bar: Bar | None = None
     href: str | None = None
     shade: float | None = None
