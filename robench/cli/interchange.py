@@ -23,10 +23,10 @@ def bundle(run: Path, audit: Path | None, out: Path | None) -> None:
     """
     from robench.interchange.bundle import write_bundle
 
-    path, digest = write_bundle(run, out, audit)
-    hint(f"sha256 {digest}")
-    hint(f"whoever has the model verifies it: robench verify {path} --ckpt FILE")
-    click.echo(path)
+    made = write_bundle(run, out, audit)
+    hint(f"sha256 {made.sha256}")
+    hint(f"whoever has the model verifies it: robench verify {made.path} --ckpt FILE")
+    click.echo(made.path)
 
 
 @main.command()

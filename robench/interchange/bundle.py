@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from robench import __version__
 from robench.evaluation.results import read_results
@@ -28,16 +28,20 @@ LONGEST = 64 * 2**20  # bytes of a manifest
 DAY_ZERO = (1980, 1, 1, 0, 0, 0)  # so that the same run makes the same bytes
 
 
-def write_bundle(run: Path, out: Path | None = None, audit: Path | None = None) -> tuple[Path, str]:
+class Bundle(NamedTuple):
+    """Where a bundle lies, and its sha256."""
+
+    path: Path
+    sha256: str
+
+
+def write_bundle(run: Path, out: Path | None = None, audit: Path | None = None) -> Bundle:
     """Packs a run whose adversarial images were kept; the same run makes the same bytes.
 
     Args:
         run: a finished folder of ``robench attack --save-adv``.
         out: the file, ``<run>.zip`` beside it by default.
         audit: a folder of ``robench audit`` about the same model, whose findings go in too.
-
-    Returns:
-        Where it lies, and its sha256.
 
     Raises:
         RobenchError: the run is unfinished or lacks images, the audit is of another model, or the file is there and no bundle.
@@ -59,7 +63,7 @@ def write_bundle(run: Path, out: Path | None = None, audit: Path | None = None) 
     parts[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode()
     content = _zip(parts)
     write_atomically(path, content)
-    return path, _digest(content)
+    return Bundle(path, _digest(content))
 
 
 def _is_bundle(path: Path) -> bool:
@@ -114,9 +118,8 @@ def _command(name: str, description: dict[str, Any]) -> str:
     if "checkpoint" in origin:
         return shlex.join(["robench", "verify", name, "--ckpt", Path(origin["checkpoint"]).name])
     weights = Path(origin["weights file"]) if "weights file" in origin else None
-    external = ExternalModel(
-        str(origin.get("model", "FILE.py:FACTORY")), weights, tuple(origin.get("mean", ())), tuple(origin.get("std", ()))
-    )
+    mean, std = tuple(origin.get("mean", ())), tuple(origin.get("std", ()))
+    external = ExternalModel(str(origin.get("model", "FILE.py:FACTORY")), weights, mean=mean, std=std)
     return shlex.join(["robench", "verify", name, *external.options, "--dataset", data.get("path") or data["name"]])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -54,11 +54,18 @@ def model_info(run: Path) -> dict[str, Any]:
     }
 
 
-def render(run: Path) -> tuple[str, str]:
-    """Where the entry belongs in their repository, and its text."""
+class Entry(NamedTuple):
+    """Where an entry belongs in their repository, and its text."""
+
+    path: str
+    text: str
+
+
+def render(run: Path) -> Entry:
+    """The entry of a run."""
     content = model_info(run)
     norm = content["robench"]["threat_model"]
-    return f"model_info/{content['dataset']}/{norm}/{content['name']}.json", json.dumps(content, indent=2) + "\n"
+    return Entry(f"model_info/{content['dataset']}/{norm}/{content['name']}.json", json.dumps(content, indent=2) + "\n")
 
 
 def _percent(rows: pd.DataFrame, name: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from robench.data import load_dataset
 from robench.evaluation.device import use_device
@@ -17,10 +17,17 @@ from robench.models.subject import of_head, subject_of
 from robench.types import ExternalModel, RobenchError
 
 
+class Verified(NamedTuple):
+    """What still holds of every attack, and how the model differs from the one that was attacked, or ""."""
+
+    replays: list[Replay]
+    difference: str
+
+
 def verify(
     run: Path, *, ckpt: Path | None = None, model: str | ExternalModel | None = None, dataset: str | None = None, data_dir: Path | None = None,
     device: str = "auto", threads: int | None = None,
-) -> tuple[list[Replay], str]:  # fmt: skip
+) -> Verified:  # fmt: skip
     """Replays a run's stored adversarial images against the model.
 
     Args:
@@ -30,22 +37,19 @@ def verify(
         dataset, data_dir: the data, likewise.
         device, threads: see ``use_device``.
 
-    Returns:
-        What still holds of every attack, and how the model differs from the one that was attacked, or "".
-
     Raises:
         RobenchError: the run, the model or the data are not there or do not fit; a bundle is not as it was made; or the run's table
             does not follow from its verdicts.
     """
     with opened(run) as folder:
         refuse_other_table(folder)
-        return _replay(folder, run, ckpt, model, dataset, data_dir, device, threads)
+        return _replay(folder, run, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads)
 
 
 def _replay(
-    folder: Path, run: Path, ckpt: Path | None, model: str | ExternalModel | None, dataset: str | None, data_dir: Path | None, device: str,
-    threads: int | None,
-) -> tuple[list[Replay], str]:  # fmt: skip
+    folder: Path, run: Path, *, ckpt: Path | None, model: str | ExternalModel | None, dataset: str | None, data_dir: Path | None,
+    device: str, threads: int | None,
+) -> Verified:  # fmt: skip
     """As ``verify``, of the folder that ``run`` is or was unpacked into."""
     described = read_run(folder)
     origin, head = described["model"]["origin"], described["model"]["origin"].get("head", MAIN_HEAD)
@@ -58,18 +62,25 @@ def _replay(
         subject.classifier.draws = described["model"].get("votes", 1)
         replays = replay_run(folder, subject.classifier, data)
     attacked = described["spec"]["model"]
-    changed = "" if subject.digest == attacked else f"its digest is {subject.digest[:12]}, the run attacked {attacked[:12]}"
-    return replays, changed
+    same = subject.digest == attacked
+    return Verified(replays, "" if same else f"its digest is {subject.digest[:12]}, the run attacked {attacked[:12]}")
 
 
-def _named_by(run: Path, origin: dict[str, Any], given: ExternalModel | None) -> tuple[Path | None, ExternalModel | None]:
+class NamedModel(NamedTuple):
+    """A model by its checkpoint, or as ``--model`` names it; the other one is None."""
+
+    ckpt: Path | None
+    model: ExternalModel | None
+
+
+def _named_by(run: Path, origin: dict[str, Any], given: ExternalModel | None) -> NamedModel:
     """The checkpoint or the model that a run says it attacked.
 
     Raises:
         RobenchError: it says nothing, or names code: run.json may come from anybody, and verifying must not run what it names.
     """
     if "checkpoint" in origin:
-        return Path(origin["checkpoint"]), None
+        return NamedModel(Path(origin["checkpoint"]), None)
     if "model" not in origin:
         raise RobenchError(f"{run} does not say where its model lies; name it with `ckpt` or `model`")
     reference, trust = str(origin["model"]), given is not None and given.trust
@@ -81,4 +92,5 @@ def _named_by(run: Path, origin: dict[str, Any], given: ExternalModel | None) ->
     external = given or ExternalModel("")
     weights = Path(origin["weights file"]) if source_of(reference).takes_weights and "weights file" in origin else None
     mean, std = (getattr(external, name) or tuple(origin.get(name, ())) for name in ("mean", "std"))
-    return None, replace(external, reference=reference, weights=external.weights or weights, mean=mean, std=std)
+    named = replace(external, reference=reference, weights=external.weights or weights, mean=mean, std=std)
+    return NamedModel(None, named)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -21,6 +22,13 @@ from robench.training.spec import TrainSpec
 from robench.types import Dataset, RobenchError, parse_eps
 
 ALONE = Ranks()
+
+
+class Drawn(NamedTuple):
+    """Random views of a batch's images, float32 (n_views * N, C, H, W), and what each head is to say about them, by head."""
+
+    images: Tensor
+    targets: dict[str, Tensor]
 
 
 class Loop:
@@ -101,15 +109,14 @@ class Loop:
         self.optimizer.step()
         return losses
 
-    def _drawn(self, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Random views of a batch's images, float32 (n_views * N, C, H, W), and what each head is to say about them."""
+    def _drawn(self, batch: Tensor, generator: Generator) -> Drawn:
         pixels, n_views, view = self.images[batch], self.objective.n_views, VIEWS[self.spec.views]
         images = torch.cat([view(pixels, generator, mirror=self.mirror) for _ in range(n_views)])
         targets = {head: labels[batch].repeat(n_views) for head, labels in self.targets.items()}
         if self.objective.pretext is not None:
             images, made = self.objective.pretext(images, generator)
             targets |= made
-        return images.contiguous(memory_format=torch.channels_last), targets
+        return Drawn(images.contiguous(memory_format=torch.channels_last), targets)
 
     def _part(self, images: Tensor) -> Tensor:
         return self.ranks.part(images, self.objective.n_views).contiguous(memory_format=torch.channels_last)

@@ -25,7 +25,7 @@ def authors_rate(step: int, steps_per_epoch: int, epochs: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * max(0, epoch - 10) / steps_per_epoch))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Defaults of a training.
 

@@ -82,7 +82,8 @@ def train(
     if not first:
         return path
     accuracy = _clean_accuracy(model.eval(), heads, OBJECTIVES[spec.arch].targets(test_set), test_set, device)
-    save_checkpoint(path, _describe(spec, wanted, model, heads, train_set, accuracy, history, device))
+    described = _describe(spec, model, train_set, wanted=wanted, heads=heads, accuracy=accuracy, history=history, device=device)
+    save_checkpoint(path, described)
     state_path.unlink(missing_ok=True)
     return path
 
@@ -150,7 +151,7 @@ def _clean_accuracy(
 
 
 def _describe(
-    spec: TrainSpec, wanted: dict, model: MultiHead, heads: dict, train_set: Dataset, accuracy: dict, history: list, device: str
+    spec: TrainSpec, model: MultiHead, train_set: Dataset, *, wanted: dict, heads: dict, accuracy: dict, history: list, device: str
 ) -> Checkpoint:
     import torchvision
 
