@@ -431,7 +431,7 @@ class Dataset:
         return digest_tensors({"images": self.images, "labels": self.labels})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Checkpoint:
     """A trained model as it lies on disk: plain tensors and what is needed to rebuild and judge it.
 
@@ -489,7 +489,7 @@ class Level:
     ALL = (FAIL, WARN, UNKNOWN, PASS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """What one check of an audit found.
 
@@ -518,7 +518,7 @@ class Finding:
     calls_for: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunSpec:
     """What a run folder is about. Two runs may share a folder only if every field is equal.
 

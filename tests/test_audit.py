@@ -56,7 +56,15 @@ def results_of(columns, *, failed=()):
     )
     description = {"suites": suites, "threat": {"eps": 0.1, "eps_text": "0.1"}, "n": N}
     names = [name for name in columns if "/" not in name]
-    return Results(Path(), description, pd.concat(frames), ledger, names, {name: [] for name in names}, [], {})
+    return Results(
+        path=Path(), description=description, verdicts=pd.concat(frames), ledger=ledger, columns=names, stages={name: [] for name in names},
+        unfinished=[], examples={},
+    )  # fmt: skip
+
+
+def finding_of(check, level, **more):
+    """A finding of which the level alone matters."""
+    return Finding(check=check, level=level, says="", evidence="", source="", **more)
 
 
 def evidence_of(columns, *, probes=None, failed=(), **more):
@@ -143,7 +151,7 @@ def test_a_random_model_is_reported_and_accused_only_where_averaging_breaks_more
 
 
 def passing():
-    return [Finding(name, Level.PASS, "", "", "") for name in CHECKS]
+    return [finding_of(name, Level.PASS) for name in CHECKS]
 
 
 @pytest.mark.parametrize(
@@ -163,8 +171,8 @@ def test_without_a_claim_the_plain_attacks_are_judged():
 
 def test_nothing_is_supported_while_an_experiment_is_missing_a_check_fails_or_the_budget_was_short():
     evidence = evidence_of({"pgd20": 300})
-    gap = [*passing()[:-1], Finding("noise", Level.UNKNOWN, "", "", "")]
-    bad = [*passing()[:-1], Finding("one-step", Level.FAIL, "", "", "")]
+    gap = [*passing()[:-1], finding_of("noise", Level.UNKNOWN)]
+    bad = [*passing()[:-1], finding_of("one-step", Level.FAIL)]
     for findings, not_run, why in (
         (gap, [], "missing: noise"),
         (bad, [], "checks fail: one-step"),
@@ -209,7 +217,7 @@ def test_a_claim_of_transfer_is_held_against_the_stored_images():
 )
 def test_a_claim_of_transfer_needs_images_of_a_known_other_model_that_spend_their_radius(stored, claim, failing, why):
     evidence = evidence_of({"x": 600, "pgd20": 10}, external=(stored,), protocol="transfer")
-    findings = [Finding(name, Level.FAIL if name == failing else Level.PASS, "", "", "") for name in CHECKS]
+    findings = [finding_of(name, Level.FAIL if name == failing else Level.PASS) for name in CHECKS]
     verdict = judge_number(evidence, findings, claim, [])
     assert verdict.word == OPEN
     assert any(why in reason for reason in verdict.why)
@@ -272,8 +280,8 @@ def test_a_tie_of_votes_is_no_majority_against_the_model():
 
 
 def test_findings_call_for_attacks_within_the_budget_and_warnings_for_cheap_ones():
-    grave = Finding("x", Level.FAIL, "", "", "", calls_for=("square20000", "pgd50-bpda"))
-    mild = Finding("y", Level.WARN, "", "", "", calls_for=("pgd50-spsa", "pgd100-margin"))
+    grave = finding_of("x", Level.FAIL, calls_for=("square20000", "pgd50-bpda"))
+    mild = finding_of("y", Level.WARN, calls_for=("pgd50-spsa", "pgd100-margin"))
     assert called_for([grave, mild], [], 3.0) == (["pgd50-bpda", "pgd100-margin", "square20000"], [])
     assert called_for([grave, mild], ["pgd100-margin"], 1.0) == (["pgd50-bpda"], ["square20000"])
 
@@ -293,7 +301,7 @@ def test_every_attack_that_a_finding_may_call_for_is_on_the_panel_or_on_the_ladd
 
 
 def test_a_name_that_is_on_neither_is_no_attack_that_goes_missing():
-    typo = Finding("x", Level.PASS, "", "", "", calls_for=("pgd50-bdpa",))
+    typo = finding_of("x", Level.PASS, calls_for=("pgd50-bdpa",))
     with pytest.raises(AssertionError, match="pgd50-bdpa"):
         called_for([typo], [], 3.0)
 

@@ -35,6 +35,10 @@ def network(digits_train):
     return Classifier(model, 10)
 
 
+def spec_of(threat, chunk):
+    return RunSpec(model="m", data="d", norm=threat.norm, eps=threat.eps, seed=11, chunk=chunk, device_type="cpu")
+
+
 def shrunk(network, images):
     """The same network and digits on the 8x8 pixels that were blown up to 32x32."""
     return Classifier(nn.Sequential(*list(network.module)[1:]), 10), images[:, :, ::4, ::4].contiguous()
@@ -57,7 +61,7 @@ def test_verdicts_equal_the_authors_sample_by_sample(network, digits_test, tmp_p
     if threat == SPARSE:
         network, images = shrunk(network, images)
     suites = parse_columns("autoattack", threat, 10)
-    folder = RunFolder(tmp_path / "run", RunSpec("m", "d", threat.norm, threat.eps, 11, n, "cpu"))
+    folder = RunFolder(tmp_path / "run", spec_of(threat, n))
     evaluate_columns(network, images, labels, suites, threat=threat, folder=folder, show_progress=False)
     ours = [outcome == Outcome.ROBUST for outcome in read_outcomes(folder, suites, n)]
     survived, adv_images = by_the_authors(network, images.float() / 255, labels, chunk_seed(11, "autoattack", Chunk(0, n)), threat)
@@ -89,7 +93,7 @@ def test_calls_that_are_cut_short_and_calls_that_are_not_have_the_authors_verdic
     if threat == SPARSE:
         network, images = shrunk(network, images)
     suites = parse_columns(stage, threat, 10)
-    folder = RunFolder(tmp_path / "run", RunSpec("m", "d", threat.norm, threat.eps, 11, size, "cpu"))
+    folder = RunFolder(tmp_path / "run", spec_of(threat, size))
     evaluate_columns(network, images, labels, suites, threat=threat, folder=folder, show_progress=False)
     ours = [outcome == Outcome.ROBUST for outcome in read_outcomes(folder, suites, n)]
     expected, passes = [], []

@@ -32,7 +32,7 @@ from robench.types import Column, Dataset, Outcome, RobenchError, RunSpec, Threa
 # Of ten samples two are misclassified; at eps 0.1 darkening breaks those below 0.1, four of the other eight.
 OFFSETS = [-0.05, 0.02, 0.2, 0.06, 0.3, -0.01, 0.08, 0.15, 0.04, 0.25]
 THREAT = ThreatModel("Linf", 0.1)
-SPEC = RunSpec("model", "data", THREAT.norm, THREAT.eps, 0, 4, "cpu")
+SPEC = RunSpec(model="model", data="data", norm=THREAT.norm, eps=THREAT.eps, seed=0, chunk=4, device_type="cpu")
 
 
 def run(path, suites, *, offsets=OFFSETS, spec=SPEC, model=None, **how):

@@ -11,6 +11,7 @@ from robench.audit.rules import (
     left_at,
     missing,
     probed,
+    reading,
     rises,
     stronger_than,
     survivors,
@@ -81,7 +82,9 @@ def black_box(evidence: Evidence) -> Finding:
     for stage in ("apgd-ce", "apgd-t"):
         hit = evidence.broken(f"{REST}/{stage}")
         left = left if left is None or hit is None else left & ~hit
-    return stronger_than(evidence, left, evidence.broken(f"{REST}/square"), "Square", "every white-box attack", 0.005)
+    return stronger_than(
+        evidence, left, evidence.broken(f"{REST}/square"), what="Square", over="every white-box attack", fail=0.005
+    )
 
 
 def transfer_breaks(evidence: Evidence) -> Finding:
@@ -93,23 +96,32 @@ def transfer_breaks(evidence: Evidence) -> Finding:
         return unknown("no attack was crafted on a sibling (`robench audit --sibling`)")
     names = " and ".join(title(name) for name in columns)
     return stronger_than(
-        evidence, survivors(evidence, WHITE_BOX), np.logical_or.reduce(hits), names, "attacks on the model itself", 0.005
+        evidence,
+        survivors(evidence, WHITE_BOX),
+        np.logical_or.reduce(hits),
+        what=names,
+        over="attacks on the model itself",
+        fail=0.005,
     )
 
 
 def noise_breaks(evidence: Evidence) -> Finding:
     """Noise must not break what PGD left."""
-    return stronger_than(evidence, survivors(evidence, WHITE_BOX), evidence.broken("noise"), "noise", "PGD", 0.005)
+    return stronger_than(evidence, survivors(evidence, WHITE_BOX), evidence.broken("noise"), what="noise", over="PGD", fail=0.005)
 
 
 def zero_gradients(evidence: Evidence) -> Finding:
     """Gradients of the loss at the image and near it must not vanish."""
     failed = [name for name, message in evidence.failed().items() if "passes no gradient" in message]
     if failed:
-        return Finding(
-            "", Level.FAIL, "the model passes no gradient: gradient attacks say nothing about it", f"{title(failed[0])} failed: {evidence.failed()[failed[0]]}",
-            "", 1.0, 0.0, calls_for=("pgd50-bpda", *GRADIENT_FREE),
-        )  # fmt: skip
+        return reading(
+            Level.FAIL,
+            "the model passes no gradient: gradient attacks say nothing about it",
+            f"{title(failed[0])} failed: {evidence.failed()[failed[0]]}",
+            statistic=1.0,
+            threshold=0.0,
+            calls_for=("pgd50-bpda", *GRADIENT_FREE),
+        )
     return probed(
         evidence, "gradients", "zero", warn=0.0, fail=0.05, what="share of correct samples without any gradient",
         says="the loss has no gradient: gradient attacks stand still", fine="every sample has a gradient",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from robench.audit.evidence import AUDITED_RADIUS, Evidence
-from robench.audit.rules import GRADIENT_FREE, gap_finding, missing, unknown
+from robench.audit.rules import GRADIENT_FREE, gap_finding, missing, reading, unknown
 from robench.report.published import ROBUSTBENCH
 from robench.report.tables import percent, title
 from robench.types import Finding, Level, Outcome
@@ -18,7 +18,7 @@ def provenance(evidence: Evidence) -> Finding:
             return unknown(
                 "nobody gave the images that the claim came from (`robench audit --adv`); those of this audit were crafted on the judged weights"
             )
-        return Finding("", Level.PASS, "every image was crafted on the judged weights", f"weights {evidence.model[:12]}", "")
+        return reading(Level.PASS, "every image was crafted on the judged weights", f"weights {evidence.model[:12]}")
     sentences, worst = [], Level.PASS
     for external in evidence.external:
         if not external.weights:
@@ -43,7 +43,7 @@ def provenance(evidence: Evidence) -> Finding:
         Level.UNKNOWN: "where the stored images come from is not known",
         Level.PASS: "the stored images come from where the claim says",
     }
-    return Finding("", worst, words[worst], "; ".join(sentences), "")
+    return reading(worst, words[worst], "; ".join(sentences))
 
 
 def transfer_gap(evidence: Evidence) -> Finding:
@@ -98,10 +98,14 @@ def budget(evidence: Evidence) -> Finding:
         return unknown("no PGD of the audit ran to its end")
     name, least = min(shares.items(), key=lambda item: item[1])
     level = Level.FAIL if least < 0.5 else Level.WARN if least < 0.9 else Level.PASS
-    return Finding(
-        "", level, "an attack did not spend what it was given: its number says little" if level != Level.PASS else "steps and radius were spent",
-        "; ".join(f"{name} {share:.2f}" for name, share in shares.items()), "", 1 - least, 0.5 if level == Level.FAIL else 0.1,
-    )  # fmt: skip
+    says = "an attack did not spend what it was given: its number says little"
+    return reading(
+        level,
+        says if level != Level.PASS else "steps and radius were spent",
+        "; ".join(f"{name} {share:.2f}" for name, share in shares.items()),
+        statistic=1 - least,
+        threshold=0.5 if level == Level.FAIL else 0.1,
+    )
 
 
 def randomness(evidence: Evidence) -> Finding:
@@ -110,22 +114,24 @@ def randomness(evidence: Evidence) -> Finding:
     if probed.get("differs") is None:
         return unknown(str(probed.get("failed") or "the probe repeats was not run"))
     if evidence.draws == 1:
-        return Finding(
-            "",
+        return reading(
             Level.PASS,
             "the same image gets the same answer",
             f"largest change of a logit {probed['differs']:.2g}",
-            "",
-            probed["differs"],
-            1e-4,
+            statistic=probed["differs"],
+            threshold=1e-4,
         )
     text = f"{percent(probed['flips'])} % of the predictions change from draw to draw"
     gap = evidence.compare("pgd50-margin", "pgd50-eot")
     if gap is None:
-        return Finding(
-            "", Level.WARN, "the model is random: verdicts are by the majority of 100 draws, and attacks must average over draws", text, "",
-            probed["flips"], 1e-4, calls_for=("pgd50-eot",),
-        )  # fmt: skip
+        return reading(
+            Level.WARN,
+            "the model is random: verdicts are by the majority of 100 draws, and attacks must average over draws",
+            text,
+            statistic=probed["flips"],
+            threshold=1e-4,
+            calls_for=("pgd50-eot",),
+        )
     judged = gap_finding(
         gap, warn=0.0, fail=0.01, says="randomness hides the gradient: averaging over draws breaks more",
         fine="", text=f"{text}; PGD-50 with one draw a step against twenty", calls_for=("pgd50-eot",),
@@ -141,13 +147,17 @@ def ceiling(evidence: Evidence) -> Finding:
     if evidence.dataset not in ROBUSTBENCH or (evidence.norm, evidence.eps_text) != ("Linf", "8/255"):
         return unknown(f"no published ceiling for {evidence.dataset}, {evidence.norm} {evidence.eps_text}")
     best = ROBUSTBENCH[evidence.dataset][1] / 100
-    _, most = evidence.union(evidence.columns())
-    share = most / len(evidence.correct())
+    share = evidence.union(evidence.columns()).most / len(evidence.correct())
     text = f"{percent(share)} % survive, the best published ResNet-18 keeps {percent(best)} % with adversarial training"
     if evidence.defended is None:
         return unknown(f"{text}; nobody says how this one was trained")
     level = Level.WARN if share > best and not evidence.defended else Level.PASS
-    return Finding(
-        "", level, "more robust than anything published, without adversarial training" if level == Level.WARN else "not above what is published",
-        text, "", share, best, calls_for=GRADIENT_FREE if level == Level.WARN else (),
-    )  # fmt: skip
+    says = "more robust than anything published, without adversarial training"
+    return reading(
+        level,
+        says if level == Level.WARN else "not above what is published",
+        text,
+        statistic=share,
+        threshold=best,
+        calls_for=GRADIENT_FREE,
+    )

@@ -16,9 +16,20 @@ NEGLIGIBLE = 2  # samples that prove nothing, however small n is: honest models 
 GRADIENT_FREE = ("pgd50-spsa", "pgd50@surrogate", "square20000")
 
 
+def reading(
+    level: str, says: str, evidence: str, *, statistic: float | None = None, threshold: float | None = None, p: float | None = None,
+    calls_for: tuple[str, ...] = (),
+) -> Finding:  # fmt: skip
+    """What a check found, but for its name and source, which stand in ``CHECKS``; a check that passes calls for nothing."""
+    return Finding(
+        check="", level=level, says=says, evidence=evidence, source="", statistic=statistic, threshold=threshold, p=p,
+        calls_for=() if level == Level.PASS else calls_for,
+    )  # fmt: skip
+
+
 def unknown(why: str) -> Finding:
     """A check whose experiment is missing."""
-    return Finding("", Level.UNKNOWN, "not measured", why, "")
+    return reading(Level.UNKNOWN, "not measured", why)
 
 
 def missing(evidence: Evidence, *columns: str, at: str = AUDITED_RADIUS) -> Finding:
@@ -44,9 +55,9 @@ def gap_finding(
     value, low = gap.difference, gap.low
     level = Level.FAIL if low > fail else Level.WARN if value > warn else Level.PASS
     measured = f"{text}: {100 * value:+.1f} points [{100 * low:+.1f}, {100 * gap.high:+.1f}] on {gap.n:,} samples; {gap}"
-    return Finding(
-        "", level, fine if level == Level.PASS else says, measured, "", value, fail if level == Level.FAIL else warn, min(1.0, among * gap.p),
-        calls_for=() if level == Level.PASS else calls_for,
+    return reading(
+        level, fine if level == Level.PASS else says, measured, statistic=value, threshold=fail if level == Level.FAIL else warn,
+        p=min(1.0, among * gap.p), calls_for=calls_for,
     )  # fmt: skip
 
 
@@ -85,29 +96,30 @@ def left_at(evidence: Evidence, at: str, allowed: float, name: str) -> Finding:
         return missing(evidence, "pgd20", at=at)
     left = np.logical_and.reduce(list(ran.values()))
     count, n = int(left.sum()), len(left)
-    low = interval(count, n)[0]
+    low = interval(count, n).low
     level = Level.FAIL if low > max(allowed, 0.01) and count > NEGLIGIBLE else Level.WARN if count / n > allowed else Level.PASS
     radius = evidence.runs[at].description["threat"]["eps_text"]
-    return Finding(
-        "", level, f"the attack does not reach {name} even there: it cannot be trusted at a small radius" if level != Level.PASS else f"it reaches {name}",
-        f"{count:,} of {n:,} samples survive {' and '.join(map(title, ran))} at eps {radius}", "", count / n, allowed,
-        calls_for=() if level == Level.PASS else ("pgd50-rescaled", *GRADIENT_FREE),
+    says = f"the attack does not reach {name} even there: it cannot be trusted at a small radius"
+    return reading(
+        level, says if level != Level.PASS else f"it reaches {name}",
+        f"{count:,} of {n:,} samples survive {' and '.join(map(title, ran))} at eps {radius}", statistic=count / n, threshold=allowed,
+        calls_for=("pgd50-rescaled", *GRADIENT_FREE),
     )  # fmt: skip
 
 
 def stronger_than(
-    evidence: Evidence, left: np.ndarray | None, broken: np.ndarray | None, what: str, over: str, fail: float
+    evidence: Evidence, left: np.ndarray | None, broken: np.ndarray | None, *, what: str, over: str, fail: float
 ) -> Finding:
     """What an attack that should add nothing breaks of what others left."""
     if left is None or broken is None:
         return unknown(f"{what}, or what it is compared with, was not run or failed")
     count, n = int((left & broken).sum()), len(left)
-    low = interval(count, n)[0]
+    low = interval(count, n).low
     level = Level.FAIL if low > fail and count > NEGLIGIBLE else Level.WARN if count else Level.PASS
     says = f"{what} breaks what {over} left" + (": gradients do not lead to the weak points" if level == Level.FAIL else "")
-    return Finding(
-        "", level, says if level != Level.PASS else f"{what} adds nothing", f"{count:,} of {int(left.sum()):,} survivors, n = {n:,}", "",
-        count / n, fail, calls_for=() if level == Level.PASS else GRADIENT_FREE,
+    return reading(
+        level, says if level != Level.PASS else f"{what} adds nothing", f"{count:,} of {int(left.sum()):,} survivors, n = {n:,}",
+        statistic=count / n, threshold=fail, calls_for=GRADIENT_FREE,
     )  # fmt: skip
 
 
@@ -127,12 +139,12 @@ def probed(evidence: Evidence, probe: str, statistic: str, *, warn: float, fail:
     if value != value:
         return unknown(f"the probe {probe} gave no number")
     sure = (
-        interval(round(value * measured["n"]), measured["n"])[0] if "n" in measured else value
+        interval(round(value * measured["n"]), measured["n"]).low if "n" in measured else value
     )  # of a share, its lower 95 % bound
     level = Level.FAIL if sure > fail else Level.WARN if value > warn else Level.PASS
     of = f" of {measured['n']}" if "n" in measured else ""
     details = f"; {measured['details']}" if measured.get("details") else ""
-    return Finding(
-        "", level, fine if level == Level.PASS else says, f"{what} {value:.4g}{of}{details}", "", value,
-        fail if level == Level.FAIL else warn, calls_for=() if level == Level.PASS else calls_for,
+    return reading(
+        level, fine if level == Level.PASS else says, f"{what} {value:.4g}{of}{details}", statistic=value,
+        threshold=fail if level == Level.FAIL else warn, calls_for=calls_for,
     )  # fmt: skip
