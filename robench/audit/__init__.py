@@ -89,13 +89,14 @@ def audit_subject(
     started = time.perf_counter()
     experiments = Experiments(subject, data, request, folder, device, learn_from or data, command, show_progress)
     evidence = experiments.gather()
-    names, not_run = called_for(run_checks(evidence), _needless(evidence), request.budget)
-    if names:
-        evidence = experiments.follow(evidence, names)
+    stronger = called_for(run_checks(evidence), _needless(evidence), request.budget)
+    if stronger.names:
+        evidence = experiments.follow(evidence, stronger.names)
     findings = run_checks(evidence)
-    verdict = judge_number(evidence, findings, request.claim, not_run)
+    verdict = judge_number(evidence, findings, request.claim, stronger.not_run)
     seconds = time.perf_counter() - started
-    page = write_audit(folder, evidence, findings, verdict, _about(evidence.runs, subject, request, device, seconds, not_run))
+    about = _about(evidence.runs, subject, request, device, seconds=seconds, not_run=stronger.not_run)
+    page = write_audit(folder, evidence, findings, verdict, about)
     return Audit(verdict, findings, page, seconds)
 
 
@@ -106,7 +107,7 @@ def _needless(evidence: Evidence) -> list[str]:
 
 
 def _about(
-    runs: Mapping[str, Results], subject: Subject, request: AuditRequest, device: str, seconds: float, not_run: list[str]
+    runs: Mapping[str, Results], subject: Subject, request: AuditRequest, device: str, *, seconds: float, not_run: list[str]
 ) -> dict[str, Any]:
     ledgers = [results.ledger for results in runs.values()]
     environment = describe_environment(device, torch.get_num_threads())

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +91,13 @@ class Bench:
             return nn.Sequential(*layers, nn.Linear(size, n_classes))
 
 
+class StoredImages(NamedTuple):
+    """Where stored images are, a file or RUN:ATTACK, and the checkpoint that they are said to come from, None where nobody says."""
+
+    adv: str
+    source: Path | None = None
+
+
 @dataclass(frozen=True)
 class Control:
     """One control.
@@ -107,36 +115,35 @@ class Control:
     honest: bool
     must: tuple[str, ...]
     about: str
-    external: Callable[[Bench, int, str], tuple[str, Path | None]] | None = None
+    external: Callable[[Bench, int, str], StoredImages] | None = None
     eps: str | None = None
 
 
-def _external(bench: Bench, name: str, checkpoint: str, n: int, eps: str, heads: str) -> str:
-    """PGD-20 crafted on a trained model, as ``robench attack --save-adv`` keeps it: RUN:ATTACK."""
+def _external(bench: Bench, name: str, checkpoint: str, *, n: int, eps: str, heads: str) -> StoredImages:
+    """PGD-20 crafted on a trained model, as ``robench attack --save-adv`` keeps it."""
     run = bench.folder / f"{name}-run-{n}"
     request = AttackRequest("pgd20", eps=eps, n=n, attack_heads=heads, save_adv=True, chunk=n)
     attack(request, ckpt=bench.folder / f"{checkpoint}.safetensors", device=bench.device, out=run, show_progress=False)
-    return f"{run}:pgd20" + (f"(heads={heads})" if heads != MAIN_HEAD else "")
+    return StoredImages(f"{run}:pgd20" + (f"(heads={heads})" if heads != MAIN_HEAD else ""))
 
 
-def _wrong_head(bench: Bench, n: int, eps: str) -> tuple[str, Path | None]:
+def _wrong_head(bench: Bench, n: int, eps: str) -> StoredImages:
     bench.trained(arch="supervised")
-    return _external(bench, "wrong-head", "supervised-none-0", n, eps, "coarse"), None
+    return _external(bench, "wrong-head", "supervised-none-0", n=n, eps=eps, heads="coarse")
 
 
-def _other_model(bench: Bench, n: int, eps: str) -> tuple[str, Path | None]:
+def _other_model(bench: Bench, n: int, eps: str) -> StoredImages:
     bench.trained()
-    return _external(bench, "stored-file", "single-none-0", n, eps, MAIN_HEAD), None
+    return _external(bench, "stored-file", "single-none-0", n=n, eps=eps, heads=MAIN_HEAD)
 
 
-def _unnamed(bench: Bench, n: int, eps: str) -> tuple[str, Path | None]:
+def _unnamed(bench: Bench, n: int, eps: str) -> StoredImages:
     """The images of another model as a file that says nothing about it."""
-    images = (
-        saved_images(bench.folder / f"stored-file-run-{n}", "pgd20", bench.test_set, n) if _other_model(bench, n, eps) else None
-    )
+    run, _, attack_name = _other_model(bench, n, eps).adv.rpartition(":")
+    images = saved_images(Path(run), attack_name, bench.test_set, n)
     path = bench.folder / f"unknown-{n}.pt"
     torch.save({"adv_inputs": images, "labels": bench.test_set.labels[:n].clone()}, path)
-    return str(path), None
+    return StoredImages(str(path))
 
 
 def _copy(module: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,13 @@ class ExternalImages:
     weights: str = ""
     source: str = ""
     heads: tuple[str, ...] = ()
+
+
+class Standing(NamedTuple):
+    """Samples that are robust, and at most, where attacks failed or images are invalid and nothing is known."""
+
+    robust: int
+    most: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,18 +136,18 @@ class Evidence:
         """The columns of the audited radius."""
         return self.runs[AUDITED_RADIUS].columns
 
-    def external_bounds(self) -> tuple[int, int] | None:
-        """On the stored images that break most, how many samples are right, and how many at most where images are invalid."""
+    def external_bounds(self) -> Standing | None:
+        """On the stored images that break most, how many samples are right; None without any."""
         counts = []
         for each in self.external:
             rows = self.rows(each.column)
             if rows is not None:
                 right = int((rows["outcome"] == Outcome.ROBUST).sum())
-                counts.append((right, right + int(rows["outcome"].isin(Outcome.UNDECIDED).sum())))
-        return min(counts, key=lambda pair: pair[1]) if counts else None
+                counts.append(Standing(right, right + int(rows["outcome"].isin(Outcome.UNDECIDED).sum())))
+        return min(counts, key=lambda standing: standing.most) if counts else None
 
-    def union(self, columns: list[str]) -> tuple[int, int]:
-        """How many samples are robust, and how many at most, where attacks that failed say nothing, nor the model of a clean image.
+    def union(self, columns: list[str]) -> Standing:
+        """How many samples no attack breaks; those that failed say nothing, nor does the model of a clean image that it cannot classify.
 
         Args:
             columns: whose every image counts.
@@ -153,4 +160,4 @@ class Evidence:
                 outcomes = rows["best"].to_numpy()
                 left = left & ~np.isin(outcomes, (Outcome.BROKEN,))
                 open_ |= np.isin(outcomes, Outcome.UNDECIDED)
-        return int((left & ~open_).sum()), int(left.sum())
+        return Standing(int((left & ~open_).sum()), int(left.sum()))

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -88,8 +89,15 @@ def grid(threat: ThreatModel, image_shape: tuple[int, int, int], *, quick: bool)
     return {at: (ThreatModel(threat.norm, min(radii[at], most)), names) for at, names in wanted.items()}
 
 
-def called_for(findings: Iterable[Finding], done: Iterable[str], budget: float) -> tuple[list[str], list[str]]:
-    """The stronger attacks that findings lead to, and those of them that the budget does not allow.
+class CalledFor(NamedTuple):
+    """Names of stronger attacks: those to run, and those that the budget does not allow."""
+
+    names: list[str]
+    not_run: list[str]
+
+
+def called_for(findings: Iterable[Finding], done: Iterable[str], budget: float) -> CalledFor:
+    """The stronger attacks that findings lead to.
 
     A warning leads to attacks with gradients only; those without are for failures.
 
@@ -111,7 +119,7 @@ def called_for(findings: Iterable[Finding], done: Iterable[str], budget: float) 
         if spent + each.cost <= budget * AUTOATTACK_UNITS:
             chosen.append(each.name)
             spent += each.cost
-    return chosen, [each.name for each in ladder if each.name not in chosen]
+    return CalledFor(chosen, [each.name for each in ladder if each.name not in chosen])
 
 
 def consequences(names: list[str], threat: ThreatModel, n_classes: int, broken: np.ndarray, transfers: dict[str, Attack]) -> Column:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from robench.audit import Audit, AuditRequest, audit_subject
 from robench.audit.checks import CHECKS
-from robench.audit.controls import CONTROLS, WRAPPERS, Bench, subject_of_control
+from robench.audit.controls import CONTROLS, WRAPPERS, Bench, StoredImages, subject_of_control
 from robench.audit.verdict import OPEN, REFUTED, WEAKENED
 from robench.checkpoint import read_description
 from robench.data import load_dataset
@@ -43,8 +44,8 @@ def audit_control(name: str, bench: Bench, folder: Path, *, n: int = SAMPLES, se
     control = CONTROLS[name]
     eps = control.eps or bench.test_set.default_eps["Linf"]
     subject = subject_of_control(name, bench)
-    adv, source = control.external(bench, n, eps) if control.external else ("", None)
-    request = AuditRequest(eps=eps, n=n, seed=seed, adv=(adv,) if adv else (), source=source, quick=quick)
+    stored = control.external(bench, n, eps) if control.external else StoredImages("")
+    request = AuditRequest(eps=eps, n=n, seed=seed, adv=(stored.adv,) if stored.adv else (), source=stored.source, quick=quick)
     audit = audit_subject(
         subject, bench.test_set, request, folder, bench.device, learn_from=bench.train_set, command="robench audit --self-test",
         show_progress=False,
@@ -75,6 +76,13 @@ def complaint_of(name: str, audit: Audit) -> str:
     return ""
 
 
+class SelfTest(NamedTuple):
+    """The table's path, and what is wrong, a line a control."""
+
+    page: Path
+    complaints: list[str]
+
+
 def self_test(
     out: Path,
     *,
@@ -83,7 +91,7 @@ def self_test(
     ckpt: Path | None = None,
     data_dir: Path | None = None,
     only: tuple[str, ...] = (),
-) -> tuple[Path, list[str]]:
+) -> SelfTest:
     """Audits every control and writes the confusion table.
 
     Args:
@@ -93,9 +101,6 @@ def self_test(
         ckpt: wrap controls around this undefended checkpoint, on its data; by default everything is trained here, on digits.
         data_dir: see ``robench.data.data_folder``.
         only: names of controls; all by default.
-
-    Returns:
-        The table's path, and what is wrong, a line a control.
     """
     dataset = read_description(ckpt)["dataset"] if ckpt else "digits"
     bench = Bench(load_dataset(dataset, "train", data_dir), load_dataset(dataset, "test", data_dir), out / "models", wrapped=ckpt)
@@ -111,7 +116,7 @@ def self_test(
     write_atomically(page, confusion(outcomes, n, seed).encode())
     frame = pd.DataFrame([_row(outcome) for outcome in outcomes])
     write_atomically(out / "confusion.csv", frame.to_csv(index=False, lineterminator="\n").encode())
-    return page, [f"{outcome.name}: {outcome.complaint}" for outcome in outcomes if outcome.complaint]
+    return SelfTest(page, [f"{outcome.name}: {outcome.complaint}" for outcome in outcomes if outcome.complaint])
 
 
 def confusion(outcomes: list[ControlResult], n: int, seed: int) -> str:

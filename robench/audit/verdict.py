@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from robench.audit.comparisons import REST
-from robench.audit.evidence import AUDITED_RADIUS, Evidence
+from robench.audit.evidence import AUDITED_RADIUS, Evidence, Standing
 from robench.audit.panel import CONSEQUENCES, steps_of
 from robench.report.tables import interval, percent, title
 from robench.types import Finding, Level, Outcome
@@ -24,7 +25,7 @@ REQUIRED = (
 EXCUSED_WHERE_RANDOM = ("batch-dependence",)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The judged number and what became of it. Accuracies are fractions of all n samples.
 
@@ -64,15 +65,16 @@ def judge_number(evidence: Evidence, findings: list[Finding], claim: float | Non
         claim: robust accuracy as a fraction, or None.
         not_run: attacks that findings call for and the budget did not allow.
     """
-    robust, most = evidence.union(evidence.columns())
+    union = evidence.union(evidence.columns())
     n, external = len(evidence.correct()), evidence.external_bounds()
-    number, claimed = (claim, f"the claim ({evidence.protocol})") if claim is not None else _plain(evidence, external)
-    left, against = (robust, most), "all attacks on the model itself, per sample"
+    judged = JudgedNumber(claim, f"the claim ({evidence.protocol})") if claim is not None else _plain(evidence, external)
+    number = judged.accuracy
+    left, against = union, "all attacks on the model itself, per sample"
     why = _reasons(evidence, findings, not_run) + _unclassified(evidence)
     if evidence.protocol == "transfer":
         why = _reasons_of_transfer(evidence, findings, claim) + _unclassified(evidence)
         left, against = (external, "the stored images, as transfer") if external is not None else (left, against)
-    low, high = interval(left[0], n)[0], interval(left[1], n)[1]
+    low, high = interval(left.robust, n).low, interval(left.most, n).high
     if number is None:
         word = OPEN
         why.insert(0, "there is no number to judge: the plain attacks failed on this model")
@@ -87,8 +89,10 @@ def judge_number(evidence: Evidence, findings: list[Finding], claim: float | Non
         why.insert(0, f"the number is below what is left after {against}: whoever measured it broke more")
     else:
         word = OPEN if why else SUPPORTED
-    accuracy = None if external is None else external[1] / n
-    return Verdict(word, number, claimed, robust, most, low, high, n, against, tuple(why), tuple(_steps(evidence)), accuracy)
+    return Verdict(
+        word=word, claim=number, claimed=judged.said, robust=union.robust, most=union.most, low=low, high=high, n=n, against=against,
+        why=tuple(why), took_away=tuple(_steps(evidence)), transfer=None if external is None else external.most / n,
+    )  # fmt: skip
 
 
 def _reasons(evidence: Evidence, findings: list[Finding], not_run: list[str]) -> list[str]:
@@ -135,17 +139,24 @@ def _unclassified(evidence: Evidence) -> list[str]:
     ]
 
 
-def _plain(evidence: Evidence, external: tuple[int, int] | None) -> tuple[float | None, str]:
+class JudgedNumber(NamedTuple):
+    """An accuracy, a fraction of all samples, None where there is none, and what it is, in words."""
+
+    accuracy: float | None
+    said: str
+
+
+def _plain(evidence: Evidence, external: Standing | None) -> JudgedNumber:
     """What would have been reported: by the stored images, else by FGSM and PGD-20, whichever is lower; at most, where samples are open."""
     n, open_ = len(evidence.correct()), int(evidence.unclassified().sum())
     if external is not None:
-        return external[1] / n, "accuracy on the stored images"
+        return JudgedNumber(external.most / n, "accuracy on the stored images")
     shares = [
         (int(robust.sum()) + open_) / n
         for name in ("fgsm", "pgd1", "pgd20")
         if (robust := evidence.robust(name, best=False)) is not None
     ]
-    return (min(shares), "what FGSM and PGD-20 report") if shares else (None, "what FGSM and PGD-20 report")
+    return JudgedNumber(min(shares) if shares else None, "what FGSM and PGD-20 report")
 
 
 def _steps(evidence: Evidence) -> list[tuple[str, float]]:
@@ -154,7 +165,7 @@ def _steps(evidence: Evidence) -> list[tuple[str, float]]:
     n, steps = len(left), [("right without attack", float(left.mean()))]
     given = [each.column for each in evidence.external]
     if (external := evidence.external_bounds()) is not None:
-        steps.append(("on the stored images", external[1] / n))
+        steps.append(("on the stored images", external.most / n))
     left &= ~_broken(evidence, given, n)
     columns = [name for name in evidence.columns() if name not in given]
     plain = [name for name in columns if name in ("fgsm", "pgd1", "pgd20")]

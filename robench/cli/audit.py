@@ -64,7 +64,9 @@ def audit(
     3 where a check fails or the number is refuted; the same command continues after a kill.
     """
     if self_test:
-        _run_self_test(out or Path("reports/audit"), asked["n"], asked["seed"], threads, ckpt, data_dir)
+        _run_self_test(
+            out or Path("reports/audit"), n=asked["n"], seed=asked["seed"], threads=threads, ckpt=ckpt, data_dir=data_dir
+        )
         return
     from robench.audit import AuditRequest
     from robench.audit import audit as run_audit
@@ -83,15 +85,15 @@ def audit(
         click.get_current_context().exit(3)
 
 
-def _run_self_test(out: Path, n: int | None, seed: int, threads: int | None, ckpt: Path | None, data_dir: Path | None) -> None:
+def _run_self_test(out: Path, *, n: int | None, seed: int, threads: int | None, ckpt: Path | None, data_dir: Path | None) -> None:
     """The audit's controls; exit code 1 where it is wrong about one."""
     from robench.audit.selftest import SAMPLES, self_test
     from robench.evaluation.device import use_device
 
     with use_device("cpu", threads):
-        page, complaints = self_test(out, n=SAMPLES if n is None else n, seed=seed, ckpt=ckpt, data_dir=data_dir)
-    for complaint in complaints:
+        found = self_test(out, n=SAMPLES if n is None else n, seed=seed, ckpt=ckpt, data_dir=data_dir)
+    for complaint in found.complaints:
         click.echo(f"robench: {complaint}", err=True)
-    click.echo(page)
-    if complaints:
+    click.echo(found.page)
+    if found.complaints:
         click.get_current_context().exit(1)
