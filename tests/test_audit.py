@@ -68,7 +68,10 @@ def finding_of(check, level, **more):
 
 
 def evidence_of(columns, *, probes=None, failed=(), **more):
-    return Evidence({"eps": results_of(columns, failed=failed)}, probes or {}, "mine", 10, "digits", "Linf", "0.1", **more)
+    return Evidence(
+        runs={"eps": results_of(columns, failed=failed)}, probes=probes or {}, model="mine", classes=10, dataset="digits", norm="Linf",
+        eps_text="0.1", **more,
+    )  # fmt: skip
 
 
 def test_paired_difference_counts_discordant_samples_and_tests_them_exactly():

@@ -87,7 +87,10 @@ def audit_subject(
         show_progress: bars on stderr.
     """
     started = time.perf_counter()
-    experiments = Experiments(subject, data, request, folder, device, learn_from or data, command, show_progress)
+    experiments = Experiments(
+        subject=subject, data=data, request=request, folder=folder, device=device, learn_from=learn_from or data, command=command,
+        show_progress=show_progress,
+    )  # fmt: skip
     evidence = experiments.gather()
     stronger = called_for(run_checks(evidence), _needless(evidence), request.budget)
     if stronger.names:

@@ -41,7 +41,7 @@ class Standing(NamedTuple):
     most: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Evidence:
     """The measurements of one audit.
 

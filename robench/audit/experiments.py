@@ -31,7 +31,7 @@ from robench.run.request import AttackRequest
 from robench.types import Column, Dataset, Outcome, ThreatModel
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Experiments:
     """One audit's experiments."""
 
@@ -95,10 +95,19 @@ class Experiments:
             columns = parse_columns(",".join(names), radius, self.n_classes)
             runs[at] = self.measure(columns, at, radius, min(self.n, GRID_SAMPLES))
         return Evidence(
-            runs, self._probe(runs[AUDITED_RADIUS], given), self.subject.digest, self.n_classes, self.data.name, self.threat.norm,
-            self.threat.eps_text, _defended(self.subject), request.protocol, external, self.subject.classifier.draws,
-            request.claim is not None,
-        )  # fmt: skip
+            runs=runs,
+            probes=self._probe(runs[AUDITED_RADIUS], given),
+            model=self.subject.digest,
+            classes=self.n_classes,
+            dataset=self.data.name,
+            norm=self.threat.norm,
+            eps_text=self.threat.eps_text,
+            defended=_defended(self.subject),
+            protocol=request.protocol,
+            external=external,
+            draws=self.subject.classifier.draws,
+            claimed=request.claim is not None,
+        )
 
     def follow(self, evidence: Evidence, names: list[str]) -> Evidence:
         """The stronger attacks that findings call for, on what is left."""
