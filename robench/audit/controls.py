@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -112,6 +112,7 @@ class Control:
     """
 
     make: Callable[[Bench], nn.Module]
+    _: KW_ONLY
     honest: bool
     must: tuple[str, ...]
     about: str
@@ -153,50 +154,50 @@ def _copy(module: nn.Module) -> nn.Module:
 
 
 CONTROLS: dict[str, Control] = {
-    "undefended": Control(lambda bench: bench.undefended, True, (), "no defence"),
-    "adversarial-nfgsm": Control(lambda bench: bench.defended, True, (), "adversarially trained with N-FGSM"),
-    "adversarial-pgd": Control(lambda bench: bench.trained(adversarial="pgd", epochs=20), True, (), "adversarially trained with PGD"),
-    "linear": Control(lambda bench: bench.fitted(bench.network(nn.Identity, 0, 0)), True, (), "one linear layer"),
+    "undefended": Control(lambda bench: bench.undefended, honest=True, must=(), about="no defence"),
+    "adversarial-nfgsm": Control(lambda bench: bench.defended, honest=True, must=(), about="adversarially trained with N-FGSM"),
+    "adversarial-pgd": Control(lambda bench: bench.trained(adversarial="pgd", epochs=20), honest=True, must=(), about="adversarially trained with PGD"),
+    "linear": Control(lambda bench: bench.fitted(bench.network(nn.Identity, 0, 0)), honest=True, must=(), about="one linear layer"),
     "honest-noise": Control(
-        lambda bench: Inputs(Noise(bench.eps / 10), bench.defended), True, ("randomness",), "small noise in front of the N-FGSM model; said to be random"
+        lambda bench: Inputs(Noise(bench.eps / 10), bench.defended), honest=True, must=("randomness",), about="small noise in front of the N-FGSM model; said to be random"
     ),
     "label-smoothing": Control(
-        lambda bench: bench.fitted(bench.network(nn.ReLU, 2, 256), smoothing=0.9), False, (), "trained with label smoothing 0.9"
+        lambda bench: bench.fitted(bench.network(nn.ReLU, 2, 256), smoothing=0.9), honest=False, must=(), about="trained with label smoothing 0.9"
     ),
     "large-logits": Control(
-        lambda bench: Outputs(_copy(bench.undefended), lambda logits: 1e4 * logits), False, ("rescaling", "saturation", "zero-gradients"),
-        "logits x 1e4: cross-entropy underflows",
+        lambda bench: Outputs(_copy(bench.undefended), lambda logits: 1e4 * logits), honest=False, must=("rescaling", "saturation", "zero-gradients"),
+        about="logits x 1e4: cross-entropy underflows",
     ),
     "saturating": Control(
-        lambda bench: Outputs(_copy(bench.undefended), lambda logits: 100 * torch.tanh(20 * logits)), False, ("zero-gradients",),
-        "a last layer that saturates",
+        lambda bench: Outputs(_copy(bench.undefended), lambda logits: 100 * torch.tanh(20 * logits)), honest=False, must=("zero-gradients",),
+        about="a last layer that saturates",
     ),
     "quantised": Control(
-        lambda bench: Inputs(Quantise(4), _copy(bench.undefended)), False, ("input-stage", "zero-gradients"), "input rounded to five levels"
+        lambda bench: Inputs(Quantise(4), _copy(bench.undefended)), honest=False, must=("input-stage", "zero-gradients"), about="input rounded to five levels"
     ),
     "k-winners": Control(
-        lambda bench: bench.fitted(bench.network(lambda: KWinners(0.03), 5, 400)), False, ("continuity", "silent-success"),
-        "k-winners-take-all activations",
+        lambda bench: bench.fitted(bench.network(lambda: KWinners(0.03), 5, 400)), honest=False, must=("continuity", "silent-success"),
+        about="k-winners-take-all activations",
     ),
-    "random-crop": Control(lambda bench: Inputs(Crop(4), _copy(bench.undefended)), False, ("randomness",), "random shift at test time"),
-    "random-noise": Control(lambda bench: Inputs(Noise(1.5 * bench.eps), _copy(bench.undefended)), False, ("randomness",), "large noise at test time"),
+    "random-crop": Control(lambda bench: Inputs(Crop(4), _copy(bench.undefended)), honest=False, must=("randomness",), about="random shift at test time"),
+    "random-noise": Control(lambda bench: Inputs(Noise(1.5 * bench.eps), _copy(bench.undefended)), honest=False, must=("randomness",), about="large noise at test time"),
     "train-mode": Control(
-        lambda bench: BatchStatistics(_copy(bench.undefended)), False, ("batch-dependence", "train-mode"), "BatchNorm on the batch's own statistics"
+        lambda bench: BatchStatistics(_copy(bench.undefended)), honest=False, must=("batch-dependence", "train-mode"), about="BatchNorm on the batch's own statistics"
     ),
     "softmax": Control(
-        lambda bench: Outputs(_copy(bench.undefended), lambda logits: logits.softmax(1)), False, ("softmax-outputs",), "returns probabilities"
+        lambda bench: Outputs(_copy(bench.undefended), lambda logits: logits.softmax(1)), honest=False, must=("softmax-outputs",), about="returns probabilities"
     ),
-    "detached": Control(lambda bench: Detached(_copy(bench.undefended)), False, ("zero-gradients",), "gradient cut behind the input"),
-    "no-gradient": Control(lambda bench: NoGradient(_copy(bench.undefended)), False, ("zero-gradients",), "computes without gradients"),
+    "detached": Control(lambda bench: Detached(_copy(bench.undefended)), honest=False, must=("zero-gradients",), about="gradient cut behind the input"),
+    "no-gradient": Control(lambda bench: NoGradient(_copy(bench.undefended)), honest=False, must=("zero-gradients",), about="computes without gradients"),
     "wrong-head": Control(
-        lambda bench: bench.trained(arch="supervised"), False, ("provenance",), "stored images crafted on the coarse head", external=_wrong_head,
+        lambda bench: bench.trained(arch="supervised"), honest=False, must=("provenance",), about="stored images crafted on the coarse head", external=_wrong_head,
     ),
     "stored-file": Control(
-        lambda bench: bench.trained(arch="contrastive"), False, ("provenance",), "the paper's protocol: images crafted on another model",
+        lambda bench: bench.trained(arch="contrastive"), honest=False, must=("provenance",), about="the paper's protocol: images crafted on another model",
         external=_other_model, eps="0.1",
     ),
     "unknown-file": Control(
-        lambda bench: bench.trained(arch="contrastive"), False, ("transfer-gap",), "the same, and nobody says on which", external=_unnamed, eps="0.1",
+        lambda bench: bench.trained(arch="contrastive"), honest=False, must=("transfer-gap",), about="the same, and nobody says on which", external=_unnamed, eps="0.1",
     ),
 }  # fmt: skip
 

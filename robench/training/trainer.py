@@ -74,7 +74,7 @@ def train(
     history = _resume(state, state_path, model, optimizer, wanted)
     if first:
         _save_state(state_path, model, optimizer, wanted, history)  # a folder that cannot be written shows now, not after an epoch
-    loop = Loop(spec, model, optimizer, train_set, device, ranks)
+    loop = Loop(spec, model, optimizer, train_set, device, ranks=ranks)
     for epoch in range(len(history), spec.epochs):
         history.append(loop.run_epoch(epoch, show_progress and first))
         if first:
