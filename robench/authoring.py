@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from robench.code_digest import digest_function, file_of, innermost
+from robench.identity import RESERVED
 from robench.types import NO_REWRITE, NORMS, Attack, AttackFn, PassOptions, ReturnPolicy, RobenchError
 
 ARGUMENTS = ("model", "images", "labels", "threat", "seed")
 EXPECTED = f"({', '.join(ARGUMENTS)}), and parameters with defaults behind a *"
-RESERVED = ("passes", "heads", "weights", "transfer from", "images")  # what a run records under these names is its own
 RETURNS = (ReturnPolicy.LAST, ReturnPolicy.ANY, ReturnPolicy.FORWARD, ReturnPolicy.LATE)
 ATTRIBUTE = "robench_attack"
 

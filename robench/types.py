@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +13,8 @@ from robench.digest import digest_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from robench.identity import AttackIdentity
 
     Images = Tensor  # float32 (N, C, H, W), pixel values in [0, 1]
     Labels = Tensor  # int64 (N,), main-task class in [0, n_classes)
@@ -264,12 +266,12 @@ class Attack:
             which the engine has seeded inside a fork.
         norms: the norms that it is defined for.
         gradients: whether it asks the model for gradients.
-        params: every parameter that changes what it does, defaults included.
+        params: every parameter that changes what it does, defaults included, as run.json has them; ``identity`` has them as types.
         library: who computes it, with the version: "torchattacks 3.5.1".
         source: the paper or URL that defines it.
         family: attacks of one family start from the same random draws.
         returns: which of the adversarial images that it came across it returns, see ``ReturnPolicy``.
-        prefix_of: attacks with an equal, non-empty ``prefix_of`` take the same steps, ``params["steps"]`` of them: one run of the
+        prefix_of: attacks with an equal, non-empty ``prefix_of`` take the same steps, ``identity.steps`` of them: one run of the
             longest holds what the shorter ones return.
         crafting_target: what the images are crafted on, where that is not the classifier under test.
         external_images: adversarial images (N, C, H, W) that were made before, one per sample from the data set's first; ``fn`` is then
@@ -305,6 +307,17 @@ class Attack:
         from robench.authoring import attack_of
 
         return attack_of(fn, **overrides)
+
+    @property
+    def identity(self) -> AttackIdentity:
+        """What its column is keyed by, as types: see ``AttackIdentity``, which reads ``params`` and writes them."""
+        from robench.identity import AttackIdentity
+
+        return AttackIdentity.from_params(self.params, self.name, self.library)
+
+    def identified(self, identity: AttackIdentity) -> Attack:
+        """The same computation under another identity."""
+        return replace(self, name=identity.name, library=identity.library, params=identity.to_params())
 
 
 class ReturnPolicy:

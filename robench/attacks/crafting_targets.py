@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robench.digest import digest_tensors
+from robench.identity import AttackIdentity, CraftedHeads, SourceModel
 from robench.models.classifier import Classifier
 from robench.models.multihead import MultiHead
 from robench.models.subject import Subject
@@ -124,7 +125,11 @@ def crafted_on(attack: Attack, source: Subject, crafting_target: Transfer | None
         crafting_target: how; by default on whole chunks.
     """
     target = crafting_target or Transfer(source.classifier)
-    return _crafted_by(attack, f"{attack.name}@{source.name}", target, {"transfer from": source.digest})
+    return _crafted_by(
+        attack,
+        target,
+        replace(attack.identity, name=f"{attack.name}@{source.name}", crafted_on=SourceModel(source.name, source.digest)),
+    )
 
 
 def _refuse_detectors(columns: list[Column], heads: str) -> None:
@@ -148,10 +153,12 @@ def on_heads(columns: list[Column], heads: str, target: Heads) -> list[Column]:
         RobenchError: an attack ends where its own classifier errs.
     """
     _refuse_detectors(columns, heads)
-    described = {"heads": list(target.heads), "weights": target.digest}
+    asked = CraftedHeads(target.heads, target.digest)
 
     def moved(attack: Attack, name: str) -> Attack:
-        return attack if attack.crafting_target is not None else _crafted_by(attack, name, target, described)
+        if attack.crafting_target is not None:
+            return attack
+        return _crafted_by(attack, target, replace(attack.identity, name=name, heads=asked))
 
     def moved_column(column: Column) -> Column:
         name = f"{column.name}(heads={heads})"
@@ -188,8 +195,6 @@ def make_heads_target(heads: str, subject: Subject, dataset: Dataset) -> Heads:
     return Heads(subject.model, chosen, widths, targets, subject.normalise)
 
 
-def _crafted_by(attack: Attack, name: str, crafting_target: CraftingTarget, params: dict[str, Any]) -> Attack:
+def _crafted_by(attack: Attack, crafting_target: CraftingTarget, identity: AttackIdentity) -> Attack:
     # What the other classifier misclassifies proves nothing about this one, so that the referee cannot end the call or share it.
-    return replace(
-        attack, name=name, crafting_target=crafting_target, params={**attack.params, **params}, returns=ReturnPolicy.LAST, prefix_of=""
-    )  # fmt: skip
+    return replace(attack.identified(identity), crafting_target=crafting_target, returns=ReturnPolicy.LAST, prefix_of="")

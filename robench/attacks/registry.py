@@ -260,9 +260,8 @@ def make_in_any_norm(name: str, context: Context) -> Attack:
 def searching(attack: Attack, asked: PassOptions) -> Attack:
     """The attack with its passes computed as the user asked."""
     search = replace(asked, folded=asked.folded or attack.pass_options.folded)
-    return replace(
-        attack, pass_options=search, params=dict(attack.params) | ({"passes": str(search)} if search != NO_REWRITE else {})
-    )
+    attack = replace(attack, pass_options=search)
+    return attack if search == NO_REWRITE else attack.identified(replace(attack.identity, passes=search))
 
 
 def check_options(options: AttackOptions, threat: ThreatModel) -> None:

@@ -110,7 +110,7 @@ def parse_columns(
 def _refuse_another(first: Column, second: Column) -> None:
     """Refuses two columns of one name that are not one attack."""
     one, other = first.stages[0], second.stages[0]
-    if "transfer from" in one.params and one.params != other.params:
+    if one.identity.crafted_on is not None and one.params != other.params:
         raise RobenchError(f"two columns would be called {first.name!r}; rename one of the checkpoints, or leave one out")
     alike = (one.params, one.library) == (other.params, other.library)
     if not alike or (

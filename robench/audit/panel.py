@@ -76,7 +76,7 @@ def rest(threat: ThreatModel, n_classes: int, broken: np.ndarray) -> Column:
 
 def _on_what_is_left(name: str, stages: list[Attack], broken: np.ndarray) -> Column:
     left = hashlib.sha256(np.packbits(broken).tobytes()).hexdigest()[:12]
-    stages = [replace(stage, params={**stage.params, "on what was left": left}) for stage in stages]
+    stages = [stage.identified(replace(stage.identity, left=left)) for stage in stages]
     return Column(name, tuple(stages), is_cascade=True, count_queries=True, skip=frozenset(np.flatnonzero(broken).tolist()))
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from robench.audit.evidence import AUDITED_RADIUS, Evidence
 from robench.audit.rules import GRADIENT_FREE, gap_finding, missing, reading, unknown
+from robench.identity import AttackIdentity
 from robench.report.published import ROBUSTBENCH
 from robench.report.tables import percent, title
 from robench.types import Finding, Level, Outcome
@@ -80,12 +81,13 @@ def budget(evidence: Evidence) -> Finding:
     shares = {}
     correct = int(evidence.correct().sum())
     for column in results.description["suites"]:
-        name, params = column["name"], column["members"][0]["params"]
+        name, identity = column["name"], AttackIdentity.of_member(column["members"][0])
         ledger = results.ledger[results.ledger["attack"] == name]
         if name in evidence.failed() or not correct:
             continue
-        if name.startswith("pgd") and params.get("random_start") and not (ledger["mode"] != "").any() and params["restarts"] == 1:
-            shares[f"{title(name)} steps"] = ledger["backwards"].sum() / (correct * params["steps"])
+        alone = identity.random_start and identity.restarts == 1 and not (ledger["mode"] != "").any()
+        if name.startswith("pgd") and alone and identity.steps:
+            shares[f"{title(name)} steps"] = ledger["backwards"].sum() / (correct * identity.steps)
     eps = results.description["threat"]["eps"]
     for name in ["pgd20", *(each.column for each in evidence.external)]:
         rows = evidence.rows(name)

@@ -60,7 +60,7 @@ def attack_chunk(
     crafted, snapshots, cost = craft(classifier, guard, attack, data, places=places, conditions=conditions, prefixes=prefixes)
     made = []
     for prefix in prefixes:
-        short = snapshots.get(prefix.params["steps"])
+        short = snapshots.get(prefix.identity.steps or 0)
         if short is not None:
             made.append(
                 (prefix, Crafted(short.queries, short.best, short.broken, short.broken_at), Cost(mode=f"prefix of {attack.name}"))

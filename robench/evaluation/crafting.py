@@ -129,7 +129,7 @@ def craft(
     cut = ReturnPolicy.ANY if conditions.count_queries else attack.returns
     if classifier.draws > 1:  # one draw decides nothing
         cut = ReturnPolicy.LAST
-    taps = [prefix.params["steps"] for prefix in prefixes]
+    taps = [prefix.identity.steps or 0 for prefix in prefixes]
 
     def attempt() -> Attempt:
         with victim.counting() as passes:

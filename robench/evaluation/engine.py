@@ -102,7 +102,7 @@ def group_columns(columns: Iterable[Column], *, share: bool = True) -> list[Colu
 
 
 def _steps(column: Column) -> int:
-    return column.stages[0].params.get("steps", 0) if len(column.stages) == 1 else 0
+    return column.stages[0].identity.steps or 0 if len(column.stages) == 1 else 0
 
 
 def compute(

@@ -15,8 +15,10 @@ from robench.data.augment import to_unit
 from robench.digest import digest_tensors
 from robench.evaluation.packed_images import read_packed
 from robench.evaluation.run_folder import keeps_images, read_chunk, read_run, split
+from robench.identity import AttackIdentity, ImagesOfFile, ImagesOfRun, SourceModel
 from robench.types import NORMS, Attack, Column, Dataset, RobenchError
 
+LIBRARY = "stored images"
 # torchattacks' save, RobustBench's and AutoAttack's scripts, and names that people give.
 IMAGE_KEYS = ("adv_inputs", "adv_complete", "x_adv", "adv_images", "adv", "images")
 LABEL_KEYS = ("labels", "y", "y_orig", "targets")
@@ -35,32 +37,31 @@ def external_column(source: str, dataset: Dataset, n: int) -> Column:
     """
     run, colon, attack = source.rpartition(":")
     if colon and (Path(run) / "run.json").is_file():
-        found = _of_run(Path(run), attack, dataset, n)
+        made = _of_run(Path(run), attack, dataset, n)
     elif (Path(source) / "run.json").is_file():
         raise RobenchError(
             f"--adv {source} is a run folder; name the attack too: {source}:ATTACK, one of {_kept(Path(source), read_run(Path(source)))}"
         )
     else:
-        found = _of_file(Path(source), dataset, n)
-    shape = tuple(found.images.shape[1:])
+        made = _of_file(Path(source), dataset, n)
+    identity, shape = made.identity, tuple(made.images.shape[1:])
     if shape != dataset.images.shape[1:]:
         raise RobenchError(f"--adv {source}: images of shape {shape}, {dataset.name} has {dataset.image_shape}")
     attack_of = Attack(
-        name=found.name, fn=_never, norms=NORMS, gradients=False, params=found.about, library="stored images", source=Path(source).name,
-        family="stored", external_images=found.images,
+        name=identity.name, fn=_never, norms=NORMS, gradients=False, params=identity.to_params(), library=identity.library,
+        source=Path(source).name, family="stored", external_images=made.images,
     )  # fmt: skip
-    return Column(found.name, (attack_of,), is_cascade=False)
+    return Column(identity.name, (attack_of,), is_cascade=False)
 
 
-class Named(NamedTuple):
-    """A column's name, its images, float32 (n, C, H, W) in [0, 1], and where they come from, as its key has it."""
+class Made(NamedTuple):
+    """What identifies images that were made before, and the images, float32 (n, C, H, W) in [0, 1]."""
 
-    name: str
+    identity: AttackIdentity
     images: Tensor
-    about: dict[str, Any]
 
 
-def _of_file(path: Path, dataset: Dataset, n: int) -> Named:
+def _of_file(path: Path, dataset: Dataset, n: int) -> Made:
     if not path.is_file():
         raise RobenchError(f"--adv {path}: no such file; expected a .pt file of images, or RUN:ATTACK of a run with --save-adv")
     try:
@@ -87,7 +88,7 @@ def _of_file(path: Path, dataset: Dataset, n: int) -> Named:
                 f"--adv {path}: {wrong} of its first {n} labels are not those of {dataset.name}; its images are of other data, or in "
                 "another order"
             )
-    return Named(f"adv@{path.stem}", images[:n], {"images": digest_tensors({"images": images})})
+    return Made(AttackIdentity(f"adv@{path.stem}", LIBRARY, images=ImagesOfFile(digest_tensors({"images": images}))), images[:n])
 
 
 class Stored(NamedTuple):
@@ -116,7 +117,7 @@ def _images_and_labels(content: Any, path: Path) -> Stored:
     return Stored(content, labels)
 
 
-def _of_run(run: Path, attack: str, dataset: Dataset, n: int) -> Named:
+def _of_run(run: Path, attack: str, dataset: Dataset, n: int) -> Made:
     description = read_run(run)
     if description["spec"]["data"] != dataset.digest:
         raise RobenchError(f"--adv {run}: that run is about {description['data']['name']} with other images; its order is not ours")
@@ -141,9 +142,10 @@ def _of_run(run: Path, attack: str, dataset: Dataset, n: int) -> Named:
         raise RobenchError(
             f"--adv {run}:{attack} has images for {int(covered.sum())} of {n} samples; run that attack again with --save-adv and -n {n}"
         )
-    folders = [stage["folder"] for stage in column["members"]]
-    about = {"transfer from": description["spec"]["model"], "images": {"run": description["spec"], "of": folders}}
-    return Named(f"{attack}@{description['model']['name']}", images, about)
+    name = f"{attack}@{description['model']['name']}"
+    source = SourceModel(name.partition("@")[2], description["spec"]["model"])
+    folders = tuple(stage["folder"] for stage in column["members"])
+    return Made(AttackIdentity(name, LIBRARY, crafted_on=source, images=ImagesOfRun(description["spec"], folders)), images)
 
 
 def saved_images(run: Path, attack: str, dataset: Dataset, n: int) -> Tensor:

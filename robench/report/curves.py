@@ -10,6 +10,7 @@ import pandas as pd
 
 from robench.evaluation.results import Results, read_results
 from robench.evaluation.run_folder import CLEAN, read_run
+from robench.identity import AttackIdentity
 from robench.report.tables import UNION, summarise, title
 from robench.types import RobenchError
 
@@ -96,7 +97,7 @@ def _is_sibling(other: dict, description: dict) -> bool:
 
 def _steps(results: Results, column: str) -> int | None:
     described = next(each for each in results.description["suites"] if each["name"] == column)
-    return described["members"][0]["params"].get("steps") if len(described["members"]) == 1 else None
+    return AttackIdentity.of_member(described["members"][0]).steps if len(described["members"]) == 1 else None
 
 
 def _point(row: pd.Series, x: float, x_text: str) -> Point:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from robench.evaluation.results import Results, decide
 from robench.evaluation.run_folder import CLEAN
 from robench.files import write_atomically
+from robench.identity import AttackIdentity
 from robench.report.markdown import table
 from robench.report.tables import UNION, percent, robust_share, title
 from robench.types import format_eps
@@ -46,7 +47,9 @@ def eps_curve(runs: Mapping[float, Results]) -> pd.DataFrame:
 
 def steps_curve(run: Results) -> pd.DataFrame:
     """As ``eps_curve``, of one run whose columns are PGD with so many steps each."""
-    steps = {column["name"]: column["members"][0]["params"]["steps"] for column in run.description["suites"]}
+    steps: dict[str, float] = {
+        column["name"]: AttackIdentity.of_member(column["members"][0]).steps or 0 for column in run.description["suites"]
+    }
     frames = {steps[name]: _of(run, name) for name in sorted(run.columns, key=lambda name: steps[name])}
     return pd.DataFrame(_points(STEPS, "pgd", frames, dict.fromkeys(frames, run.path.name)))
 
