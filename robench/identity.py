@@ -14,6 +14,9 @@ PASSES, PASSES_VERSION, TRANSFER, HEADS, WEIGHTS, IMAGES, LEFT = (
     "passes", "passes version", "transfer from", "heads", "weights", "images", "on what was left",
 )  # fmt: skip
 RESERVED = (PASSES, PASSES_VERSION, TRANSFER, HEADS, WEIGHTS, IMAGES, LEFT)
+# Of what ``robench.models.rewrite`` computes. To be raised where a change of it may let a search find other images: columns with such
+# passes are then computed again. The first is in no key.
+REWRITE_VERSION = 1
 _REWRITES = {
     str(each): each for each in (PassOptions(*chosen) for chosen in product((False, True), ("fp32", "bf16"), (False, True)))
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from robench import __version__
 from robench.adapters import autoattack
 from robench.attacks.restarts import with_restarts
 from robench.authoring import FIELDS, Description, description_of, make_value
+from robench.identity import REWRITE_VERSION
 from robench.types import NO_REWRITE, Attack, PassOptions, ReturnPolicy, RobenchError, ThreatModel, format_eps
 
 if TYPE_CHECKING:
@@ -108,28 +110,41 @@ def _budget(name: str, context: Context) -> dict[str, Any]:
     return {"budget": FAST_BUDGET if context.options.budget is None else context.options.budget}
 
 
+def keyed_modules(module: str) -> list[str]:
+    """The modules whose text is part of the keys of an attack of ours: its own, and those of this package that it imports, in their order.
+
+    What else it computes with, and why that is not keyed, is written in ``tests/test_keyed_code.py``.
+    """
+    statements = [each for each in ast.walk(ast.parse(_text(module))) if isinstance(each, ast.ImportFrom)]
+    imported = [each.module.removeprefix(BESIDE) for each in statements if (each.module or "").startswith(BESIDE) and each.module]
+    return list(dict.fromkeys([module, *imported]))
+
+
+def _text(module: str) -> str:
+    return (Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+
+
 @cache
-def _code_version(*modules: str) -> str:
+def _code_version(module: str) -> str:
     """What an attack of ours is computed by: verdicts of a search that has been changed since are not taken for its own."""
-    sources = [(Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8") for module in modules]
+    sources = [_text(each) for each in keyed_modules(module)]
     return f"robench {__version__}, code {hashlib.sha256(''.join(sources).encode()).hexdigest()[:8]}"
 
 
+BESIDE = "robench.attacks."
 FAST_BUDGET = 0.03  # the rest of a twentieth is Square's, and what breaking the others costs
 NOISE_DRAWS = 25  # of each kind
 
 # Descriptions of functions whose files are part of their columns' keys. The text holds their parameters' defaults, so that only what a
 # name changes is recorded.
-_DESCENT = Description(
-    norms=("Linf", "L2"), returns=ReturnPolicy.ANY, library=lambda: _code_version("descent", "straight_through"), family="pgd"
-)
+_DESCENT = Description(norms=("Linf", "L2"), returns=ReturnPolicy.ANY, library=lambda: _code_version("descent"), family="pgd")
 _NOISE = Description(
     norms=("Linf", "L2"), returns=ReturnPolicy.ANY, source="Carlini et al. 2019, https://arxiv.org/abs/1902.06705, section 5", gradients=False,
-    library=lambda: _code_version("noise", "descent"), family="noise",
+    library=lambda: _code_version("noise"), family="noise",
 )  # fmt: skip
 _NEAREST = Description(
     norms=("Linf", "L2"), returns=ReturnPolicy.ANY, source="robench; losses of https://arxiv.org/abs/2003.01690 and PMA (CVPR 2025)",
-    library=lambda: _code_version("nearest", "descent"), family="nearest", pass_options=PassOptions(folded=True),  # no other code's verdicts are promised
+    library=lambda: _code_version("nearest"), family="nearest", pass_options=PassOptions(folded=True),  # no other code's verdicts are promised
 )  # fmt: skip
 
 _CW, _ATHALYE = "Carlini & Wagner 2017, https://arxiv.org/abs/1608.04644", "Athalye et al. 2018, https://arxiv.org/abs/1802.00420"
@@ -261,7 +276,11 @@ def searching(attack: Attack, asked: PassOptions) -> Attack:
     """The attack with its passes computed as the user asked."""
     search = replace(asked, folded=asked.folded or attack.pass_options.folded)
     attack = replace(attack, pass_options=search)
-    return attack if search == NO_REWRITE else attack.identified(replace(attack.identity, passes=search))
+    return (
+        attack
+        if search == NO_REWRITE
+        else attack.identified(replace(attack.identity, passes=search, passes_version=REWRITE_VERSION))
+    )
 
 
 def check_options(options: AttackOptions, threat: ThreatModel) -> None:
