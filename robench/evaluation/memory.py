@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from robench.models.classifier import Classifier
+from robench.models.classifier import Classifier, bound_passes
 from robench.models.failures import is_out_of_memory
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ def retry_in_smaller_passes(classifier: Classifier, n: int, attempt: Callable[[]
             largest = classifier.largest_pass or n
             if not is_out_of_memory(error) or largest <= 1:
                 raise
-        classifier.largest_pass = (largest + 1) // 2
+        bound_passes(classifier, (largest + 1) // 2)
         print(f"robench: out of memory; going on with at most {classifier.largest_pass} images a pass", file=sys.stderr)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

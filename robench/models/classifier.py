@@ -320,6 +320,17 @@ class Classifier(nn.Module):
         return total.hexdigest()
 
 
+# Beside the class and not in it: a model may be given as a Classifier, and then the text of the class is part of its digest.
+def bound_passes(classifier: Classifier, most: int | None) -> None:
+    """At most so many samples go through the module at once from now on, None for any number."""
+    classifier.largest_pass = most
+
+
+def judge_by_votes(classifier: Classifier, draws: int) -> None:
+    """The verdict is voted by so many forward passes from now on, as a finished run says that it was; see ``settle_draws``."""
+    classifier.draws = draws
+
+
 def _plain(attributes: dict) -> dict[str, str]:
     """Attributes that are values rather than objects whose text changes from process to process."""
     values: dict[str, str] = {}

@@ -14,12 +14,13 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from robench.models.backbones import SmallMapConv2d
-from robench.models.classifier import Classifier
+from robench.models.classifier import Classifier, bound_passes
 from robench.types import NO_REWRITE, PassOptions, RobenchError
 
 if TYPE_CHECKING:
     from robench.types import Images
 
+# What is computed here has a version, ``robench.identity.REWRITE_VERSION``: this text is in no key of a column.
 LEAST_SPEEDUP = 1.2  # below it, what bf16 gains is spent on checking in float32 what it found
 GRADIENT_TOLERANCE = 0.05  # of a gradient's length: a ReLU that switches at a rounding moves it less, a lost hook more
 LOGIT_TOLERANCE = 1e-4  # of the largest logit: more than float32 rounding makes of a deep network, far less than any mistake
@@ -107,7 +108,7 @@ def cheaper_twin(classifier: Classifier, options: PassOptions, images: Images) -
     if key not in classifier.twins:
         classifier.twins[key] = _rewrite(classifier, options, images[:8])
     twin = classifier.twins[key]
-    twin.largest_pass = min((each for each in (twin.largest_pass, classifier.largest_pass) if each), default=None)
+    bound_passes(twin, min((each for each in (twin.largest_pass, classifier.largest_pass) if each), default=None))
     return twin
 
 
@@ -282,10 +283,11 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, mean: Tensor, variance: Tenso
     if isinstance(conv, SmallMapConv2d):
         return FrozenSmallMapConv2d(conv, *frozen)
     fused = copy.deepcopy(conv)
-    fused.weight, fused.bias = frozen
+    for name, parameter in zip(("weight", "bias"), frozen, strict=True):
+        fused.register_parameter(name, parameter)
     return fused
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, layer)
+    model.get_submodule(parent).register_module(attribute, layer)

@@ -11,6 +11,7 @@ from robench.evaluation.device import use_device
 from robench.evaluation.replay import Replay, replay_run
 from robench.evaluation.run_folder import read_run
 from robench.interchange.bundle import opened, refuse_other_table
+from robench.models.classifier import judge_by_votes
 from robench.models.multihead import MAIN_HEAD
 from robench.models.sources import source_of
 from robench.models.subject import of_head, subject_of
@@ -59,7 +60,7 @@ def _replay(
     data = of_head(data, head) if model is None else data
     with use_device(device, threads) as chosen:
         subject = subject_of(ckpt, model, data, chosen, head)
-        subject.classifier.draws = described["model"].get("votes", 1)
+        judge_by_votes(subject.classifier, described["model"].get("votes", 1))
         replays = replay_run(folder, subject.classifier, data)
     attacked = described["spec"]["model"]
     same = subject.digest == attacked
