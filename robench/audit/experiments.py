@@ -23,6 +23,7 @@ from robench.evaluation.external_images import external_column
 from robench.evaluation.results import Results
 from robench.evaluation.run_folder import read_run
 from robench.files import write_atomically
+from robench.identity import AttackIdentity
 from robench.models.output import MAIN_HEAD
 from robench.models.subject import Subject, classifier_of_checkpoint
 from robench.run.execute import Place, execute
@@ -149,11 +150,11 @@ class Experiments:
         run, _, attack = source_text.rpartition(":")
         if run and (Path(run) / "run.json").is_file():
             described = read_run(Path(run))
-            params = next(each for each in described["suites"] if each["name"] == attack)["members"][-1]["params"]
-            heads = tuple(params.get("heads", ()))
+            made = AttackIdentity.of_member(next(each for each in described["suites"] if each["name"] == attack)["members"][-1])
+            heads = made.heads.names if made.heads is not None else ()
             named, heads = described["model"], () if heads == (self.request.head,) else heads
-            if "transfer from" in params:
-                return ExternalImages(column.name, params["transfer from"], attack.partition("@")[2], heads)
+            if made.crafted_on is not None:
+                return ExternalImages(column.name, made.crafted_on.digest, made.crafted_on.name, heads)
             return ExternalImages(column.name, self._same(described["spec"]["model"], named["origin"]), named["name"], heads)
         if self.request.source is not None:
             source = classifier_of_checkpoint(self.request.source, self.data, self.device, self.task)

@@ -16,6 +16,7 @@ from robench.evaluation.environment import describe_environment
 from robench.evaluation.results import Results, is_complete, read_results
 from robench.evaluation.run_folder import RunFolder, attack_folder, read_run
 from robench.evaluation.sanity_check import settle_randomness
+from robench.identity import AttackIdentity
 from robench.processes import Processes
 from robench.report.tables import summarise
 from robench.run.plan import Run
@@ -177,14 +178,14 @@ def _folders(column: Column) -> list[str]:
 
 def _refuse_other_images(column: dict[str, Any], earlier: dict[str, Any]) -> None:
     """A column of the same name may be computed again by a newer library, but not be about other images."""
-    for what, named in (("transfer from", "weights"), ("images", "images")):
-        earlier_params, new_params = (
-            {stage["name"]: stage["params"].get(what) for stage in each["members"]} for each in (earlier, column)
+    was, now = ({stage["name"]: AttackIdentity.of_member(stage) for stage in each["members"]} for each in (earlier, column))
+    pairs = [(was[name], now[name]) for name in was.keys() & now.keys()]
+    other = "weights" if any(one.crafted_on != two.crafted_on for one, two in pairs) else ""
+    other = other or ("images" if any(one.images != two.images for one, two in pairs) else "")
+    if other:
+        raise RobenchError(
+            f"the run has a column {column['name']!r} already, of other {other}; choose another `out`, or rename the file"
         )
-        if any(earlier_params[name] != new_params[name] for name in earlier_params.keys() & new_params.keys()):
-            raise RobenchError(
-                f"the run has a column {column['name']!r} already, of other {named}; choose another `out`, or rename the file"
-            )
 
 
 def _plain(summary: pd.DataFrame) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from robench.attacks.crafting_targets import make_heads_target, on_heads
 from robench.data.augment import to_unit
 from robench.evaluation.external_images import external_column
 from robench.evaluation.run_folder import read_run
+from robench.identity import AttackIdentity
 from robench.models.multihead import MAIN_HEAD
 from robench.models.rewrite import quicker_precision
 from robench.models.subject import Subject, classifier_of_checkpoint
@@ -114,8 +115,9 @@ def settled_precision(request: AttackRequest, subject: Subject, data: Dataset, f
     if request.precision != "auto":
         return request.precision
     if (folder / "run.json").exists():
-        stages = [stage for column in read_run(folder)["suites"] for stage in column["members"] if "images" not in stage["params"]]
-        if stages:
-            return "bf16" if any("bf16" in stage["params"].get("passes", "") for stage in stages) else "fp32"
+        stages = [AttackIdentity.of_member(stage) for column in read_run(folder)["suites"] for stage in column["members"]]
+        crafted = [stage for stage in stages if stage.images is None]
+        if crafted:
+            return "bf16" if any(stage.passes.precision == "bf16" for stage in crafted) else "fp32"
     images = data.images[:TIMED_IMAGES].to(subject.classifier.device)
     return quicker_precision(subject.classifier, to_unit(images) if images.dtype == torch.uint8 else images.float())
