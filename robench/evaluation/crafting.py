@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robench.evaluation.guard import Guard
-from robench.evaluation.memory import retry_in_smaller_passes
+from robench.evaluation.memory import smaller_passes
 from robench.evaluation.referee import AllDecided, Referee, Snapshot
 from robench.evaluation.run_folder import BLIND, Chunk, ChunkVerdicts
 from robench.models.classifier import Classifier
@@ -119,63 +121,83 @@ def craft(
     if attack.external_images is not None:
         stored = attack.external_images[data.chunk.start : data.chunk.stop][places].to(images.device)
         return Attempt(replace(nothing, returned=stored), {}, Cost())
-    victim = classifier
     started = time.perf_counter()
-    if attack.crafting_target is not None:
-        victim, victim_labels = attack.crafting_target.prepare(data.images, data.labels, torch.from_numpy(data.clean.index))
-        labels = victim_labels[chosen]
-    victim = cheaper_twin(victim, attack.pass_options, images)
+    victim, victim_labels = _victim(classifier, attack, data)
+    labels, victim = victim_labels[chosen], cheaper_twin(victim, attack.pass_options, images)
     victim_guard = guard if victim is classifier else Guard(victim)
-    cut = ReturnPolicy.ANY if conditions.count_queries else attack.returns
-    if classifier.draws > 1:  # one draw decides nothing
-        cut = ReturnPolicy.LAST
-    taps = [prefix.identity.steps or 0 for prefix in prefixes]
+    for trial in smaller_passes(victim, len(images)):
+        with trial:
+            made = Returned()
+            with victim.counting() as passes:
+                referee = Referee(
+                    images, labels, conditions.threat, classify=partial(unwatched, victim.exact),
+                    cut=_cut(classifier, attack, conditions), taps=[prefix.identity.steps or 0 for prefix in prefixes], passes=passes,
+                )  # fmt: skip
+                with (
+                    victim.watched_by(referee), victim.forgiving(), _whatever_it_raises(made, victim, len(images)),
+                    seeded(conditions.seed, images.device), torch.enable_grad(),  # left as it was, whatever the attack switches
+                ):  # fmt: skip
+                    made.adv_images = attack.fn(victim, images.clone(), labels.clone(), conditions.threat, conditions.seed)
+                    if images.is_cuda:
+                        torch.cuda.synchronize(images.device)
+            complaint = victim_guard.restore()
+            if complaint:
+                unwatched(victim, images)  # would a mere pass have changed it, too?
+                made = Returned(error=victim_guard.restore(by="the model's own forward pass") or complaint)
+    broken = referee.broken if attack.crafting_target is None else torch.zeros_like(referee.broken)
+    crafted = Crafted(
+        returned=referee.best if made.adv_images is CUT else made.adv_images, best=referee.best, broken=broken,
+        broken_at=torch.where(broken, referee.broken_at, float("nan")), message=made.message, ties=referee.ties,
+    )  # fmt: skip
+    return Attempt(crafted, referee.snapshots, Cost(passes.forwards, passes.backwards, time.perf_counter() - started))
 
-    def attempt() -> Attempt:
-        with victim.counting() as passes:
-            referee = Referee(
-                images, labels, conditions.threat, classify=partial(unwatched, victim.exact),
-                cut=cut if attack.crafting_target is None else ReturnPolicy.LAST, taps=taps, passes=passes,
-            )  # fmt: skip
-            with victim.watched_by(referee), victim.forgiving():
-                made = _call(attack, victim, images, labels, conditions)
-        complaint = victim_guard.restore()
-        if complaint:
-            unwatched(victim, images)  # would a mere pass have changed it, too?
-            made = Returned(None, victim_guard.restore(by="the model's own forward pass") or complaint)
-        broken = referee.broken if attack.crafting_target is None else torch.zeros_like(referee.broken)
-        cost = Cost(passes.forwards, passes.backwards, time.perf_counter() - started)
-        crafted = Crafted(
-            returned=referee.best if made.adv_images is CUT else made.adv_images, best=referee.best, broken=broken,
-            broken_at=torch.where(broken, referee.broken_at, float("nan")), message=made.error, ties=referee.ties,
-        )  # fmt: skip
-        return Attempt(crafted, referee.snapshots, cost)
 
-    return retry_in_smaller_passes(victim, len(images), attempt)
+class Victim(NamedTuple):
+    """What images are crafted on: a classifier, and the labels (N,) of the whole chunk that it is to be turned away from."""
+
+    classifier: Classifier
+    labels: Labels
 
 
-class Returned(NamedTuple):
+def _victim(classifier: Classifier, attack: Attack, data: ChunkData) -> Victim:
+    if attack.crafting_target is None:
+        return Victim(classifier, data.labels)
+    return Victim(*attack.crafting_target.prepare(data.images, data.labels, torch.from_numpy(data.clean.index)))
+
+
+def _cut(classifier: Classifier, attack: Attack, conditions: Conditions) -> str:
+    """By what queries the call may be ended. One draw of a random model decides nothing, nor does a query to another model."""
+    if classifier.draws > 1 or attack.crafting_target is not None:
+        return ReturnPolicy.LAST
+    return ReturnPolicy.ANY if conditions.count_queries else attack.returns
+
+
+@dataclass(eq=False)
+class Returned:
     """What an attack returned, ``CUT`` where the referee ended it, or None and what it raised; "" where it raised nothing."""
 
-    adv_images: Any
+    adv_images: Any = None
     error: str = ""
 
+    @property
+    def message(self) -> str:
+        """What is wrong with it, or ""."""
+        return self.error or ("the attack returned None, expected adversarial images" if self.adv_images is None else "")
 
-def _call(attack: Attack, victim: Classifier, images: Images, labels: Labels, conditions: Conditions) -> Returned:
-    """Runs the attack, whatever it raises."""
+
+@contextmanager
+def _whatever_it_raises(made: Returned, victim: Classifier, n: int) -> Iterator[None]:
+    """Keeps what an attack raises: it is somebody else's code, and this is a result about it. A lost device is none, nor is memory that
+    would suffice for smaller passes."""
     try:
-        with seeded(conditions.seed, images.device), torch.enable_grad():  # left as it was, whatever the attack switches
-            adv_images = attack.fn(victim, images.clone(), labels.clone(), conditions.threat, conditions.seed)
-            if images.is_cuda:
-                torch.cuda.synchronize(images.device)
-            return Returned(adv_images, "" if adv_images is not None else "the attack returned None, expected adversarial images")
+        yield
     except AllDecided:
-        return Returned(CUT)
-    except (Exception, SystemExit) as error:  # an attack is somebody else's code: whatever it raises is a result about the attack
-        if is_device_failure(error) or (is_out_of_memory(error) and (victim.largest_pass or len(images)) > 1):
+        made.adv_images = CUT
+    except (Exception, SystemExit) as error:
+        if is_device_failure(error) or (is_out_of_memory(error) and (victim.largest_pass or n) > 1):
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
-        return Returned(None, f"{type(error).__name__}: {error} ({place.name}, line {place.lineno}){_hint(str(error))}")
+        made.error = f"{type(error).__name__}: {error} ({place.name}, line {place.lineno}){_hint(str(error))}"
 
 
 NO_GRADIENT = (

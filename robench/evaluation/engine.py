@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from robench.data.augment import to_unit
+from robench.evaluation.cascade import Standing
 from robench.evaluation.chunk import attack_chunk, classify_chunk, leave_out, pass_over_gradients
 from robench.evaluation.crafting import ChunkData, Conditions
 from robench.evaluation.guard import Guard
 from robench.evaluation.run_folder import (
     BLIND,
     CLEAN,
-    LEFT_OUT,
     Chunk,
     ChunkVerdicts,
     RunFolder,
@@ -32,7 +32,7 @@ from robench.models.classifier import Classifier
 from robench.models.failures import is_device_failure
 from robench.processes import Processes
 from robench.progress import duration, progress
-from robench.types import Column, Outcome, RobenchError, ThreatModel
+from robench.types import Attack, Column, RobenchError, ThreatModel
 
 if TYPE_CHECKING:
     from robench.evaluation.packed_images import PackedImages
@@ -105,6 +105,24 @@ def _steps(column: Column) -> int:
     return column.stages[0].identity.steps or 0 if len(column.stages) == 1 else 0
 
 
+class Call(NamedTuple):
+    """A call that a group needs: the column, its stage, attacks that the same steps serve, and the verdicts where they are there."""
+
+    column: Column
+    stage: Attack
+    prefixes: tuple[Attack, ...] = ()
+    verdicts: ChunkVerdicts | None = None
+
+
+def _calls(group: ColumnGroup, finished: Mapping[str, ChunkVerdicts]) -> list[Call]:
+    """The stages of a cascade; or the longest of the attacks that are missing, whose steps serve the shorter ones."""
+    first = group.columns[0]
+    if first.is_cascade:
+        return [Call(first, stage, verdicts=finished.get(attack_folder(first, stage))) for stage in first.stages]
+    missing = [column for column in group.columns if attack_folder(column, column.stages[0]) not in finished]
+    return [Call(missing[-1], missing[-1].stages[0], tuple(column.stages[0] for column in missing[:-1]))]
+
+
 def compute(
     job: Job, group: ColumnGroup, images: Tensor, labels: Tensor, chunk: Chunk, finished: Mapping[str, ChunkVerdicts]
 ) -> Iterator[Made]:
@@ -120,7 +138,7 @@ def compute(
     Raises:
         RobenchError: the device is lost.
     """
-    try:
+    with device_loss_in_one_message():
         images = images.to(job.classifier.device)
         images = to_unit(images) if images.dtype == torch.uint8 else images.float()
         labels = labels.to(images.device, torch.int64)
@@ -128,56 +146,49 @@ def compute(
             yield Made(CLEAN, classify_chunk(job.classifier, images, labels, chunk), None)
             return
         data = ChunkData(chunk, images, labels, finished[CLEAN])
-        yield from (
-            _cascade(job, group.columns[0], data, finished)
-            if group.columns[0].is_cascade
-            else _together(job, group, data, finished)
-        )
+        folders = {stage.name: attack_folder(column, stage) for column in group.columns for stage in column.stages}
+        standing = Standing.at_first(group.columns[0], data.clean)
+        for column, stage, prefixes, known in _calls(group, finished):
+            verdicts, why = known, standing.reason_to_leave_out(stage)
+            if verdicts is None and why:
+                verdicts = leave_out(standing.previous, why)
+                yield Made(folders[stage.name], verdicts, None)
+            elif verdicts is None:
+                attacked = attack_chunk(
+                    job.classifier, job.guard, stage, data, before=standing.outcome, conditions=_conditions(job, column, stage, chunk),
+                    prefixes=prefixes,
+                )  # fmt: skip
+                for each in attacked:
+                    verdicts = each.verdicts
+                    if column.blind and BLIND in verdicts.message:
+                        verdicts = pass_over_gradients(verdicts, standing.previous)
+                    yield Made(folders[each.attack.name], verdicts, each.images)
+            assert verdicts is not None
+            standing = standing.after(stage, verdicts)
+
+
+def _conditions(job: Job, column: Column, stage: Attack, chunk: Chunk) -> Conditions:
+    """How a stage is run. What a cascade did not give it has no image to keep; of any other attack every sample's is kept."""
+    return Conditions(
+        job.threat, chunk_seed(job.seed, stage.family, chunk), count_queries=column.count_queries, save=job.save,
+        craft_all=job.save and not column.is_cascade,
+    )  # fmt: skip
+
+
+@contextmanager
+def device_loss_in_one_message() -> Iterator[None]:
+    """A lost device ends the run: what it raised becomes one sentence.
+
+    Raises:
+        RobenchError: the device is lost.
+    """
+    try:
+        yield
     except RuntimeError as error:
         if not is_device_failure(error):
             raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RobenchError(f"the device is lost ({first[:150]}); what was finished is kept, and the same command goes on") from None
-
-
-def _cascade(job: Job, column: Column, data: ChunkData, finished: Mapping[str, ChunkVerdicts]) -> Iterator[Made]:
-    """Each stage gets what the earlier ones left undecided or robust; behind a gate only if that one broke something. Where the column
-    allows it, stages that need a gradient are left out once the model has passed none to one of them."""
-    before = data.clean.outcome
-    if column.skip:
-        decided = np.isin(data.clean.index, list(column.skip)) & (before != Outcome.MISCLASSIFIED)
-        before = np.where(decided, Outcome.SKIPPED, before)
-    needed, previous, failed, blind = True, data.clean, False, False
-    for stage in column.stages:
-        folder = attack_folder(column, stage)
-        verdicts = finished.get(folder)
-        if verdicts is None and (not needed or (blind and stage.gradients)):
-            verdicts = leave_out(previous, BLIND if needed else f"{column.gate} broke nothing")
-            yield Made(folder, verdicts, None)
-        elif verdicts is None:
-            seed = chunk_seed(job.seed, stage.family, data.chunk)
-            conditions = Conditions(job.threat, seed, count_queries=column.count_queries, save=job.save)
-            (attacked,) = attack_chunk(job.classifier, job.guard, stage, data, before=before, conditions=conditions)
-            verdicts = attacked.verdicts
-            if column.blind and BLIND in verdicts.message:
-                verdicts = pass_over_gradients(verdicts, previous)
-            yield Made(folder, verdicts, attacked.images)
-        blind |= verdicts.mode == f"{LEFT_OUT}: {BLIND}"
-        failed |= blind or bool(verdicts.undecided.any())  # trusted as little as one that was caught
-        needed = failed or bool((verdicts.outcome == Outcome.BROKEN).any()) if stage.name == column.gate else needed
-        before, previous = verdicts.outcome, verdicts
-
-
-def _together(job: Job, group: ColumnGroup, data: ChunkData, finished: Mapping[str, ChunkVerdicts]) -> Iterator[Made]:
-    """The missing ones of attacks that share a trajectory, of which the longest runs."""
-    folders = {column.stages[0].name: attack_folder(column, column.stages[0]) for column in group.columns}
-    *shorter, longest = [column.stages[0] for column in group.columns if folders[column.stages[0].name] not in finished]
-    conditions = Conditions(job.threat, chunk_seed(job.seed, longest.family, data.chunk), save=job.save, craft_all=job.save)
-    attacked = attack_chunk(
-        job.classifier, job.guard, longest, data, before=data.clean.outcome, conditions=conditions, prefixes=tuple(shorter)
-    )
-    for each in attacked:
-        yield Made(folders[each.attack.name], each.verdicts, each.images)
 
 
 class Spent(NamedTuple):
@@ -285,23 +296,37 @@ def evaluate_columns(
     worklist = Worklist(folder, save)
     groups = group_columns(columns, share=share)
 
-    def finish(group: ColumnGroup, chunk: Chunk) -> None:
-        finished = worklist.take(group, chunk)
-        if finished is not None:
-            part = slice(chunk.start, chunk.stop)
-            for made in compute(job, group, images[part], labels[part], chunk=chunk, finished=finished):
-                folder.write(made.folder, chunk, made.verdicts, made.images)
+    for phase in _phases(worklist, groups, chunks, len(images), show_progress):
+        for group, chunk in progress(phase.work, phase.name, show_progress, phase.unit):
+            finished = worklist.take(group, chunk)
+            if finished is not None:
+                part = slice(chunk.start, chunk.stop)
+                for made in compute(job, group, images[part], labels[part], chunk=chunk, finished=finished):
+                    folder.write(made.folder, chunk, made.verdicts, made.images)
 
-    for chunk in progress(chunks, CLEAN, show_progress):
-        finish(ColumnGroup(()), chunk)
-    refuse_unclassified(folder, split(len(images), folder.spec.chunk))
-    for group in progress(groups if len(chunks) > 1 else [], "first chunk", show_progress, "column"):
-        finish(group, chunks[0])
+
+class Phase(NamedTuple):
+    """A part of a run that has a bar of its own: its name, what an item is called, and the groups and chunks to go through."""
+
+    name: str
+    unit: str
+    work: list[tuple[ColumnGroup, Chunk]]
+
+
+def _phases(worklist: Worklist, groups: list[ColumnGroup], chunks: list[Chunk], n: int, show_progress: bool) -> Iterator[Phase]:
+    """What is done in turn: every chunk without attack, the first chunk of every column, for a forecast, and column after column.
+
+    Raises:
+        RobenchError: see ``refuse_unclassified``.
+    """
+    yield Phase(CLEAN, "chunk", [(ColumnGroup(()), chunk) for chunk in chunks])
+    refuse_unclassified(worklist.folder, split(n, worklist.folder.spec.chunk))
+    if len(chunks) > 1:
+        yield Phase("first chunk", "column", [(group, chunks[0]) for group in groups])
     if show_progress:
         _forecast(worklist, groups, chunks)
     for group in groups:
-        for chunk in progress(chunks, group.name, show_progress):
-            finish(group, chunk)
+        yield Phase(group.name, "chunk", [(group, chunk) for chunk in chunks])
 
 
 def refuse_unclassified(folder: RunFolder, chunks: list[Chunk]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import TypeVar
 
 import torch
@@ -14,27 +15,53 @@ from robench.models.failures import is_out_of_memory
 T = TypeVar("T")
 
 
-def retry_in_smaller_passes(classifier: Classifier, n: int, attempt: Callable[[], T]) -> T:
-    """What ``attempt`` returns; where it runs out of memory, it is called again with smaller passes through the model.
+class Try:
+    """One try of something that may run out of memory, as a block; where it did, the block is left and the passes are halved."""
 
-    The chunk stays whole, so that random draws and everything but last bits stay as they are.
+    def __init__(self, classifier: Classifier, n: int) -> None:
+        self._classifier, self._n = classifier, n
+        self.ran_out = False
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        largest = self._classifier.largest_pass or self._n
+        if not isinstance(error, RuntimeError | MemoryError) or not is_out_of_memory(error) or largest <= 1:
+            return False
+        self.ran_out = True
+        bound_passes(self._classifier, (largest + 1) // 2)
+        print(f"robench: out of memory; going on with at most {self._classifier.largest_pass} images a pass", file=sys.stderr)
+        return True
+
+
+def smaller_passes(classifier: Classifier, n: int) -> Iterator[Try]:
+    """Tries, each with passes through the model half as large as the one before, until one does not run out of memory.
+
+    The chunk stays whole, so that random draws and everything but last bits stay as they are. ::
+
+        for trial in smaller_passes(classifier, len(images)):
+            with trial:
+                logits = classifier(images)
 
     Args:
         classifier: its ``largest_pass`` is halved, and stays so.
         n: samples that went through it at once before.
-        attempt: may be called several times.
     """
-    while True:
-        try:
-            return attempt()
-        except (RuntimeError, MemoryError) as error:
-            largest = classifier.largest_pass or n
-            if not is_out_of_memory(error) or largest <= 1:
-                raise
-        bound_passes(classifier, (largest + 1) // 2)
-        print(f"robench: out of memory; going on with at most {classifier.largest_pass} images a pass", file=sys.stderr)
+    trial = Try(classifier, n)
+    yield trial
+    while trial.ran_out:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        trial = Try(classifier, n)
+        yield trial
+
+
+def retry_in_smaller_passes(classifier: Classifier, n: int, attempt: Callable[[], T]) -> T:
+    """What ``attempt`` returns, which may be called several times; see ``smaller_passes``."""
+    for trial in smaller_passes(classifier, n):
+        with trial:
+            result = attempt()
+    return result
 
 
 def peak_bytes(device: torch.device) -> int:
