@@ -17,7 +17,7 @@ from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from robench.digest import digest_tensors, owner_of
+from robench.digest import codes_of, digest_tensors, owner_of
 
 INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 HERE = str(Path(__file__).parent)
@@ -146,9 +146,9 @@ class _Walk:
         said = f"{fn.__qualname__} {hashlib.sha256(text).hexdigest()}" if text is not None else fn.__qualname__
         if text is None or not _says(text, fn.__code__):
             said += self.of(fn.__code__)
-        names = sorted({name for code in _codes(fn.__code__) for name in code.co_names} & fn.__globals__.keys())
+        names = sorted({name for code in codes_of(fn.__code__) for name in code.co_names} & fn.__globals__.keys())
         named = {name: fn.__globals__[name] for name in names if not name.startswith("__")}
-        imported = [self._imported(name) for code in _codes(fn.__code__) for name in _imports(code)]
+        imported = [self._imported(name) for code in codes_of(fn.__code__) for name in _imports(code)]
         return f"{said} {self.of([cells, fn.__defaults__, fn.__kwdefaults__, named, imported])}"
 
     def _class(self, cls: type) -> str:
@@ -234,21 +234,13 @@ def _content(cell: Any) -> Any:
         return None
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    """A function's code, and that of every function inside it."""
-    yield code
-    for each in code.co_consts:
-        if isinstance(each, CodeType):
-            yield from _codes(each)
-
-
 def _says(text: bytes, code: CodeType) -> bool:
     """Whether a file's text is what a loaded code was made from: it may have been changed since."""
     try:
         whole = compile(text, code.co_filename, "exec", dont_inherit=True)
     except (SyntaxError, ValueError):
         return False
-    return any(each == code for each in _codes(whole) if each.co_firstlineno == code.co_firstlineno)
+    return any(each == code for each in codes_of(whole) if each.co_firstlineno == code.co_firstlineno)
 
 
 def _imports(code: CodeType) -> Iterator[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from types import BuiltinFunctionType, ModuleType
+from collections.abc import Iterator, Mapping
+from types import BuiltinFunctionType, CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,3 +49,11 @@ def owner_of(function: BuiltinFunctionType) -> Any:
     owner = getattr(function, "__self__", None)
     is_generator = type(owner).__module__.partition(".")[0] in ("random", "numpy") and hasattr(type(owner), "seed")
     return None if isinstance(owner, ModuleType | type) or is_generator else owner
+
+
+def codes_of(code: CodeType) -> Iterator[CodeType]:
+    """A function's code, and that of every function inside it, each before those inside."""
+    yield code
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from codes_of(each)

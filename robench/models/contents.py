@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robench.digest import digest_tensors, owner_of
+from robench.digest import codes_of, digest_tensors, owner_of
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(...), slice, range)
 OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks"}
@@ -196,11 +196,8 @@ def referred(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 def _names(code: types.CodeType) -> Iterator[tuple[str, str]]:
     """The names in a function's code and in the functions inside it, each once, with the operation."""
-    found = [(each.opname, each.argval) for each in dis.get_instructions(code) if each.opname in (*OF_OBJECTS, *OF_GLOBALS)]
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            found += _names(inner)
-    yield from dict.fromkeys(found)
+    steps = (each for part in codes_of(code) for each in dis.get_instructions(part))
+    yield from dict.fromkeys((each.opname, each.argval) for each in steps if each.opname in (*OF_OBJECTS, *OF_GLOBALS))
 
 
 def script_of(module: nn.Module) -> Any:
