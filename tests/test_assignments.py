@@ -24,6 +24,7 @@ ALLOWED = {
     ("models/classifier.py", "exact"): CLASSIFIER,
     ("models/classifier.py", "classifier"): CLASSIFIER,
     ("models/backbones.py", "backbone"): LAYERS,
+    ("models/backbones.py", "faster"): LAYERS,
     ("audit/cheats.py", "part"): LAYERS,
     ("models/programs.py", "module"): "exported programs refuse eval(), and have a mode all the same",
     ("evaluation/guard.py", "module"): "an attack may have set the mode of any layer, also of those without eval()",

@@ -39,7 +39,7 @@ def _skip_padding_taps(model: nn.Module) -> None:
         for name, conv in list(parent.named_children()):
             if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.bias is None:
                 faster = SmallMapConv2d(conv.in_channels, conv.out_channels, 3, stride=conv.stride[0], padding=1, bias=False)
-                faster.register_parameter("weight", conv.weight)
+                faster.weight = conv.weight
                 parent.register_module(name, faster)
 
 
