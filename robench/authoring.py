@@ -15,7 +15,6 @@ from robench.types import NO_REWRITE, NORMS, Attack, AttackFn, PassOptions, Retu
 
 ARGUMENTS = ("model", "images", "labels", "threat", "seed")
 EXPECTED = f"({', '.join(ARGUMENTS)}), and parameters with defaults behind a *"
-RETURNS = (ReturnPolicy.LAST, ReturnPolicy.ANY, ReturnPolicy.FORWARD, ReturnPolicy.LATE)
 ATTRIBUTE = "robench_attack"
 
 
@@ -37,7 +36,7 @@ class Description:
 
     name: str = ""
     norms: tuple[str, ...] = NORMS
-    returns: str = ReturnPolicy.LAST
+    returns: ReturnPolicy = ReturnPolicy.LAST
     source: str = ""
     gradients: bool = True
     recorded: Mapping[str, Any] = field(default_factory=dict)
@@ -53,14 +52,20 @@ class Description:
             raise RobenchError(
                 f"an attack for the norms {', '.join(map(str, norms)) or 'of none'}; expected some of {', '.join(NORMS)}"
             )
-        if self.returns not in RETURNS:
-            raise RobenchError(
-                f"an attack that returns {self.returns!r}; expected one of {', '.join(RETURNS)}, see robench.types.ReturnPolicy"
-            )
+        object.__setattr__(self, "returns", _policy(self.returns))
         if not re.fullmatch(r"([\w.+-]+(\([^@]*\))*)?", self.name):
             raise RobenchError(
                 f"an attack called {self.name!r}; expected letters, digits and . + - _, since columns and folders are called so"
             )
+
+
+def _policy(returns: str) -> ReturnPolicy:
+    try:
+        return ReturnPolicy(returns)
+    except ValueError:
+        raise RobenchError(
+            f"an attack that returns {returns!r}; expected one of {', '.join(ReturnPolicy)}, see robench.types.ReturnPolicy"
+        ) from None
 
 
 FIELDS = frozenset(each.name for each in fields(Description))
@@ -85,7 +90,7 @@ def attack(
         RobenchError: an unknown norm, an odd name.
     """
     described = Description(
-        name=name, norms=tuple([norms] if isinstance(norms, str) else norms), returns=returns, source=source, gradients=gradients,
+        name=name, norms=tuple([norms] if isinstance(norms, str) else norms), returns=_policy(returns), source=source, gradients=gradients,
         recorded=recorded or {}, library=library, family=family,
     )  # fmt: skip
 

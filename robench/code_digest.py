@@ -12,6 +12,7 @@ import random
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
+from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -75,6 +76,8 @@ class _Walk:
         self._kept: list[Any] = []  # so that no id is used twice
 
     def of(self, value: Any) -> str:
+        if isinstance(value, StrEnum) and type(value).__module__.startswith("robench."):
+            value = value.value  # a word of robench's, such as ReturnPolicy.ANY, is the text that it is written as
         if isinstance(value, PLAIN):
             return f"{type(value).__name__} {value!r}"
         if id(value) not in self._said:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum, nonmember
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -256,6 +257,15 @@ class PassOptions:
 NO_REWRITE = PassOptions()
 
 
+class ReturnPolicy(StrEnum):
+    """Which of the adversarial images that an attack came across it returns; when a call may be cut short follows from it."""
+
+    LAST = "last"  # what it ends with, adversarial or not
+    ANY = "any"  # one that the model misclassified, if there was any
+    FORWARD = "forward"  # one that it classified without asking for a gradient, within eps to the last bit
+    LATE = "late"  # one that the model misclassified, but not if it came across it early
+
+
 @dataclass(frozen=True)
 class Attack:
     """One way to look for adversarial images, as the engine sees it.
@@ -287,7 +297,7 @@ class Attack:
     library: str
     source: str
     family: str
-    returns: str = "last"
+    returns: ReturnPolicy = ReturnPolicy.LAST
     prefix_of: str = ""
     crafting_target: CraftingTarget | None = None
     external_images: Tensor | None = None
@@ -318,15 +328,6 @@ class Attack:
     def identified(self, identity: AttackIdentity) -> Attack:
         """The same computation under another identity."""
         return replace(self, name=identity.name, library=identity.library, params=identity.to_params())
-
-
-class ReturnPolicy:
-    """Which of the adversarial images that an attack came across it returns; when a call may be cut short follows from it."""
-
-    LAST = "last"  # what it ends with, adversarial or not
-    ANY = "any"  # one that the model misclassified, if there was any
-    FORWARD = "forward"  # one that it classified without asking for a gradient, within eps to the last bit
-    LATE = "late"  # one that the model misclassified, but not if it came across it early
 
 
 class CraftingTarget(Protocol):
@@ -372,8 +373,11 @@ class Column:
     blind: bool = False
 
 
-class Outcome:
-    """What one attack did to one sample. Only ROBUST counts as robust; only BROKEN and MISCLASSIFIED as broken."""
+class Outcome(StrEnum):
+    """What one attack did to one sample. Only ROBUST counts as robust; only BROKEN and MISCLASSIFIED as broken.
+
+    Files and tables hold the strings.
+    """
 
     MISCLASSIFIED = "misclassified"  # wrong before any attack
     BROKEN = "broken"
@@ -382,8 +386,7 @@ class Outcome:
     INVALID = "invalid"  # the attack returned NaN, or left the box or the ball: says nothing about the model
     ERROR = "error"  # the attack raised: says nothing about the model
 
-    ALL = (MISCLASSIFIED, BROKEN, ROBUST, SKIPPED, INVALID, ERROR)
-    UNDECIDED = (INVALID, ERROR)
+    UNDECIDED = nonmember((INVALID, ERROR))
 
 
 @dataclass(frozen=True, eq=False)
@@ -491,15 +494,13 @@ class Checkpoint:
         return digest_tensors(self.weights)
 
 
-class Level:
-    """What a check says. UNKNOWN is a check whose experiment is missing; it never passes."""
+class Level(StrEnum):
+    """What a check says, the gravest first. UNKNOWN is a check whose experiment is missing; it never passes."""
 
-    PASS = "pass"
-    WARN = "warn"
     FAIL = "fail"
+    WARN = "warn"
     UNKNOWN = "unknown"
-
-    ALL = (FAIL, WARN, UNKNOWN, PASS)
+    PASS = "pass"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -520,7 +521,7 @@ class Finding:
     """
 
     check: str
-    level: str
+    level: Level
     says: str
     evidence: str
     source: str

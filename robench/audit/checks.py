@@ -50,7 +50,7 @@ def run_checks(evidence: Evidence) -> list[Finding]:
         finding = findings[place]
         level = Level.WARN if finding.level == Level.FAIL and p > CONFIDENCE else finding.level
         findings[place] = replace(finding, level=level, p_corrected=p, evidence=f"{finding.evidence}; corrected {p_text(p)}")
-    return sorted(findings, key=lambda finding: Level.ALL.index(finding.level))
+    return sorted(findings, key=lambda finding: list(Level).index(finding.level))
 
 
 def _probe_check(probe: str, statistic: str, **judged: Any) -> Callable[[Evidence], Finding]:

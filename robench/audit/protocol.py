@@ -38,7 +38,7 @@ def provenance(evidence: Evidence) -> Finding:
         else:
             level, text = Level.PASS, f"{external.column}: crafted on the evaluated weights {evidence.model[:12]}"
         sentences.append(text)
-        worst = min(worst, level, key=Level.ALL.index)
+        worst = min(worst, level, key=list(Level).index)
     words = {
         Level.FAIL: "the stored images attack something else than the judged model: their accuracy is transfer, not robustness",
         Level.UNKNOWN: "where the stored images come from is not known",

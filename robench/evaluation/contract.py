@@ -258,11 +258,11 @@ def closed_form(attack: Attack, threat: ThreatModel) -> ClosedForm:
     return ClosedForm(Claim(f"{threat.norm}: never below the closed form of a linear model", holds, said), reached=right == out_of)
 
 
-def _others(outcomes: list[str]) -> str:
+def _others(outcomes: list[Outcome]) -> str:
     invalid = sum(outcome in Outcome.UNDECIDED for outcome in outcomes)
     return f"({invalid} invalid)" if invalid else ""
 
 
-def _outcomes(attack: Attack, classifier: Classifier, images: Images, labels: Labels, threat: ThreatModel) -> list[str]:
+def _outcomes(attack: Attack, classifier: Classifier, images: Images, labels: Labels, threat: ThreatModel) -> list[Outcome]:
     adv_images = run_attack(attack, classifier, images.clone(), labels.clone(), threat)
     return judge(classifier, images, labels, adv_images, threat).outcomes

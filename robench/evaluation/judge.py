@@ -30,7 +30,7 @@ class Judgement:
         complaint: why images are invalid, or "".
     """
 
-    outcomes: list[str]
+    outcomes: list[Outcome]
     adv_pred: Tensor
     distance: Tensor
     margin: Tensor

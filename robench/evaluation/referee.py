@@ -55,7 +55,7 @@ class Referee:
 
     def __init__(
         self, images: Images, labels: Labels, threat: ThreatModel, *, classify: Callable[[Images], Logits],
-        cut: str = ReturnPolicy.LAST, taps: Iterable[int] = (), passes: Passes | None = None,
+        cut: ReturnPolicy = ReturnPolicy.LAST, taps: Iterable[int] = (), passes: Passes | None = None,
     ) -> None:  # fmt: skip
         self.images, self.labels, self.threat, self.cut, self.taps = images, labels, threat, cut, frozenset(taps)
         n = len(images)

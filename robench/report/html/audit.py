@@ -8,8 +8,6 @@ from robench.report.html.parts import Bar, Cell, Heading, Table
 from robench.report.tables import percent
 from robench.types import Level
 
-NAMES = {Level.FAIL: "fail", Level.WARN: "warn", Level.UNKNOWN: "unknown", Level.PASS: "pass"}
-
 
 def findings_context(content: dict[str, Any]) -> dict[str, Any]:
     """What a page shows of findings.json.
@@ -18,11 +16,11 @@ def findings_context(content: dict[str, Any]) -> dict[str, Any]:
         content: the file, as ``robench audit`` writes it.
 
     Raises:
-        KeyError, TypeError: it is another file.
+        KeyError, TypeError, ValueError: it is another file.
     """
     verdict, findings = content["verdict"], content["findings"]
     grave = [each for each in findings if each["level"] in (Level.FAIL, Level.WARN)]
-    counts = {level: sum(each["level"] == level for each in findings) for level in NAMES}
+    counts = {level: sum(each["level"] == level for each in findings) for level in Level}
     return {
         "word": verdict["word"],
         "line": content.get("line") or _line(verdict),
@@ -30,7 +28,7 @@ def findings_context(content: dict[str, Any]) -> dict[str, Any]:
         "steps": _steps(verdict),
         "grave": [each | {"honest": content.get("honest", {}).get(each["check"], "")} for each in grave],
         "checks": _checks(findings),
-        "counts": ", ".join(f"{number} {NAMES[level]}" for level, number in counts.items() if number),
+        "counts": ", ".join(f"{number} {level}" for level, number in counts.items() if number),
         "facts": [(name, str(text)) for name, text in content["about"].items() if name != "commands"],
         "commands": content["about"]["commands"],
         "verdict": verdict,
@@ -62,10 +60,10 @@ def _step(name: str, accuracy: float, before: float | None, kind: str = "") -> l
 
 
 def _checks(findings: list[dict[str, Any]]) -> Table:
-    order = list(NAMES)
+    order = list(Level)
     rows = [
         [
-            Cell(each["check"]), Cell(NAMES[each["level"]], order.index(each["level"]), kind=f"level {each['level']}"), Cell(each["says"]),
+            Cell(each["check"]), Cell(each["level"], order.index(each["level"]), kind=f"level {each['level']}"), Cell(each["says"]),
             Cell(each["evidence"]), Cell(each["source"]),
         ]
         for each in findings
