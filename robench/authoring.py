@@ -11,7 +11,8 @@ from typing import Any
 
 from robench.code_digest import digest_function, file_of, innermost
 from robench.identity import RESERVED
-from robench.types import NO_REWRITE, NORMS, Attack, AttackFn, PassOptions, ReturnPolicy, RobenchError
+from robench.norms import NORMS
+from robench.types import NO_REWRITE, Attack, AttackFn, PassOptions, ReturnPolicy, RobenchError
 
 ARGUMENTS = ("model", "images", "labels", "threat", "seed")
 EXPECTED = f"({', '.join(ARGUMENTS)}), and parameters with defaults behind a *"
@@ -35,7 +36,7 @@ class Description:
     """
 
     name: str = ""
-    norms: tuple[str, ...] = NORMS
+    norms: tuple[str, ...] = tuple(NORMS)
     returns: ReturnPolicy = ReturnPolicy.LAST
     source: str = ""
     gradients: bool = True
@@ -72,7 +73,7 @@ FIELDS = frozenset(each.name for each in fields(Description))
 
 
 def attack(
-    fn: Any = None, *, name: str = "", norms: str | Sequence[str] = NORMS, returns: str = ReturnPolicy.LAST, source: str = "",
+    fn: Any = None, *, name: str = "", norms: str | Sequence[str] = tuple(NORMS), returns: str = ReturnPolicy.LAST, source: str = "",
     gradients: bool = True, recorded: Mapping[str, Any] | None = None, library: Callable[[], str] | None = None, family: str = "",
 ) -> Any:  # fmt: skip
     """Describes the function below it as an attack. The function stays what it is; its keyword parameters are the attack's.

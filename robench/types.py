@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from robench.digest import digest_tensors
+from robench.norms import NORMS as GEOMETRIES
+from robench.norms import TOLERANCE as TOLERANCE
+from robench.norms import Norm, norm_named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,13 +24,7 @@ if TYPE_CHECKING:
     Labels = Tensor  # int64 (N,), main-task class in [0, n_classes)
     Logits = Tensor  # float32 (N, n_classes), before softmax
 
-NORMS = ("Linf", "L2", "L1")
-
-# 8/255 in float32 measures as eps + 1.9e-9, so the ball and the box are checked with this slack (absolute, in pixel units).
-TOLERANCE = 1e-6
-L2_TOLERANCE = 4e-6  # of eps: what rounding 150,528 pixels to float32 adds to a projected image's distance, measured up to 1.4e-6
-L1_TOLERANCE = 1e-4  # every pixel adds its rounding: 3,072 of them at most 2^-25 each, 9.2e-5
-
+NORMS = tuple(GEOMETRIES)
 
 # What a sample that survives AutoAttack standard costs it; a forward pass is 1 unit, a backward pass 2.
 AUTOATTACK_UNITS = 11_672
@@ -72,9 +69,16 @@ def format_eps(eps: float) -> str:
     return fraction if parse_eps(fraction) == eps else repr(eps)
 
 
-def norm_named(text: Any) -> Any:
-    """The norm that is meant, however it is written: ``linf``, ``l2``, ``inf``, ``2``; what names none is handed back."""
-    return {name.lower().removeprefix("l"): name for name in NORMS}.get(str(text).lower().removeprefix("l"), text)
+def parse_norm(text: Any) -> Norm:
+    """The norm that is meant, however it is written: ``Linf``, ``l2``, ``inf``, ``2``.
+
+    Raises:
+        RobenchError: there is no such norm.
+    """
+    name = norm_named(text)
+    if name not in tuple(GEOMETRIES):
+        raise RobenchError(f"unknown norm {name!r}; expected one of {', '.join(GEOMETRIES)}")
+    return GEOMETRIES[name]
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class ThreatModel:
     """What the adversary may do: move each image by at most ``eps`` in ``norm``, inside the box [0, 1].
 
     Attributes:
-        norm: "Linf", "L2" or "L1".
+        norm: "Linf", "L2" or "L1"; all that depends on it is ``geometry``'s.
         eps: radius in pixel units of [0, 1].
     """
 
@@ -90,25 +94,12 @@ class ThreatModel:
     eps: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "norm", norm_named(self.norm))
-        if self.norm not in NORMS:
-            raise RobenchError(f"unknown norm {self.norm!r}; expected one of {', '.join(NORMS)}")
+        object.__setattr__(self, "norm", parse_norm(self.norm).name)
         if not math.isfinite(self.eps) or self.eps < 0:
             raise RobenchError(f"eps {self.eps} is not a radius; expected a finite number >= 0")
-        if self.norm == "Linf" and self.eps > 1:
+        if self.eps > self.geometry.largest_eps:
             raise RobenchError(
-                f"eps {self.eps:g} is larger than the whole pixel range: eps is in pixel units of [0, 1]; "
-                f"did you mean {self.eps:g}/255?"
-            )
-        if self.norm == "L2" and self.eps > 50:
-            raise RobenchError(
-                f"eps {self.eps:g} in L2 is nearly as far as black from white at 32x32 (55.4): eps is in pixel units of "
-                f"[0, 1]; did you mean {self.eps:g}/255?"
-            )
-        if self.norm == "L1" and self.eps > 2500:
-            raise RobenchError(
-                f"eps {self.eps:g} in L1 is nearly as far as black from white at 32x32 (3,072): eps is in pixel units of "
-                f"[0, 1]; did you mean {self.eps:g}/255?"
+                f"eps {self.eps:g} {self.geometry.too_large}: eps is in pixel units of [0, 1]; did you mean {self.eps:g}/255?"
             )
 
     @classmethod
@@ -116,22 +107,19 @@ class ThreatModel:
         """A threat model from text such as ``("Linf", "8/255")``."""
         return cls(norm, parse_eps(eps))
 
+    @property
+    def geometry(self) -> Norm:
+        """The norm, with all that depends on it."""
+        return GEOMETRIES[self.norm]
+
     def distance(self, images: Images, adv_images: Images) -> Tensor:
         """Distance of each pair in ``norm``, float32 (N,)."""
-        delta = (adv_images.float() - images.float()).flatten(1)
-        if self.norm == "Linf":
-            return delta.abs().amax(1)
-        if self.norm == "L1":
-            return delta.abs().sum(1)
-        # In float32 the norm of 150,528 equal pixels is 1e-5 too large; MPS has no float64.
-        return (delta if delta.device.type == "mps" else delta.double()).norm(dim=1).float()
+        return self.geometry.distance(images, adv_images)
 
     @property
     def tolerance(self) -> float:
         """What may be measured beyond eps for rounding alone."""
-        if self.norm == "L2":
-            return max(TOLERANCE, L2_TOLERANCE * self.eps)
-        return L1_TOLERANCE if self.norm == "L1" else TOLERANCE
+        return self.geometry.tolerance(self.eps)
 
     def contains(self, images: Images, adv_images: Images) -> Tensor:
         """Which adversarial images lie in the ball around their image, bool (N,), within ``tolerance``."""

@@ -8,7 +8,6 @@ from robench.attacks import ATTACKS, AttackOptions, parse_columns
 from robench.attacks.restarts import with_restarts
 from robench.evaluation.contract import (
     SIZES,
-    WIDE,
     call_claims,
     clean_at_zero,
     closed_form,
@@ -19,6 +18,7 @@ from robench.evaluation.contract import (
 from robench.evaluation.run_folder import Chunk, chunk_seed
 from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
+from robench.norms import NORMS
 from robench.types import RobenchError, ThreatModel
 
 SHORT = {"pgd50-spsa": "pgd3-spsa", "pgd50-eot": "pgd10-eot", "square20000": "square200"}  # what costs most, with fewer steps
@@ -77,6 +77,7 @@ DEVICES = [
     "cpu",
     pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]),
 ]
+WIDE = {name: norm.wide_eps for name, norm in NORMS.items()}
 WIDE_IN = [
     *((name, WIDE["Linf"], "Linf") for name in ALL),
     *((name, WIDE["L2"], "L2") for name in ALL if name != "fgsm"),

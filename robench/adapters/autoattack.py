@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logging.getLogger("auto-attack").addHandler(logging.NullHandler())
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
+NORMS = ("Linf", "L2", "L1")  # that it is defined for
 L1_RESTARTS = 5  # of APGD on cross-entropy, which has one start in the other norms
 
 
@@ -47,7 +48,9 @@ STANDARD = {"version": "standard"}
 SQUARE = "Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049"
 
 
-@attack(name="apgd-ce", returns=ReturnPolicy.ANY, source=SOURCE, library=library, family="autoattack", recorded=STANDARD)
+@attack(
+    name="apgd-ce", norms=NORMS, returns=ReturnPolicy.ANY, source=SOURCE, library=library, family="autoattack", recorded=STANDARD
+)
 def apgd_ce(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int) -> Images:
     """The first stage of AutoAttack standard: APGD on cross-entropy."""
     standard = _standard(model, images, threat, seed)
@@ -55,7 +58,9 @@ def apgd_ce(model: nn.Module, images: Images, labels: Labels, threat: ThreatMode
     return _perturbed(standard.apgd, images, labels)
 
 
-@attack(name="apgd-t", returns=ReturnPolicy.ANY, source=SOURCE, library=library, family="autoattack", recorded=STANDARD)
+@attack(
+    name="apgd-t", norms=NORMS, returns=ReturnPolicy.ANY, source=SOURCE, library=library, family="autoattack", recorded=STANDARD
+)
 def apgd_t(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, n_targets: int = 9) -> Images:
     """The second: APGD on the targeted DLR loss.
 
@@ -67,7 +72,9 @@ def apgd_t(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel
     return _perturbed(standard.apgd_targeted, images, labels)
 
 
-@attack(name="fab-t", returns=ReturnPolicy.FORWARD, source=SOURCE, library=library, family="autoattack", recorded=STANDARD)
+@attack(
+    name="fab-t", norms=NORMS, returns=ReturnPolicy.FORWARD, source=SOURCE, library=library, family="autoattack", recorded=STANDARD
+)
 def fab_t(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, n_targets: int = 9) -> Images:
     """The third: targeted FAB, with as many targets as ``apgd_t``."""
     standard = _standard(model, images, threat, seed)
@@ -76,14 +83,21 @@ def fab_t(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel,
 
 
 @attack(
-    name="square", returns=ReturnPolicy.ANY, source=SOURCE, gradients=False, library=library, family="autoattack", recorded=STANDARD
+    name="square",
+    norms=NORMS,
+    returns=ReturnPolicy.ANY,
+    source=SOURCE,
+    gradients=False,
+    library=library,
+    family="autoattack",
+    recorded=STANDARD,
 )
 def square_stage(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int) -> Images:
     """The fourth: Square with 5,000 queries."""
     return _perturbed(_standard(model, images, threat, seed).square, images, labels)
 
 
-@attack(returns=ReturnPolicy.ANY, source=SQUARE, gradients=False, library=library, family="square")
+@attack(norms=NORMS, returns=ReturnPolicy.ANY, source=SQUARE, gradients=False, library=library, family="square")
 def square(model: nn.Module, images: Images, labels: Labels, threat: ThreatModel, seed: int, *, queries: int) -> Images:
     """AutoAttack's Square with another number of queries, on all images in one batch."""
     standard = _standard(model, images, threat, seed)

@@ -247,7 +247,7 @@ def in_norm(attack: Attack, name: str, context: Context) -> Attack:
     if context.threat.norm not in attack.norms:
         raise RobenchError(
             f"attack {name!r} is defined for {', '.join(attack.norms)} only, not for {context.threat.norm}; "
-            f"use {'autoattack' if context.threat.norm == 'L1' else 'pgd1 for a single step in another norm'}"
+            f"use {'pgd1 for a single step in another norm' if context.threat.geometry.has_pgd else context.threat.geometry.suite}"
         )
     return attack
 

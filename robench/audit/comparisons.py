@@ -18,6 +18,7 @@ from robench.audit.rules import (
     two,
     unknown,
 )
+from robench.norms import NORMS
 from robench.report.paired import paired
 from robench.report.tables import title
 from robench.types import Finding, Level
@@ -42,7 +43,7 @@ WHITE_BOX = (
 
 def one_step(evidence: Evidence) -> Finding:
     """Many small steps must break at least what one large step breaks."""
-    single = "fgsm" if evidence.norm == "Linf" else "pgd1"
+    single = NORMS[evidence.norm].single_step
     return two(
         evidence, "pgd20", single, best=False, warn=0.01, fail=0.0,
         says="a single step breaks more than twenty: the steps do not follow the loss", fine="twenty steps break what one breaks",

@@ -56,8 +56,7 @@ CALLABLE = frozenset((*FULL, *QUICK, "pgd50-eot", *(each.name for each in LADDER
 
 def panel(threat: ThreatModel, n_classes: int, *, quick: bool) -> list[Column]:
     """The columns at the audited radius."""
-    single = "fgsm" if threat.norm == "Linf" else "pgd1"
-    names = [single, *(name for name in (QUICK if quick else FULL) if n_classes >= 3 or name != "pgd50-dlr")]
+    names = [threat.geometry.single_step, *(name for name in (QUICK if quick else FULL) if n_classes >= 3 or name != "pgd50-dlr")]
     columns = parse_columns(",".join(names), threat, n_classes)
     return columns if quick else columns + parse_columns("pgd20", threat, n_classes, AttackOptions(restarts=RESTARTS))
 
@@ -82,11 +81,10 @@ def _on_what_is_left(name: str, stages: list[Attack], broken: np.ndarray) -> Col
 
 def grid(threat: ThreatModel, image_shape: tuple[int, int, int], *, quick: bool) -> dict[str, tuple[ThreatModel, tuple[str, ...]]]:
     """The other radii, and what runs there: half, double and four times eps, half of the pixel range, and all of it."""
-    side = 1.0 if threat.norm == "Linf" else float(np.prod(image_shape)) ** 0.5
+    side = threat.geometry.diameter(image_shape)
     radii = {"half": threat.eps / 2, "x2": 2 * threat.eps, "x4": 4 * threat.eps, "large": side / 2, "unbounded": side}
-    most = 1.0 if threat.norm == "Linf" else 50.0
     wanted = QUICK_GRID if quick else GRID
-    return {at: (ThreatModel(threat.norm, min(radii[at], most)), names) for at, names in wanted.items()}
+    return {at: (ThreatModel(threat.norm, min(radii[at], threat.geometry.largest_eps)), names) for at, names in wanted.items()}
 
 
 class CalledFor(NamedTuple):

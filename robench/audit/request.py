@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robench.models.multihead import MAIN_HEAD
-from robench.types import Dataset, RobenchError
+from robench.types import Dataset, RobenchError, parse_norm
 
 PROTOCOLS = ("white-box", "transfer", "unknown")
 SAMPLES, QUICK_SAMPLES, GRID_SAMPLES = 1000, 200, 250
@@ -50,10 +50,11 @@ class AuditRequest:
             )
         if self.protocol not in PROTOCOLS:
             raise RobenchError(f"`protocol={self.protocol!r}`: expected one of {', '.join(PROTOCOLS)}")
-        if self.norm == "L1":
+        norm = parse_norm(self.norm)
+        if not norm.has_pgd:
             raise RobenchError(
-                "`norm=L1`: an audit compares attacks of many kinds, of which only AutoAttack's are defined in L1; "
-                "`robench attack --norm L1` measures what survives them"
+                f"`norm={norm.name}`: an audit compares attacks of many kinds, of which only AutoAttack's are defined in {norm.name}; "
+                f"`robench attack --norm {norm.name}` measures what survives them"
             )
         if self.budget < 0:
             raise RobenchError(f"`budget={self.budget:g}`: expected a multiple of AutoAttack's cost, 0 or more")

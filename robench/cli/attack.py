@@ -10,7 +10,7 @@ import click
 
 from robench.cli.group import hint, main, norm_option, print_run, shared
 from robench.cli.model_options import model_options
-from robench.types import ExternalModel
+from robench.types import ExternalModel, parse_norm
 
 
 @main.command()
@@ -125,7 +125,7 @@ def _next_step(
     **_: Any,
 ) -> str:
     """What to do with a number: an attack says what it could not break, an audit whether to believe it."""
-    if norm == "L1":
+    if not parse_norm(norm).has_pgd:
         return "verdicts, figures and the command to repeat it lie beside the report; `robench report RUN` writes them again"
     named = ["--ckpt", str(ckpt)] if ckpt is not None else model.options if model is not None else []
     given = {

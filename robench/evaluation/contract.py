@@ -18,15 +18,13 @@ from robench.evaluation.judge import in_box, judge
 from robench.evaluation.linear import linear_case
 from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
-from robench.types import Attack, Outcome, ThreatModel
+from robench.types import Attack, Outcome, ThreatModel, parse_norm
 
 if TYPE_CHECKING:
     from robench.types import Images, Labels
 
 SIZES = (1, 3, 8)
 N_CLASSES = 10
-WIDE = {"Linf": 0.2, "L2": 1.5, "L1": 12.0}  # wide enough that most samples break soon, which is what ends Square and FAB
-NARROW = {"Linf": 0.02, "L2": 0.1, "L1": 0.1}
 
 MakeAttack = Callable[[ThreatModel], Attack]  # its parameters may follow from the threat model
 
@@ -53,7 +51,8 @@ class AttackRaised(Exception):
 def check_contract(make: MakeAttack, norms: tuple[str, ...], device: str = "cpu") -> Iterator[Claim]:
     """Every claim in every norm, one after the other; an attack that raises breaks the claim that asked it."""
     for norm in norms:
-        wide, narrow, nothing = (ThreatModel(norm, eps) for eps in (WIDE[norm], NARROW[norm], 0.0))
+        geometry = parse_norm(norm)
+        wide, narrow, nothing = (ThreatModel(norm, eps) for eps in (geometry.wide_eps, geometry.narrow_eps, 0.0))
         for size in SIZES:
             yield from _tried(partial(call_claims, make(wide), wide, size, device), f"{norm}, batch of {size}")
         for about, check in (
@@ -180,7 +179,7 @@ def _returned(adv_images: Any, images: Images, threat: ThreatModel, where: str) 
     adv_images = adv_images.detach().to(images)
     low, high = float(adv_images.min()), float(adv_images.max())
     # To the last bit where rounding does not add up; a NaN is in no box.
-    boxed = bool(in_box(adv_images).all()) if threat.norm == "L1" else low >= 0 and high <= 1
+    boxed = low >= 0 and high <= 1 if threat.geometry.exact_box else bool(in_box(adv_images).all())
     farthest, near = float(threat.distance(images, adv_images).max()), bool(threat.contains(images, adv_images).all())
     return [
         first,

@@ -16,7 +16,8 @@ from robench.digest import digest_tensors
 from robench.evaluation.packed_images import read_packed
 from robench.evaluation.run_folder import keeps_images, read_chunk, read_run, split
 from robench.identity import AttackIdentity, ImagesOfFile, ImagesOfRun, SourceModel
-from robench.types import NORMS, Attack, Column, Dataset, RobenchError
+from robench.norms import NORMS
+from robench.types import Attack, Column, Dataset, RobenchError
 
 LIBRARY = "stored images"
 # torchattacks' save, RobustBench's and AutoAttack's scripts, and names that people give.
@@ -48,7 +49,7 @@ def external_column(source: str, dataset: Dataset, n: int) -> Column:
     if shape != dataset.images.shape[1:]:
         raise RobenchError(f"--adv {source}: images of shape {shape}, {dataset.name} has {dataset.image_shape}")
     attack_of = Attack(
-        name=identity.name, fn=_never, norms=NORMS, gradients=False, params=identity.to_params(), library=identity.library,
+        name=identity.name, fn=_never, norms=tuple(NORMS), gradients=False, params=identity.to_params(), library=identity.library,
         source=Path(source).name, family="stored", external_images=made.images,
     )  # fmt: skip
     return Column(identity.name, (attack_of,), is_cascade=False)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robench.norms import NORMS
+
 if TYPE_CHECKING:
     from robench.types import Images, Labels
 
@@ -56,8 +58,7 @@ def radii_of(weight: Tensor, points: Tensor, labels: Labels, norm: str) -> Tenso
     """Distance of each point to the nearest decision boundary of ``weight @ point``, for correctly classified points."""
     logits = points @ weight.T
     differences = weight[labels][:, None] - weight[None]
-    size = {"Linf": differences.abs().sum(2), "L2": differences.norm(dim=2), "L1": differences.abs().amax(2)}[norm]
-    radii = (logits.gather(1, labels[:, None]) - logits) / size
+    radii = (logits.gather(1, labels[:, None]) - logits) / NORMS[norm].dual(differences)
     radii = radii.scatter(1, labels[:, None], float("inf")).amin(1)
     assert (radii > 0).all()
     return radii

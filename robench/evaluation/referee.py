@@ -120,8 +120,7 @@ class Referee:
         if self.cut == ReturnPolicy.ANY:
             self._decided[places] = True
         elif self.cut == ReturnPolicy.FORWARD and not for_gradient:
-            # In L2 and L1 the last bits depend on how the norm is summed up, so that what is too near to call is left to the attack.
-            eps = self.threat.eps * {"Linf": 1, "L2": 1 - 1e-5, "L1": 1 - 1e-5}[self.threat.norm]
+            eps = self.threat.eps * self.threat.geometry.surely_inside
             self._decided[places[distance <= eps]] = True
 
     def _match(self, queries: Images) -> Tensor:
@@ -139,11 +138,10 @@ class Referee:
 
     def _near(self, probed: Tensor, places: Tensor) -> Tensor:
         apart = (probed - self._probed[places.clamp(min=0)]).abs()
-        return (apart.sum(1) if self.threat.norm == "L1" else apart.amax(1)) <= self.threat.eps + self.threat.tolerance
+        return self.threat.geometry.at_least(apart) <= self.threat.eps + self.threat.tolerance
 
     def _search(self, probed: Tensor) -> Tensor:
-        # A sparse perturbation may turn one pixel from black to white.
-        places = torch.cdist(probed, self._probed, p=1.0 if self.threat.norm == "L1" else float("inf")).argmin(1)
+        places = self.threat.geometry.pairs_at_least(probed, self._probed).argmin(1)
         return torch.where(self._near(probed, places), places, -1)
 
     def _confirm(self) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from robench.evaluation.results import Results, failing
 from robench.evaluation.run_folder import CLEAN
+from robench.norms import NORMS
 from robench.report.trained import trained_and_evaluated, training_facts
 
 READING = (
@@ -20,11 +21,6 @@ READING = (
     "after that stage. `attack@model` is a transfer attack: crafted on that other model. Passes "
     "are counted in samples; the check of every adversarial image by robench itself is not among them."
 )
-MOVES = {
-    "Linf": "every pixel value may move by at most {eps}",
-    "L2": "the image may move by at most {eps} in Euclidean distance",
-    "L1": "the changes of all pixel values may add up to at most {eps}",
-}
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,9 @@ def commands(results: Results) -> list[str]:
 
 def threat_text(threat: dict) -> str:
     """What the adversary may do, in words."""
-    return MOVES.get(threat["norm"], f"the image may move by at most {{eps}} in {threat['norm']}").format(eps=threat["eps_text"])
+    norm = threat["norm"]
+    moves = NORMS[norm].moves if norm in NORMS else f"the image may move by at most {{eps}} in {norm}"
+    return moves.format(eps=threat["eps_text"])
 
 
 def inline(values: dict) -> str:

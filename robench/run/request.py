@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from robench.attacks import Asked, AttackOptions
 from robench.models.multihead import MAIN_HEAD
-from robench.types import Dataset, PassOptions, RobenchError, ThreatModel, norm_named, parse_eps
+from robench.types import Dataset, PassOptions, RobenchError, ThreatModel, norm_named, parse_eps, parse_norm
 
 DEFAULT_CHUNK = 250
-DEFAULT_SUITE = {"Linf": "pgd20,autoattack", "L2": "pgd20,autoattack", "L1": "autoattack"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def default_suite(norm: str) -> str:
     Raises:
         RobenchError: there is no such norm.
     """
-    return DEFAULT_SUITE[ThreatModel(norm, 0).norm]
+    return parse_norm(norm).suite
 
 
 def parse_chunk(text: str) -> int:

@@ -17,7 +17,7 @@ from robench.report.markdown import aligned
 from robench.report.sweeps import curve_table, eps_curve, steps_curve, write_curves
 from robench.run.attack import attack
 from robench.run.request import DEFAULT_CHUNK, AttackRequest
-from robench.types import ExternalModel, RobenchError, ThreatModel, format_eps, parse_eps
+from robench.types import ExternalModel, RobenchError, ThreatModel, format_eps, parse_eps, parse_norm
 
 DEFAULT_STEPS = (1, 2, 5, 10, 20, 50, 100)
 SHARES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0)  # of the data set's own radius: 0 to 16/255 where that is 8/255
@@ -40,7 +40,7 @@ class SweepRequest:
     @property
     def suite(self) -> Asked:
         """The attacks of the curve against eps."""
-        return self.attack.suite or ("apgd-ce" if self.attack.norm == "L1" else "pgd20")
+        return self.attack.suite or parse_norm(self.attack.norm).curve_attack
 
     def folder_name(self, name: str) -> str:
         """``sweep-<checkpoint>``, and behind it whatever differs from the defaults."""
@@ -138,13 +138,13 @@ def _radii(request: SweepRequest, options: dict[str, Any]) -> list[float]:
 
 
 def _steps(request: SweepRequest) -> list[int]:
-    """Ascending; none where only radii are asked for, and none by default in L1, where there is no PGD.
+    """Ascending; none where only radii are asked for, and none by default where there is no PGD, as in L1.
 
     Raises:
         RobenchError: a number of steps is none.
     """
     if request.steps is None:
-        return [] if request.eps is not None or request.attack.norm == "L1" else list(DEFAULT_STEPS)
+        return [] if request.eps is not None or not parse_norm(request.attack.norm).has_pgd else list(DEFAULT_STEPS)
     texts = [text.strip() for text in request.steps.split(",") if text.strip()]
     if not texts or not all(text.isdecimal() and int(text) > 0 for text in texts):
         raise RobenchError(f"`steps={request.steps!r}`: expected numbers of steps above 0, separated by commas, such as 1,10,100")
