@@ -5,7 +5,7 @@ ROBENCH := $(VENV)/bin/robench
 
 DEMO_TRAIN := --dataset digits --backbone small --batch-size 64 --lr 5e-3
 DEMO_ATTACK := --suite fgsm,pgd7,pgd20,pgd50,autoattack --n 100
-API := $(addprefix robench.,run.attack run.evaluate run.request run.plan run.execute run.verify types norms authoring checkpoint attacks.registry attacks.suites evaluation.contract attacks.nearest attacks.descent data models.classifier models.rewrite \\
+API := $(addprefix robench.,run.attack run.evaluate run.request run.plan run.execute run.verify types norms authoring checkpoint attacks.registry attacks.suites evaluation.contract attacks.nearest attacks.descent data models.classifier models.rewrite \
 	evaluation.engine evaluation.judge evaluation.referee audit audit.checks report.tables report.anytime training)
 BENCH_MODEL := checkpoints/paper/cifar10-single-0.safetensors
 BENCH_TRAINED := checkpoints/paper/cifar10-single-nfgsm-0.safetensors

@@ -333,7 +333,7 @@ def test_images_that_cannot_be_read_are_refused_with_the_remedy(given, said, ima
 
 
 def test_missing_labels_are_asked_for(images):
-    with pytest.raises(RobenchError, match="labels are missing.*labels="):
+    with pytest.raises(RobenchError, match="labels are missing.*give `labels`"):
         quiet(Linear(), images)
 
 
@@ -375,7 +375,7 @@ def test_a_missing_normalisation_is_named(images):
             return self.logits(images)
 
     right = Normalised()((images - 0.5) / 0.5).argmax(1)
-    assert "--mean" in warned(Normalised(), images, right)
+    assert "give `mean=0.5,0.5,0.5` `std=0.5,0.5,0.5`" in warned(Normalised(), images, right)
 
 
 def test_a_result_draws_itself_in_a_notebook(images, labels):

@@ -283,7 +283,7 @@ def test_verify_confirms_a_run_and_catches_other_weights(checkpoint, tmp_path):
     run = tmp_path / "run"
     command = ["attack", "--ckpt", checkpoint, "--suite", "pgd7", "--n", 30, "--threads", 1, "--out", run]
     assert call(*command).exit_code == 0
-    assert_one_clear_message(call("verify", run), "has no stored adversarial images; run the same `robench attack` with --save-adv")
+    assert_one_clear_message(call("verify", run), "has no stored adversarial images; run the same `robench attack --save-adv`")
     assert call(*command, "--save-adv").exit_code == 0
     result = call("verify", run)
     assert result.exit_code == 0 and "every broken sample is broken again" in result.stdout.splitlines()[-1]

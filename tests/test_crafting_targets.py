@@ -167,7 +167,7 @@ def test_a_retrained_head_that_images_are_crafted_on_makes_other_columns(checkpo
         (
             "contrastive",
             {"head": "projection", "attack_heads": "projection"},
-            "'projection': digits has labels for main, coarse only",
+            "`head='projection'`: digits has labels for main, coarse only",
         ),
         ("single", {"head": "coarse", "attack_heads": "coarse"}, "has no head 'coarse' that classifies; it has main"),
     ],
@@ -356,7 +356,7 @@ def test_verify_catches_an_image_that_is_not_adversarial_for_these_weights(kept,
 
 
 def test_verify_needs_kept_images(checkpoints, tmp_path):
-    with pytest.raises(RobenchError, match="has no stored adversarial images; run the same `robench attack` with --save-adv first"):
+    with pytest.raises(RobenchError, match="has no stored adversarial images; run the same `robench attack --save-adv` first"):
         verify(attacked(checkpoints["single"], tmp_path / "run", "pgd7"), threads=1)
 
 

@@ -51,7 +51,7 @@ def test_absent_cifar_without_network_names_the_ways_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", offline)
     with pytest.raises(
-        RobenchError, match=r"cannot be downloaded: Network is unreachable. Ways out: \(1\).*\(2\).*--data-dir.*\(3\).*digits"
+        RobenchError, match=r"cannot be downloaded: Network is unreachable. Ways out: \(1\).*\(2\).*`data_dir`.*\(3\).*digits"
     ):
         load_dataset("cifar10", "test", tmp_path)
     assert not list((tmp_path).rglob("data_batch*"))

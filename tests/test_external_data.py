@@ -74,7 +74,7 @@ def test_gray_images_labels_in_a_column_and_classes_without_names(file, pixels, 
         ),
         (
             {"images": lambda a: (a / 255.0 - 0.5) / 0.25},
-            r"look normalised already: store them as they were before.*--mean and --std",
+            r"look normalised already: store them as they were before.*`mean` and `std`",
         ),
         ({"images": lambda a: a / 250.0}, r"range from 0 to 1.02, expected floats in \[0, 1\]: clip or scale them"),
         ({"images": lambda a: np.where(a > 9, np.nan, a / 255.0)}, "hold NaN or infinity"),

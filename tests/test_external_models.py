@@ -423,7 +423,9 @@ def test_python_takes_normalisation_and_head_too(digits):
     labels = normalised(eval_of(nets.tiny()))(images).argmax(1)
     found = robench.evaluate(nets.several_tuple(), images, labels, suite="fgsm", mean=MEAN, std=STD, head=1, device="cpu")
     assert found.summary.set_index("attack").loc["clean", "robust_accuracy"] == 1
-    with pytest.raises(RobenchError, match=r"a tuple of 2 \(0: float32 \(1, 3\), 1: float32 \(1, 10\)\).*head="):
+    with pytest.raises(
+        RobenchError, match=r"a tuple of 2 \(0: float32 \(1, 3\), 1: float32 \(1, 10\)\).*name one with `head`, such as `head=0`"
+    ):
         robench.evaluate(nets.several_tuple(), images, labels, suite="fgsm", device="cpu")
 
 

@@ -1,6 +1,7 @@
 """Messages name parameters: as Python does for Python callers, as options on the command line."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -19,8 +20,7 @@ PACKAGE = Path(robench.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 COMMAND = re.compile(r"`[^`]*\b(?:robench|torchrun|pip) [^`]*`")  # a command to run, named in full
 NAMED = re.compile(r"`([a-z][a-z_]*)(?:=[^`]*)?`")
-COLUMNS = {"broken", "union", "stored"}  # that reports set as code
-YET_TO_COME = ("models", "data", "evaluation")  # these speak options still
+AS_CODE = {"broken", "union", "stored", "version"}  # columns of reports, and an attribute that a function may have
 # What builds a command line, or is a command's own page.
 EXCEPTED = {
     "types.py": {"--weights", "--model", "--trust", "--weights-dtype", "--"},  # OwnModel.options
@@ -28,6 +28,7 @@ EXCEPTED = {
     "interchange/bundle.py": {"--ckpt", "--dataset"},  # the command that verifies a bundle
     "audit/selftest.py": {"--self-test"},  # the command, as an audit records it
     "adapters/robustbench.py": {"--force-reinstall", "--no-deps"},  # of pip
+    "evaluation/environment.py": {"--always", "--dirty", "--abbrev"},  # of git
     "doctor.py": {"--force-reinstall", "--upgrade", "--precision", "--data-dir"},  # of pip, and what `robench doctor` prints
 }
 
@@ -52,7 +53,7 @@ def texts(path):
 def modules():
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
-        if not name.startswith(("cli/", *(f"{each}/" for each in YET_TO_COME))):
+        if not name.startswith("cli/"):
             yield name, list(texts(path))
 
 
@@ -82,17 +83,17 @@ def parameters():
                 yield node.target.id
 
 
-def test_every_name_in_a_message_is_a_parameter_and_an_option_of_a_command():
+def test_every_name_in_a_message_is_a_parameter_and_an_option_of_a_command_or_an_argument_of_evaluate():
     options = {
         name
         for command in main.commands.values()
         for parameter in command.params
         for name in (parameter.name, *(option[2:].replace("-", "_") for option in parameter.opts))
     }
-    known = options & set(parameters())
+    known = (options & set(parameters())) | set(inspect.signature(robench.evaluate).parameters)
     named = [(where, name) for where, said in modules() for text in said for name in NAMED.findall(text)]
-    assert len(named) > 50
-    assert not [(where, name) for where, name in named if name not in known | COLUMNS]
+    assert len(named) > 100
+    assert not [(where, name) for where, name in named if name not in known | AS_CODE]
 
 
 @click.command()
@@ -137,6 +138,12 @@ def test_a_command_shows_a_parameter_as_its_own_option(message, shown):
             ("train", "--arch", "single", "--dataset", "digits", "--temperature", "1"),
             "--temperature has no meaning for arch 'single'",
         ),
+        (("attack", "--model", "what is this", "--dataset", "digits"), "--model 'what is this': expected one of FILE.py:FACTORY"),
+        (
+            ("attack", "--model", "torchvision:resnet18", "--dataset", "digits"),
+            "would be random: add --weights FILE, its state dict",
+        ),
+        (("train", "--arch", "single", "--dataset", __file__), f"--dataset {__file__}: expected a folder of images per class"),
         (("sweep", "--ckpt", "x", "--eps", "0"), "--eps '0': expected radii above 0"),
         (("sweep", "--ckpt", "x", "--eps", "far"), "--eps 'far' is not a number"),
     ],
@@ -147,10 +154,21 @@ def test_the_command_line_is_told_of_options(arguments, message):
     assert message in done.stderr and "`" not in done.stderr.replace("`robench list models`", "")
 
 
+def test_the_list_of_models_names_options():
+    shown = CliRunner().invoke(main, ["list", "models"]).stdout
+    assert "a model of timm, with --weights FILE\n" in shown and "(.pt2), with --trust\n" in shown and "`" not in shown
+
+
 def test_python_is_told_of_parameters():
     with pytest.raises(RobenchError, match="^`step_size=2` with eps 0.1: expected a step above 0"):
         parse_columns("pgd2", ThreatModel("Linf", 0.1), 10, AttackOptions(step_size=2.0))
     with pytest.raises(RobenchError, match="^`mean` has 3 values and `std` 0; give both"):
         robench.evaluate(lambda images: images.flatten(1), torch.rand(2, 3, 8, 8), [0, 1], mean=(0.5, 0.5, 0.5))
+    with pytest.raises(RobenchError, match="^labels are missing: a Tensor brings none; give `labels`$"):
+        robench.evaluate(lambda images: images.flatten(1), torch.rand(2, 3, 8, 8))
+    with pytest.raises(RobenchError, match="^`device=abacus` cannot be used here"):
+        robench.evaluate(lambda images: images.flatten(1), torch.rand(2, 3, 8, 8), [0, 1], device="abacus")
+    with pytest.raises(RobenchError, match="name one with `head`, such as `head=logits`$"):
+        robench.evaluate(lambda images: {"logits": images.flatten(1)}, torch.rand(2, 3, 8, 8), [0, 1])
     with pytest.raises(RobenchError, match="^eps 8 is larger than the whole pixel range.* did you mean 8/255"):
         ThreatModel("Linf", 8)

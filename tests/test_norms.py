@@ -18,7 +18,7 @@ from robench.evaluation.judge import judge
 from robench.models.classifier import Classifier
 from robench.norms import NORMS, Linf
 from robench.report.metadata import threat_text
-from robench.request import AttackRequest, default_suite
+from robench.run.request import AttackRequest, default_suite
 from robench.sweep import SweepRequest
 from robench.types import NORMS as NAMES
 from robench.types import Column, Outcome, RobenchError, RunSpec, ThreatModel, parse_norm

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from robench.evaluation.device import use_device
 from robench.evaluation.environment import command_line, describe_environment
 from robench.evaluation.results import Results
 from robench.models.subject import Subject, subject_of
-from robench.run.inputs import load_inputs, print_remarks, refuse_unnamed
+from robench.run.inputs import load_inputs, refuse_unnamed, tell_remarks, warn_on_stderr
 from robench.types import Dataset, ExternalModel, Finding
 
 __all__ = ["Audit", "AuditRequest", "audit", "audit_subject"]
@@ -48,12 +48,13 @@ class Audit:
 def audit(
     request: AuditRequest, *, ckpt: Path | None = None, model: str | ExternalModel | None = None, dataset: str | None = None,
     data_dir: Path | None = None, device: str = "auto", threads: int | None = None, out: Path | None = None,
+    warn: Callable[[str], None] = warn_on_stderr,
 ) -> Audit:  # fmt: skip
     """Judges a robustness number of a checkpoint or of somebody's model; called again, it computes only what is missing.
 
     Args:
         request: what is to be judged, and how.
-        ckpt, model, dataset, data_dir, device, threads: as in ``robench.run.attack.attack``.
+        ckpt, model, dataset, data_dir, device, threads, warn: as in ``robench.run.attack.attack``.
         out: the audit's folder, ``reports/audit-<name>`` by default.
 
     Raises:
@@ -65,7 +66,7 @@ def audit(
     learn_from = load_dataset(inputs.name, "train", data_dir) if inputs.name in DATASETS else data
     with use_device(device, threads) as chosen:
         subject = subject_of(ckpt, model, data, chosen, request.head)
-        print_remarks(subject, data, request.samples(data))
+        tell_remarks(subject, data, request.samples(data), warn)
         folder = out or Path("reports") / request.folder_name(subject.name, data)
         return audit_subject(subject, data, request, folder, chosen, learn_from=learn_from, command=command_line())
 

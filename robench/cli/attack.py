@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from robench.cli.group import hint, main, norm_option, print_run, shared
+from robench.cli.group import hint, main, norm_option, print_run, shared, warn
 from robench.cli.model_options import model_options
 from robench.types import ExternalModel, parse_norm
 
@@ -105,8 +105,8 @@ def attack(
     _warn_of_clash()
     request = AttackRequest(asked_for, **asked, chunk=parse_chunk(chunk))
     run = run_attack(
-        request, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, out=out, ray=ray
-    )
+        request, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, out=out, ray=ray, warn=warn
+    )  # fmt: skip
     if run is None:
         hint("this process's share is finished; whoever finishes last writes the tables")
     else:

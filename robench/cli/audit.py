@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from robench.cli.group import main, norm_option, shared
+from robench.cli.group import main, norm_option, shared, warn
 from robench.cli.model_options import model_options
 from robench.types import ExternalModel
 
@@ -74,8 +74,8 @@ def audit(
     from robench.types import Level
 
     judged = run_audit(
-        AuditRequest(**asked), ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, out=out
-    )
+        AuditRequest(**asked), ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, out=out, warn=warn
+    )  # fmt: skip
     click.echo(verdict_line(judged.verdict).replace("**", ""))
     for finding in judged.findings:
         if finding.level in (Level.FAIL, Level.WARN):

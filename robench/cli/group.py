@@ -97,6 +97,11 @@ def hint(text: str) -> None:
     click.echo(f"robench: {in_options(text, context.command if context else None)}", err=True)
 
 
+def warn(text: str) -> None:
+    """A line like a hint, of something that looks wrong."""
+    hint(f"warning: {text}")
+
+
 def print_run(run: Path, least: float | None = None, next_step: str = "") -> None:
     """The table, what failed, and last the report's path; on stderr what to do next.
 

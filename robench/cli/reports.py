@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from robench.cli.group import hint, main, print_run
+from robench.cli.group import hint, in_options, main, print_run
 
 KINDS = ("attacks", "suites", "datasets", "archs", "models")
 CHECKPOINTS = "checkpoints"
@@ -102,7 +102,7 @@ def _known(kind: str) -> dict[str, str]:
     if kind == "models":
         from robench.models.sources import SOURCES
 
-        return {shown: source.about for shown, source in SOURCES.items()}
+        return {shown: in_options(source.about, main.commands["attack"]) for shown, source in SOURCES.items()}
     if kind == "archs":
         from robench.training.objectives import OBJECTIVES
 

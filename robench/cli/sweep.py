@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from robench.cli.group import hint, main, norm_option, shared
+from robench.cli.group import hint, main, norm_option, shared, warn
 from robench.cli.model_options import model_options
 from robench.types import ExternalModel
 
@@ -48,8 +48,8 @@ def sweep(
 
     request = SweepRequest(AttackRequest(**asked, chunk=parse_chunk(chunk)), eps, steps)
     curves = run_sweep(
-        request, out=out, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, ray=ray
-    )
+        request, out=out, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, ray=ray, warn=warn
+    )  # fmt: skip
     if curves is None:
         hint("this process's share is finished; whoever finishes last writes the curves")
         return

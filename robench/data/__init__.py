@@ -112,7 +112,7 @@ def load_dataset(name: str, split: str = "test", data_dir: str | Path | None = N
     if external is not None:
         return external.load(split, Path(name))
     if Path(name).is_file():
-        raise RobenchError(f"--dataset {name}: expected a folder of images per class, a folder of parquet files, or a .npz file")
+        raise RobenchError(f"`dataset={name}`: expected a folder of images per class, a folder of parquet files, or a .npz file")
     raise RobenchError(
         f"unknown dataset {name!r}{did_you_mean(name, DATASETS)}; `robench list datasets` shows all {len(DATASETS)}, and a path to "
         "a folder with one sub-folder of images per class, or to a .npz file, works too"

@@ -72,7 +72,7 @@ def _floats(pixels: np.ndarray, named: str) -> np.ndarray:
         pixels = pixels.clip(0, 1)
     elif low < 0 or high > 1:
         remedy = (
-            "they look normalised already: store them as they were before, and give the normalisation with --mean and --std"
+            "they look normalised already: store them as they were before, and give the normalisation with `mean` and `std`"
             if low < 0
             else "they look like 0 to 255: store them as uint8, or divide by 255"
             if high <= 255 and high > 2

@@ -86,8 +86,8 @@ def _read(folder: Path, file: str, md5: str) -> dict:
 def _download(official: Any, name: str, data_dir: Path, missing: list[str]) -> None:
     """Fetches and unpacks the official archive; the files appear only once the archive has the published MD5."""
     ways_out = (
-        f"(1) on a machine with network, download {official.url} and unpack it into {data_dir}; (2) point --data-dir or "
-        f"$ROBENCH_DATA at a folder that has {official.base_folder}/; (3) use --dataset digits, which needs no download"
+        f"(1) on a machine with network, download {official.url} and unpack it into {data_dir}; (2) point `data_dir` or "
+        f"$ROBENCH_DATA at a folder that has {official.base_folder}/; (3) use `dataset=digits`, which needs no download"
     )
     try:
         data_dir.mkdir(parents=True, exist_ok=True)

@@ -141,7 +141,7 @@ def _labels(labels: Any, n: int) -> Labels:
     array = _label_array(labels)
     if array.dtype == object or array.dtype.kind in "US":
         raise RobenchError(
-            f"labels are {type(array.flat[0]).__name__ if array.size else 'nothing'}; expected integers, and names under classes="
+            f"labels are {type(array.flat[0]).__name__ if array.size else 'nothing'}; expected integers, and names under `classes`"
         )
     if array.ndim == 2 and array.shape[1] > 1 and len(array) == n and _is_one_hot(array):
         array = array.argmax(1)
@@ -179,7 +179,7 @@ class Labelled(NamedTuple):
 def _labelled(source: Any) -> Labelled:
     """Of what yields both, batch by batch or one by one."""
     if isinstance(source, Tensor | np.ndarray) or (not isinstance(source, Iterable) and not hasattr(source, "__getitem__")):
-        raise RobenchError(f"labels are missing: a {type(source).__name__} brings none; give labels=")
+        raise RobenchError(f"labels are missing: a {type(source).__name__} brings none; give `labels`")
     items = [_sample(item) for item in _items(source)]
     if not items:
         raise RobenchError("there are no images to evaluate")
@@ -223,7 +223,9 @@ def _sample(item: Any) -> Labelled:
         return Labelled(image, label)
     if isinstance(item, tuple | list) and len(item) == 2:
         return Labelled(item[0], item[1])
-    raise RobenchError(f"a sample is a {type(item).__name__}; expected a pair (image, label); give labels= where the data has none")
+    raise RobenchError(
+        f"a sample is a {type(item).__name__}; expected a pair (image, label); give `labels` where the data has none"
+    )
 
 
 def _names(source: Any) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ def connect(address: str, device: str = "auto", threads: int | None = None) -> I
     try:
         import ray
     except ImportError:
-        raise RobenchError("--ray needs Ray: pip install 'robench[ray]'; torchrun needs nothing more than torch") from None
+        raise RobenchError("`ray` needs Ray: pip install 'robench[ray]'; torchrun needs nothing more than torch") from None
     threads = threads or 1
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
@@ -73,7 +73,7 @@ def connect(address: str, device: str = "auto", threads: int | None = None) -> I
     except (OSError, RuntimeError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RobenchError(
-            f"--ray {address}: no cluster answers ({first[:150]}); leave the address out for one on this machine"
+            f"`ray={address}`: no cluster answers ({first[:150]}); `ray={LOCAL}` makes one on this machine"
         ) from None
     try:
         resources = ray.cluster_resources()
@@ -81,7 +81,7 @@ def connect(address: str, device: str = "auto", threads: int | None = None) -> I
         chosen = ("cuda" if gpus else "cpu") if device == "auto" else device.split(":")[0]
         slots = gpus if chosen == "cuda" else cpus // threads
         if slots < 1:
-            raise RobenchError(f"--ray {address}: the cluster has {cpus} CPUs and {gpus} GPUs, too little for one task on {chosen}")
+            raise RobenchError(f"`ray={address}`: the cluster has {cpus} CPUs and {gpus} GPUs, too little for one task on {chosen}")
         print(f"robench: Ray runs {slots} tasks at a time, one {_named(chosen, threads)} each", file=sys.stderr)
         yield Cluster(chosen, threads, slots)
     finally:
@@ -176,12 +176,12 @@ def _result(reference: Any, chunk: Chunk) -> list[Made]:
         if isinstance(cause, RobenchError):
             raise cause from None
         raise RobenchError(
-            f"the task of chunk {chunk.name} failed on its worker: {type(cause).__name__}: {cause}; have all nodes the same packages as this one?"
+            f"the task of chunk {chunk.name} failed on its worker: {type(cause).__name__}: {cause}; do all nodes have the same packages as this one?"
         ) from None
     except ray.exceptions.RayError as error:
         first = str(error).strip().splitlines()[0]
         raise RobenchError(
-            f"the task of chunk {chunk.name} died {RETRIES + 1} times ({first[:150]}); what was finished is kept, the same command goes on"
+            f"the task of chunk {chunk.name} died {RETRIES + 1} times ({first[:150]}); what was finished is kept in the run folder; start the same run again, and it goes on from there"
         ) from None
 
 

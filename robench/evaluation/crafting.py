@@ -213,7 +213,7 @@ def _hint(message: str) -> str:
         return ""
     return (
         f"; {BLIND} (no_grad, detach, rounding, NumPy or a quantised layer in it?): ask an attack that needs none, such as square, or "
-        "robench audit"
+        "`robench audit`"
     )
 
 

@@ -31,7 +31,7 @@ def use_device(device: str = "auto", threads: int | None = None) -> Iterator[str
         first = str(error).strip().splitlines()[0].partition(". ")[0]
         known = re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", device)
         why = first if known else "torch knows no such device"
-        raise RobenchError(f"--device {device} cannot be used here: {why}; expected auto, cpu, cuda, cuda:1 or mps") from None
+        raise RobenchError(f"`device={device}` cannot be used here: {why}; expected auto, cpu, cuda, cuda:1 or mps") from None
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = torch.get_num_threads(), matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
     torch.set_num_threads(threads or usable_cores())

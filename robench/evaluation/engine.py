@@ -188,7 +188,9 @@ def device_loss_in_one_message() -> Iterator[None]:
         if not is_device_failure(error):
             raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RobenchError(f"the device is lost ({first[:150]}); what was finished is kept, and the same command goes on") from None
+        raise RobenchError(
+            f"the device is lost ({first[:150]}); what was finished is kept in the run folder; start the same run again, and it goes on from there"
+        ) from None
 
 
 class Spent(NamedTuple):
@@ -341,7 +343,7 @@ def refuse_unclassified(folder: RunFolder, chunks: list[Chunk]) -> None:
         if clean is None or (clean.clean_pred >= 0).any():
             return
         message = message or clean.message
-    raise RobenchError(f"{message}; so it is with every other, and nothing can be said about it")
+    raise RobenchError(f"{message}; it can classify no other one either, so there is nothing to attack")
 
 
 def _forecast(worklist: Worklist, groups: list[ColumnGroup], chunks: list[Chunk]) -> None:

@@ -38,16 +38,16 @@ def external_column(source: str, dataset: Dataset, n: int) -> Column:
     """
     run, colon, attack = source.rpartition(":")
     if colon and (Path(run) / "run.json").is_file():
-        made = _of_run(Path(run), attack, dataset, n)
+        made = _of_run(Path(run), attack, dataset, n, f"`adv={source}`")
     elif (Path(source) / "run.json").is_file():
         raise RobenchError(
-            f"--adv {source} is a run folder; name the attack too: {source}:ATTACK, one of {_kept(Path(source), read_run(Path(source)))}"
+            f"`adv={source}` is a run folder; name the attack too: {source}:ATTACK, one of {_kept(Path(source), read_run(Path(source)))}"
         )
     else:
         made = _of_file(Path(source), dataset, n)
     identity, shape = made.identity, tuple(made.images.shape[1:])
     if shape != dataset.images.shape[1:]:
-        raise RobenchError(f"--adv {source}: images of shape {shape}, {dataset.name} has {dataset.image_shape}")
+        raise RobenchError(f"`adv={source}`: images of shape {shape}, {dataset.name} has {dataset.image_shape}")
     attack_of = Attack(
         name=identity.name, fn=_never, norms=tuple(NORMS), gradients=False, params=identity.to_params(), library=identity.library,
         source=Path(source).name, family="stored", external_images=made.images,
@@ -64,29 +64,31 @@ class Made(NamedTuple):
 
 def _of_file(path: Path, dataset: Dataset, n: int) -> Made:
     if not path.is_file():
-        raise RobenchError(f"--adv {path}: no such file; expected a .pt file of images, or RUN:ATTACK of a run with --save-adv")
+        raise RobenchError(
+            f"`adv={path}`: no such file; expected a .pt file of images, or RUN:ATTACK of a run of `robench attack --save-adv`"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
         message = str(error).strip()
         first = message.splitlines()[0] if " " in message else "it is no file of torch.save"
         raise RobenchError(
-            f"--adv {path} cannot be read as plain tensors ({first[:120]}); robench runs no code from such files: save a tensor, or a "
+            f"`adv={path}` cannot be read as plain tensors ({first[:120]}); robench runs no code from such files: save a tensor, or a "
             "dictionary of tensors, with torch.save"
         ) from None
     images, labels = _images_and_labels(content, path)
     images = to_unit(images) if images.dtype == torch.uint8 else images.float()
     if len(images) < n:
-        raise RobenchError(f"--adv {path} has {len(images)} images for {n} samples; use -n {len(images)}")
+        raise RobenchError(f"`adv={path}` has {len(images)} images for {n} samples; use `n={len(images)}`")
     if labels is not None:
         if labels.shape != images.shape[:1]:
             raise RobenchError(
-                f"--adv {path} has labels of shape {tuple(labels.shape)} for {len(images)} images, expected one label an image"
+                f"`adv={path}` has labels of shape {tuple(labels.shape)} for {len(images)} images, expected one label an image"
             )
         wrong = int((labels[:n].long() != dataset.labels[:n]).sum())
         if wrong:
             raise RobenchError(
-                f"--adv {path}: {wrong} of its first {n} labels are not those of {dataset.name}; its images are of other data, or in "
+                f"`adv={path}`: {wrong} of its first {n} labels are not those of {dataset.name}; its images are of other data, or in "
                 "another order"
             )
     return Made(AttackIdentity(f"adv@{path.stem}", LIBRARY, images=ImagesOfFile(digest_tensors({"images": images}))), images[:n])
@@ -106,7 +108,7 @@ def _images_and_labels(content: Any, path: Path) -> Stored:
         images = next((content[key] for key in IMAGE_KEYS if key in content), None)
         if images is None:
             raise RobenchError(
-                f"--adv {path} has the entries {', '.join(map(str, content))}; images are looked for in {IMAGE_KEYS}"
+                f"`adv={path}` has the entries {', '.join(map(str, content))}; images are looked for in {IMAGE_KEYS}"
             )
         content = images
     if isinstance(content, list | tuple) and content:
@@ -114,17 +116,17 @@ def _images_and_labels(content: Any, path: Path) -> Stored:
         content = content[0]
     if not isinstance(content, Tensor) or content.ndim != 4:
         kind = tuple(content.shape) if isinstance(content, Tensor) else type(content).__name__
-        raise RobenchError(f"--adv {path} holds {kind}, expected images of shape (N, C, H, W)")
+        raise RobenchError(f"`adv={path}` holds {kind}, expected images of shape (N, C, H, W)")
     return Stored(content, labels)
 
 
-def _of_run(run: Path, attack: str, dataset: Dataset, n: int) -> Made:
+def _of_run(run: Path, attack: str, dataset: Dataset, n: int, said: str) -> Made:
     description = read_run(run)
     if description["spec"]["data"] != dataset.digest:
-        raise RobenchError(f"--adv {run}: that run is about {description['data']['name']} with other images; its order is not ours")
+        raise RobenchError(f"{said}: that run is about {description['data']['name']} with other images; its order is not ours")
     column = next((column for column in description["suites"] if column["name"] == attack), None)
     if column is None:
-        raise RobenchError(f"--adv {run}:{attack}: that run has no attack {attack!r}; with images: {_kept(run, description)}")
+        raise RobenchError(f"{said}: that run has no attack {attack!r}; with images: {_kept(run, description)}")
     images = to_unit(dataset.images[:n]) if dataset.images.dtype == torch.uint8 else dataset.images[:n].float()
     covered = torch.zeros(n, dtype=torch.bool)
     for chunk in split(description["n"], description["spec"]["chunk"]):
@@ -141,7 +143,7 @@ def _of_run(run: Path, attack: str, dataset: Dataset, n: int) -> Made:
                 covered[chunk.start : chunk.stop] = False
     if not covered.all():
         raise RobenchError(
-            f"--adv {run}:{attack} has images for {int(covered.sum())} of {n} samples; run that attack again with --save-adv and -n {n}"
+            f"{said} has images for {int(covered.sum())} of {n} samples; run that attack again: `robench attack --save-adv -n {n}`"
         )
     name = f"{attack}@{description['model']['name']}"
     source = SourceModel(name.partition("@")[2], description["spec"]["model"])
@@ -155,7 +157,7 @@ def saved_images(run: Path, attack: str, dataset: Dataset, n: int) -> Tensor:
     Raises:
         RobenchError: they are not there, or belong to other data.
     """
-    return _of_run(run, attack, dataset, n).images
+    return _of_run(run, attack, dataset, n, f"{run}:{attack}").images
 
 
 def _kept(run: Path, description: dict) -> str:
@@ -163,7 +165,7 @@ def _kept(run: Path, description: dict) -> str:
     columns = (
         column for column in description["suites"] if any((run / "adv" / each["folder"]).is_dir() for each in column["members"])
     )
-    return ", ".join(column["name"] for column in columns) or "none; make them with --save-adv"
+    return ", ".join(column["name"] for column in columns) or "none; `robench attack --save-adv` keeps them"
 
 
 def _never(*_: Any) -> Tensor:

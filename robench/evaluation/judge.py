@@ -157,7 +157,7 @@ def check_images(images: Tensor, labels: Tensor, n_classes: int | None) -> None:
     """
     if images.ndim != 4 or len(images) != len(labels) or labels.ndim != 1:
         raise RobenchError(
-            f"images of shape {tuple(images.shape)} and labels of shape {tuple(labels.shape)}; expected (N, C, H, W) and (N,) with one N"
+            f"images of shape {tuple(images.shape)} and labels of shape {tuple(labels.shape)}; expected (N, C, H, W) and (N,), a label for every image"
         )
     if not len(images):
         raise RobenchError("there are no images to evaluate")
@@ -185,7 +185,7 @@ def _refuse_pixels(images: Images) -> None:
         )
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
-        remedy = "undo the normalisation, and give it with mean= and std=" if low < 0 else "divide by 255"
+        remedy = "undo the normalisation, and give it with `mean` and `std`" if low < 0 else "divide by 255"
         raise RobenchError(
             f"images range from {low:g} to {high:g}; expected pixel values in [0, 1]: {remedy}, or put it inside the model"
         )

@@ -100,5 +100,5 @@ def read_packed(path: Path) -> PackedImages:
             raise ValueError
         packed.unpack()
     except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile, EOFError):
-        raise RobenchError(f"{path} is damaged; delete it and run the same attack with --save-adv again") from None
+        raise RobenchError(f"{path} is damaged; delete it and run the same `robench attack --save-adv` again") from None
     return packed

@@ -88,7 +88,7 @@ def replay_run(run: Path, classifier: Classifier, dataset: Dataset) -> list[Repl
     """
     description = read_run(run)
     if description["spec"]["data"] != dataset.digest:
-        raise RobenchError(f"{run} is about other images than {dataset.name} here; name the same data with --dataset or --data-dir")
+        raise RobenchError(f"{run} is about other images than {dataset.name} here; name the same data with `dataset` or `data_dir`")
     threat = ThreatModel(description["threat"]["norm"], description["threat"]["eps"])
     doubled = copy.deepcopy(classifier).double()
     results = []
@@ -105,7 +105,7 @@ def replay_run(run: Path, classifier: Classifier, dataset: Dataset) -> list[Repl
         if not modes or not all(mode.startswith(LEFT_OUT) for mode in modes):
             results.append(total)
     if all(total.claimed == total.missing for total in results) and any(total.claimed for total in results):
-        raise RobenchError(f"{run} has no stored adversarial images; run the same `robench attack` with --save-adv first")
+        raise RobenchError(f"{run} has no stored adversarial images; run the same `robench attack --save-adv` first")
     return results
 
 

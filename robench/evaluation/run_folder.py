@@ -178,11 +178,11 @@ class RunFolder:
                 named = "; ".join(
                     f"{name} is {_brief(earlier.get(name))} there and {_brief(getattr(spec, name))} here" for name in different
                 )
-                raise RobenchError(f"{self.path} holds another run: {named}. Choose another --out, or delete the folder")
+                raise RobenchError(f"{self.path} holds another run: {named}. Choose another `out`, or delete the folder")
         elif self.path.exists() and not self.path.is_dir():
-            raise RobenchError(f"--out {self.path} is a file; it takes a folder")
+            raise RobenchError(f"`out={self.path}` is a file; it takes a folder")
         elif any(not name.endswith(PARTIAL) for name in present):
-            raise RobenchError(f"{self.path} is not empty and holds no run of robench (no run.json); choose another --out")
+            raise RobenchError(f"{self.path} is not empty and holds no run of robench (no run.json); choose another `out`")
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """Writes run.json."""
@@ -233,7 +233,7 @@ def read_run(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise RobenchError(f"{file} is damaged; delete it and run the same attack again, finished chunks are kept") from None
     if schema != SCHEMA:
-        raise RobenchError(f"{file} has schema {schema}, this robench reads {SCHEMA}; update robench or choose another --out")
+        raise RobenchError(f"{file} has schema {schema}, this robench reads {SCHEMA}; update robench or choose another `out`")
     return description
 
 

@@ -43,7 +43,7 @@ def _normalised(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> O
         return (images - shift) / scale
 
     given = (",".join(f"{value:g}" for value in each) for each in (mean, std))
-    return OtherWay(name, "give --mean {} --std {} (in Python mean=, std=)".format(*given), change)
+    return OtherWay(name, "give `mean={}` `std={}`".format(*given), change)
 
 
 OTHER_WAYS = {
@@ -129,7 +129,7 @@ def _guessing(classifier: Classifier, images: Tensor, labels: Tensor, logits: Te
         return ""
     return (
         f"the model has {hits} of {n} samples right before any attack, no more than a guess among {n_classes} classes would; check its "
-        "normalisation (--mean, --std), the order of its classes, its BatchNorm statistics, and that its weights are the trained ones"
+        "normalisation (`mean`, `std`), the order of its classes, its BatchNorm statistics, and that its weights are the trained ones"
     )
 
 

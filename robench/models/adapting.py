@@ -125,7 +125,7 @@ def adapt(
         RobenchError: it is no model, or cannot classify the images.
     """
     if weights_dtype not in WEIGHTS:
-        raise RobenchError(f"weights dtype {weights_dtype!r}: expected one of {', '.join(WEIGHTS)}")
+        raise RobenchError(f"`weights_dtype={weights_dtype!r}`: expected one of {', '.join(WEIGHTS)}")
     module, notes = _as_module(model)
     _refuse_meta(module)
     hidden = "" if isinstance(module, Program | Function) else digest_of_hidden(module)

@@ -355,7 +355,7 @@ def _checked(logits: Any, n: int, n_classes: int, dtype: torch.dtype) -> Tensor:
     if not isinstance(logits, Tensor):
         raise RobenchError(
             f"the model returned {describe(logits)}, expected one tensor of logits (N, {n_classes}); name the output that holds them with "
-            f"--head (in Python head=), such as --head {likely(logits, (n, n_classes))}"
+            f"`head`, such as `head={likely(logits, (n, n_classes))}`"
         )
     if logits.shape != (n, n_classes):
         raise RobenchError(

@@ -24,12 +24,12 @@ def load_file(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     file, _, function = reference.rpartition(":")
     path = Path(file)
     if not file and Path(reference).is_file():
-        raise RobenchError(f"--model {reference!r} lacks the function to call: write {reference}:FACTORY, such as {reference}:make")
+        raise RobenchError(f"`model={reference!r}` lacks the function to call: write {reference}:FACTORY, such as {reference}:make")
     if not file or not path.is_file():
         raise RobenchError(
-            f"--model {reference!r}: no file {file or reference!r}; expected FILE.py:FACTORY, such as my_model.py:make"
+            f"`model={reference!r}`: no file {file or reference!r}; expected FILE.py:FACTORY, such as my_model.py:make"
         )
-    said = f"--model {reference!r}"
+    said = f"`model={reference!r}`"
     namespace = load_module(path, said)
     with somebody_elses_code(said, path.resolve().parent):
         module = _made(namespace, function, reference, str(path))
@@ -43,14 +43,14 @@ def load_package(external: ExternalModel, dataset: Dataset) -> LoadedModel:
         RobenchError: no such module or function; it raised; its result is no module.
     """
     name, _, function = external.reference.rpartition(":")
-    with somebody_elses_code(f"--model {external.reference!r}", Path.cwd()):
+    with somebody_elses_code(f"`model={external.reference!r}`", Path.cwd()):
         try:
             namespace = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
                 raise
             raise RobenchError(
-                f"--model {external.reference!r}: there is no Python module {error.name!r} here; install it, or write FILE.py:FACTORY"
+                f"`model={external.reference!r}`: there is no Python module {error.name!r} here; install it, or write FILE.py:FACTORY"
             ) from None
         module = _made(namespace, function, external.reference, name)
     file = getattr(namespace, "__file__", None)
@@ -63,5 +63,5 @@ def _made(namespace: ModuleType, name: str, reference: str, shown: str) -> objec
     if isinstance(made, nn.Module):
         return made
     if not callable(made):
-        raise RobenchError(f"--model {reference!r}: {shown} has no function {name!r}")
+        raise RobenchError(f"`model={reference!r}`: {shown} has no function {name!r}")
     return made()

@@ -26,7 +26,7 @@ def load_hub(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     """
     name, _, revision = external.reference.partition(":")[2].partition("@")
     if name.count("/") != 1 or not all(name.split("/")):
-        raise RobenchError(f"--model {external.reference}: expected hf:ORG/NAME, or hf:ORG/NAME@REVISION")
+        raise RobenchError(f"`model={external.reference}`: expected hf:ORG/NAME, or hf:ORG/NAME@REVISION")
     files = [_fetch(name, file, revision or None) for file in (CONFIG, WEIGHTS)]
     loaded = _build(files[0], files[1], name.replace("/", "-"), dataset)
     snapshot = files[1].parent.name
@@ -50,7 +50,7 @@ def load_folder(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             present = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
-            raise RobenchError(f"--model {folder}: no {name} in it ({present}); expected a Hub model's {CONFIG} and {WEIGHTS}")
+            raise RobenchError(f"`model={folder}`: no {name} in it ({present}); expected a Hub model's {CONFIG} and {WEIGHTS}")
     return _build(folder / CONFIG, folder / WEIGHTS, folder.resolve().name, dataset)
 
 
@@ -66,7 +66,7 @@ def _build(config_file: Path, weights_file: Path, name: str, dataset: Dataset) -
     n_classes, expected = config.get("num_classes", pretrained.get("num_classes")), len(dataset.classes)
     if n_classes != expected:
         raise RobenchError(
-            f"{config_file} describes a model with {n_classes} classes, {dataset.name} has {expected}; name its data with --dataset"
+            f"{config_file} describes a model with {n_classes} classes, {dataset.name} has {expected}; name its data with `dataset`"
         )
     module = build_timm(
         config["architecture"], **{"in_chans": (pretrained.get("input_size") or [3])[0], **settings, "num_classes": n_classes}
@@ -89,7 +89,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     other = config.get("architectures") if isinstance(config, dict) else None
     raise RobenchError(
         f"{path} names no timm architecture"
-        + (f", but {other} of another library; write a factory, --model FILE.py:FACTORY, with --head logits" if other else "")
+        + (f", but {other} of another library; write a factory, `model=FILE.py:FACTORY`, with `head=logits`" if other else "")
     )
 
 
@@ -100,15 +100,15 @@ def _fetch(name: str, file: str, revision: str | None) -> Path:
     except ImportError:
         raise RobenchError(
             f"huggingface_hub is not installed: pip install 'robench[models]'; or download {CONFIG} and {WEIGHTS} into a folder, and "
-            "name that with --model"
+            "name that with `model`"
         ) from None
     try:
         path = Path(hf_hub_download(name, file, revision=revision))
     except Exception as error:  # its own, the network library's, the system's
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RobenchError(
-            f"--model hf:{name}: cannot get {file} ({type(error).__name__}: {first[:150]}); a model without {WEIGHTS} is not loaded: "
-            "fetch its weights yourself and use --model timm:NAME --weights FILE"
+            f"`model=hf:{name}`: cannot get {file} ({type(error).__name__}: {first[:150]}); a model without {WEIGHTS} is not loaded: "
+            "fetch its weights yourself and use `model=timm:NAME` `weights=FILE`"
         ) from None
     _compare_with_hash(path)
     return path

@@ -25,7 +25,7 @@ def load_torchvision(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise RobenchError(
-            f"--model torchvision:{name}: torchvision {torchvision.__version__} has no classifier of that name{did_you_mean(name, known)}"
+            f"`model=torchvision:{name}`: torchvision {torchvision.__version__} has no classifier of that name{did_you_mean(name, known)}"
         )
     weights = _needs_weights(external)
     return LoadedModel(torchvision.models.get_model(name, weights=None, num_classes=len(dataset.classes)), f"{name}-{weights}")
@@ -70,7 +70,7 @@ def _needs_weights(external: ExternalModel) -> str:
     """The stem of the weights file."""
     if external.weights is None:
         raise RobenchError(
-            f"--model {external.reference} names an architecture, whose weights would be random: add --weights FILE, its state dict "
+            f"`model={external.reference}` names an architecture, whose weights would be random: add `weights=FILE`, its state dict "
             "(safetensors, or torch.save of one)"
         )
     return external.weights.stem

@@ -36,7 +36,7 @@ def pick(outputs: Any, head: str) -> Any:
         return outputs[int(head)]
     if not isinstance(outputs, Tensor | Mapping) and head.isidentifier() and hasattr(outputs, head):
         return getattr(outputs, head)
-    raise RobenchError(f"--head {head}: the model has no such output; it returned {describe(outputs)}")
+    raise RobenchError(f"`head={head}`: the model has no such output; it returned {describe(outputs)}")
 
 
 def describe(outputs: Any) -> str:
@@ -81,5 +81,5 @@ def remedy(outputs: Any) -> str:
     if isinstance(outputs, np.ndarray):
         return "return a tensor, or give a function, which may return arrays"
     if isinstance(outputs, Mapping | tuple | list) or _fields(outputs):
-        return f"of several outputs, name one with head=, such as head={likely(outputs, None)!r}"
+        return f"of several outputs, name one with `head`, such as `head={likely(outputs, None)}`"
     return "return the tensor itself"

@@ -56,11 +56,11 @@ def load_program(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     path = Path(external.reference)
     kind = recognise(path)
     if kind not in Format.PROGRAMS:
-        raise RobenchError(f"--model {path} is {kind}{_instead(kind, path)}")
+        raise RobenchError(f"`model={path}` is {kind}{_instead(kind, path)}")
     if not external.trust:
         raise RobenchError(
-            f"--model {path} is {kind}: using it runs code that came with the file; add --trust where you trust its source, or rebuild "
-            "the model from its weights: --model torchvision:NAME --weights FILE"
+            f"`model={path}` is {kind}: using it runs code that came with the file; add `trust` where you trust its source, or rebuild "
+            "the model from its weights: `model=torchvision:NAME` `weights=FILE`"
         )
     content = path.read_bytes()
     try:
@@ -70,7 +70,7 @@ def load_program(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     except Exception as error:  # somebody else's program may raise anything
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RobenchError(
-            f"--model {path}: torch {torch.__version__} cannot load this program ({type(error).__name__}: {first[:150]}); save it "
+            f"`model={path}`: torch {torch.__version__} cannot load this program ({type(error).__name__}: {first[:150]}); save it "
             "again with this version"
         ) from None
     return LoadedModel(program, path.stem, {"program": kind}, code=content)
@@ -78,11 +78,11 @@ def load_program(external: ExternalModel, dataset: Dataset) -> LoadedModel:
 
 def _instead(kind: str, path: Path) -> str:
     if kind == Format.CHECKPOINT:
-        return f": use --ckpt {path}"
+        return f": use `ckpt={path}`"
     if kind in (Format.SAFETENSORS, *Format.PICKLES):
         return (
-            f", that is weights, or a whole pickled model; name the architecture: --model torchvision:NAME --weights {path}, "
-            f"--model timm:NAME --weights {path}, or --model FILE.py:FACTORY --weights {path}"
+            f", that is weights, or a whole pickled model; name the architecture: `model=torchvision:NAME` `weights={path}`, "
+            f"`model=timm:NAME` `weights={path}`, or `model=FILE.py:FACTORY` `weights={path}`"
         )
     return {
         Format.HTML: ": the download failed and saved the server's answer; download it again",
@@ -100,14 +100,14 @@ def _torchscript(path: Path) -> nn.Module:
 
 def _exported(path: Path, dataset: Dataset) -> nn.Module:
     exported = torch.export.load(path)
-    refuse_training_mode(exported, f"--model {path}")
+    refuse_training_mode(exported, f"`model={path}`")
     placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
     inputs = [placeholders[name].meta["val"] for name in exported.graph_signature.user_inputs if name in placeholders]
     if len(inputs) != 1 or inputs[0].ndim != 4:
-        raise RobenchError(f"--model {path} takes {len(inputs)} inputs, expected one batch of images (N, C, H, W)")
+        raise RobenchError(f"`model={path}` takes {len(inputs)} inputs, expected one batch of images (N, C, H, W)")
     size, shape = inputs[0].shape, dataset.image_shape
     if any(isinstance(side, int) and side != expected for side, expected in zip(size[1:], shape, strict=True)):
-        raise RobenchError(f"--model {path} was exported for images of shape {tuple(size[1:])}, {dataset.name} has {shape}")
+        raise RobenchError(f"`model={path}` was exported for images of shape {tuple(size[1:])}, {dataset.name} has {shape}")
     return Program(exported.module(), size[0] if isinstance(size[0], int) else None)
 
 

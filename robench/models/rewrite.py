@@ -177,7 +177,7 @@ def _try(twin: Classifier, images: Images) -> None:
     except Exception as error:  # a compiler, a linker and somebody else's model: anything may be raised
         first = (str(error).strip().splitlines() or [""])[0]
         raise RobenchError(
-            f"--compile: torch cannot compile this model here ({type(error).__name__}: {first[:150]}); leave it out"
+            f"`compiled`: torch cannot compile this model here ({type(error).__name__}: {first[:150]}); leave it out"
         ) from error
 
 

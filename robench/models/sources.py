@@ -87,9 +87,9 @@ SOURCES: dict[str, Source] = {  # the first whose pattern fits
         runs_code=True,
     ),
     "torchvision:NAME": Source(
-        r"torchvision:.*", _torchvision, "a classifier of torchvision.models, with --weights FILE", takes_weights=True
+        r"torchvision:.*", _torchvision, "a classifier of torchvision.models, with `weights=FILE`", takes_weights=True
     ),
-    "timm:NAME": Source(r"timm:.*", _timm, "a model of timm, with --weights FILE", takes_weights=True),
+    "timm:NAME": Source(r"timm:.*", _timm, "a model of timm, with `weights=FILE`", takes_weights=True),
     "hf:ORG/NAME": Source(r"hf:.*", _hub, "a timm model on the Hugging Face Hub: config.json and model.safetensors, no code"),
     "robustbench:NAME": Source(
         r"robustbench:.*", _robustbench, "a model of RobustBench's zoo, such as Carmon2019Unlabeled; downloads are checked"
@@ -98,7 +98,7 @@ SOURCES: dict[str, Source] = {  # the first whose pattern fits
     "FILE.pt": Source(
         r".+\.(pt|pt2|ts|pth|jit|ckpt|bin|pkl|pickle|th|tar|safetensors|onnx)",
         _program,
-        "a program of TorchScript or torch.export (.pt2), with --trust",
+        "a program of TorchScript or torch.export (.pt2), with `trust`",
         runs_code=True,
     ),
     "package.module:FACTORY": Source(
@@ -118,7 +118,7 @@ def source_of(reference: str) -> Source:
             continue
         if re.fullmatch(source.pattern, reference) or (shown == "FILE.pt" and Path(reference).is_file()):
             return source
-    raise RobenchError(f"--model {reference!r}: expected one of {', '.join(SOURCES)}; `robench list models` explains them")
+    raise RobenchError(f"`model={reference!r}`: expected one of {', '.join(SOURCES)}; `robench list models` explains them")
 
 
 def load_external(external: ExternalModel, dataset: Dataset) -> LoadedModel:
@@ -129,7 +129,7 @@ def load_external(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     """
     source = source_of(external.reference)
     if external.weights is not None and not source.takes_weights:
-        raise RobenchError(f"--weights {external.weights}: --model {external.reference} brings its own weights; leave it out")
+        raise RobenchError(f"`weights={external.weights}`: `model={external.reference}` brings its own weights; leave it out")
     if external.weights is None:
         return source.load(external, dataset)
     from robench.models.weights import fit, read_weights

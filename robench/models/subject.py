@@ -75,7 +75,7 @@ def classifier_of_checkpoint(path: Path, dataset: Dataset | None, device: str, h
     if dataset is not None and head == MAIN_HEAD and dataset.classes != checkpoint.classes:
         raise RobenchError(
             f"{path} was trained on {checkpoint.dataset} ({checkpoint.n_classes} classes: {_some(checkpoint.classes)}), but {dataset.name} "
-            f"has {len(dataset.classes)} ({_some(dataset.classes)}); leave --dataset out to use the checkpoint's own"
+            f"has {len(dataset.classes)} ({_some(dataset.classes)}); leave `dataset` out to use the checkpoint's own"
         )
     if dataset is not None and dataset.image_shape != checkpoint.image_shape:
         raise RobenchError(
@@ -122,7 +122,7 @@ def of_head(dataset: Dataset, head: str) -> Dataset:
     if head == MAIN_HEAD:
         return dataset
     if head not in dataset.tasks:
-        raise RobenchError(f"--head {head!r}: {dataset.name} has labels for {', '.join(dataset.tasks)} only")
+        raise RobenchError(f"`head={head!r}`: {dataset.name} has labels for {', '.join(dataset.tasks)} only")
     labels, classes = dataset.tasks[head]
     return replace(dataset, labels=labels, classes=classes)
 
@@ -196,7 +196,7 @@ def classifier_of_model(external: ExternalModel, dataset: Dataset, device: str, 
     channels = dataset.image_shape[0]
     if len(mean) != len(std) or len(mean) not in (0, 1, channels):
         raise RobenchError(
-            f"--model {external.reference}: normalisation by mean {list(mean)} and std {list(std)}, but {dataset.name} has {channels} channels"
+            f"`model={external.reference}`: normalisation by mean {list(mean)} and std {list(std)}, but {dataset.name} has {channels} channels"
         )
     subject = classifier_of_module(
         loaded.module, len(dataset.classes), device, loaded.name, mean=mean, std=std, head=head, images=_trial_images(dataset),
@@ -223,7 +223,7 @@ def _described(mean: Sequence[float], std: Sequence[float], head: str) -> dict[s
 def _refuse_other_order(external: ExternalModel, classes: tuple[str, ...], dataset: Dataset) -> None:
     if set(classes) == set(dataset.classes) and classes != dataset.classes:
         raise RobenchError(
-            f"--model {external.reference} has the classes of {dataset.name} in another order: {_some(classes)}; the data has "
+            f"`model={external.reference}` has the classes of {dataset.name} in another order: {_some(classes)}; the data has "
             f"{_some(dataset.classes)}; bring one into the order of the other, or every number is wrong"
         )
 

@@ -64,9 +64,9 @@ def read_weights(path: Path) -> Weights:
 
 def _instead(kind: str, path: Path) -> str:
     return {
-        Format.CHECKPOINT: f"; attack it with --ckpt {path}",
-        Format.TORCHSCRIPT: f"; a program brings its weights: --model {path} --trust",
-        Format.EXPORT: f"; a program brings its weights: --model {path} --trust",
+        Format.CHECKPOINT: f"; attack it with `ckpt={path}`",
+        Format.TORCHSCRIPT: f"; a program brings its weights: `model={path}` `trust`",
+        Format.EXPORT: f"; a program brings its weights: `model={path}` `trust`",
         Format.HTML: ": the download failed and saved the server's answer; download it again",
         Format.LFS: ": fetch the content with `git lfs pull`",
         Format.EMPTY: "; copy it again",
@@ -125,7 +125,7 @@ def _why_not_plain(message: str) -> str:
     return (
         f"is a full pickle{f' (it asks for {asked_for[1]})' if asked_for else ''}: loading it can run code, so robench does not. The safe way: "
         "where you trust it, save only the weights, torch.save(model.state_dict(), 'weights.pt') or "
-        "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'), and pass that with --weights"
+        "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'), and pass that with `weights`"
     )
 
 
@@ -191,7 +191,7 @@ def fit(module: nn.Module, weights: Weights, what: str, dataset: Dataset) -> Non
         ]
         raise RobenchError(
             f"the weights in {weights.path} do not fit {what}: {'; '.join(part for part in complaints if part)}; name the architecture that "
-            "they were trained in, or build it in a Python file: --model FILE.py:FACTORY --weights FILE"
+            "they were trained in, or build it in a Python file: `model=FILE.py:FACTORY` `weights=FILE`"
         )
     module.load_state_dict(given, strict=False)
 
@@ -214,7 +214,7 @@ def _refuse_other_classes(unequal: Mapping[str, tuple[tuple[int, ...], tuple[int
         outputs = " and ".join(sorted({str(got[0]) for got, _ in unequal.values()}))
         raise RobenchError(
             f"the weights in {path} are of a model with {outputs} classes, {dataset.name} has {n_classes} ({_some(dataset.classes)}); "
-            "name the data that it was trained on with --dataset"
+            "name the data that it was trained on with `dataset`"
         )
 
 

@@ -62,8 +62,8 @@ def _choose(
         )
     if not matching[0].files:
         raise RobenchError(
-            f"robustbench:{name} is one of those whose weights other libraries fetch unchecked; get its file and use --model timm:NAME "
-            "or torchvision:NAME with --weights FILE"
+            f"robustbench:{name} is one of those whose weights other libraries fetch unchecked; get its file and use "
+            "`model=timm:NAME` or torchvision:NAME with `weights=FILE`"
         )
     return matching[0]
 
@@ -78,7 +78,7 @@ def _fetched(path: Path, identifier: str) -> str:
             _check_download(partial, f"the download of {path.name}", f"download it in a browser (file {identifier}) to {path}")
             os.replace(partial, path)
         except OSError as error:
-            raise RobenchError(f"cannot store {path}: {error.strerror or error}; choose another --data-dir") from None
+            raise RobenchError(f"cannot store {path}: {error.strerror or error}; choose another `data_dir`") from None
         finally:
             partial.unlink(missing_ok=True)
     _check_download(path, str(path), "delete it and run the command again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from robench.models.subject import subject_of
 from robench.processes import Processes
 from robench.report import write_report
 from robench.run.execute import Place, execute
-from robench.run.inputs import load_inputs, print_remarks, refuse_unnamed
+from robench.run.inputs import load_inputs, refuse_unnamed, tell_remarks, warn_on_stderr
 from robench.run.plan import plan, samples
 from robench.run.request import AttackRequest
 from robench.types import ExternalModel, RobenchError
@@ -36,6 +37,7 @@ def attack(
     out: Path | None = None,
     ray: str | None = None,
     show_progress: bool = True,
+    warn: Callable[[str], None] = warn_on_stderr,
 ) -> Path | None:
     """Attacks a checkpoint, or a model of somebody else's, and writes the run folder with its report.
 
@@ -52,6 +54,7 @@ def attack(
         out: the run folder, ``reports/<name>-<norm>-<eps>`` by default.
         ray: hand chunks to Ray: the address of a cluster, or "local".
         show_progress: bars on stderr.
+        warn: is told what is suspicious about the model, a sentence at a time.
 
     Returns:
         The run folder, or None where other processes have not finished their share yet.
@@ -67,7 +70,7 @@ def attack(
     with ExitStack() as stack:
         place = _place(stack, processes, device, threads, ray)
         subject = subject_of(ckpt, external, data, place.device, request.head)
-        print_remarks(subject, data, n, say=processes.rank == 0)
+        tell_remarks(subject, data, n, warn if processes.rank == 0 else None)
         if data.path and show_progress and processes.rank == 0:
             print(f"robench: {data.path}: {data}", file=sys.stderr)
         folder = out or Path("reports") / request.folder_name(subject.name, request.threat(data), data, inputs.trained_on)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,15 +75,20 @@ def remarks_on(subject: Subject, data: Dataset, n: int) -> list[str]:
     return [] if subject.model is not None else [*subject.notes, *sanity_check(subject.classifier, data, n)]
 
 
-def print_remarks(subject: Subject, data: Dataset, n: int, *, say: bool = True) -> None:
-    """The same on stderr, before hours of attacks.
+def warn_on_stderr(warning: str) -> None:
+    """A line on stderr, in the words of Python."""
+    print(f"robench: warning: {warning}", file=sys.stderr)
+
+
+def tell_remarks(subject: Subject, data: Dataset, n: int, warn: Callable[[str], None] | None) -> None:
+    """The same, told before hours of attacks.
 
     Args:
-        say: whether this is the process that speaks; the others check too.
+        warn: who is told, None where another process speaks; this one checks too.
 
     Raises:
         RobenchError: see ``sanity_check``.
     """
     for remark in remarks_on(subject, data, n):
-        if say:
-            print(f"robench: warning: {remark}", file=sys.stderr)
+        if warn is not None:
+            warn(remark)
