@@ -39,7 +39,7 @@ WRONG = {
     "shares": (torch.eye(3)[LABELS] * 0.8 + 0.2 / 3, "shares of classes.*argmax"),
     "masks": (torch.zeros(6, 8, 8).long(), "a mask for every image.*robench judges classifiers"),
     "unequal": ([[1], [1, 2], [0], [1], [2], [0]], "lists of unequal length: several classes"),
-    "names": (["cat"] * 6, "labels are str.*names under `classes`"),
+    "names": (["cat"] * 6, "labels are str; .*names under `classes`"),
     "missing": ([None] * 6, "labels are NoneType"),
 }
 

@@ -428,7 +428,7 @@ def test_evaluate_keeps_a_run_folder_when_asked(tmp_path):
         (torch.rand(2, 3, 4, 4) * 255, [1, 1], "expected pixel values in .0, 1.: divide by 255"),
         (torch.rand(2, 3), [1, 1], r"images of shape \(2, 3\)"),
         (torch.rand(2, 3, 4, 4), [1], r"labels have shape \(1,\) for 2 images"),
-        (torch.rand(2, 3, 4, 4), [1, 7], "labels range from 1 to 7; the model has 2 classes"),
+        (torch.rand(2, 3, 4, 4), [1, 7], "labels range from 1 to 7; the model has 2 classes, 0 to 1"),
         (torch.rand(0, 3, 4, 4), [], "no images"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.bool), [1, 1], "images are bool, expected uint8"),
         (torch.rand(2, 3, 4, 4), [1.0, 1.5], "labels are float32, expected integers"),
@@ -479,7 +479,7 @@ def test_evaluate_keeps_images_where_there_is_a_folder(tmp_path):
     data = brightness_data(OFFSETS)
     evaluate(BrightnessClassifier(), *data, suite="fgsm", eps=0.1, save_adv=True, out=tmp_path / "run")
     assert len(list((tmp_path / "run" / "adv").glob("*/*.npz"))) == 1
-    with pytest.raises(RobenchError, match="name one with out"):
+    with pytest.raises(RobenchError, match="name one with `out`"):
         evaluate(BrightnessClassifier(), *data, suite="fgsm", eps=0.1, save_adv=True)
 
 

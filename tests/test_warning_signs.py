@@ -139,7 +139,7 @@ def test_settings_that_cannot_be_meant_are_refused(more, message, images):
         (lambda images, labels: (images[0], labels[0]), r"one image\? give images\[None\]"),
         (lambda images, labels: (images[None], labels[None]), r"a batch of batches\?"),
         (lambda images, labels: (images, torch.ones(N, CLASSES, dtype=torch.int64)), "several classes an image"),
-        (lambda images, labels: (images, ["cat"] * N), "labels are str.*classes="),
+        (lambda images, labels: (images, ["cat"] * N), "labels are str; .*names under `classes`"),
     ],
 )
 def test_brackets_and_labels_that_are_off_are_named(change, message, images):

@@ -30,7 +30,7 @@ def to_images(pixels: np.ndarray, named: str) -> Tensor:
 
     arranged = _channels_first(pixels, named)
     if not len(arranged):
-        raise RobenchError(f"{named} holds no images")
+        raise RobenchError(f"{named} have shape {pixels.shape}, expected at least one image")
     if np.issubdtype(arranged.dtype, np.floating):
         return torch.from_numpy(_floats(arranged.astype(np.float32), named))
     if arranged.dtype == np.bool_ or not np.issubdtype(arranged.dtype, np.integer):
@@ -40,7 +40,7 @@ def to_images(pixels: np.ndarray, named: str) -> Tensor:
         raise RobenchError(f"{named} range from {low} to {high}; expected 0 to 255: scale them to 8 bits, or to floats in [0, 1]")
     if high <= 1 and low != high:
         raise RobenchError(
-            f"{named} are integers of 0 and 1 only; were they floats in [0, 1] before? multiply by 255 first, then store uint8"
+            f"{named} are integers of 0 and 1 only; were they floats in [0, 1] before? multiply by 255 first, then make them uint8"
         )
     return torch.from_numpy(np.ascontiguousarray(arranged.astype(np.uint8)))
 
@@ -72,9 +72,9 @@ def _floats(pixels: np.ndarray, named: str) -> np.ndarray:
         pixels = pixels.clip(0, 1)
     elif low < 0 or high > 1:
         remedy = (
-            "they look normalised already: store them as they were before, and give the normalisation with `mean` and `std`"
+            "they look normalised already: use them as they were before, and give the normalisation with `mean` and `std`"
             if low < 0
-            else "they look like 0 to 255: store them as uint8, or divide by 255"
+            else "they look like 0 to 255: make them uint8, or divide by 255"
             if high <= 255 and high > 2
             else "clip or scale them"
         )

@@ -141,7 +141,7 @@ def _labels(labels: Any, n: int) -> Labels:
     array = _label_array(labels)
     if array.dtype == object or array.dtype.kind in "US":
         raise RobenchError(
-            f"labels are {type(array.flat[0]).__name__ if array.size else 'nothing'}; expected integers, and names under `classes`"
+            f"labels are {type(array.flat[0]).__name__.rstrip('_') if array.size else 'nothing'}; expected integers, and names under `classes`"
         )
     if array.ndim == 2 and array.shape[1] > 1 and len(array) == n and _is_one_hot(array):
         array = array.argmax(1)

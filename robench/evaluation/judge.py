@@ -169,7 +169,7 @@ def check_images(images: Tensor, labels: Tensor, n_classes: int | None) -> None:
     if n_classes is not None and (labels.min() < 0 or labels.max() >= n_classes):
         low, high = int(labels.min()), int(labels.max())
         from_one = "; they start at 1: subtract 1" if low == 1 and high == n_classes else ""
-        raise RobenchError(f"labels range from {low} to {high}; the model has {n_classes} classes{from_one}")
+        raise RobenchError(f"labels range from {low} to {high}; the model has {n_classes} classes, 0 to {n_classes - 1}{from_one}")
 
 
 def _refuse_pixels(images: Images) -> None:
@@ -185,10 +185,14 @@ def _refuse_pixels(images: Images) -> None:
         )
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
-        remedy = "undo the normalisation, and give it with `mean` and `std`" if low < 0 else "divide by 255"
-        raise RobenchError(
-            f"images range from {low:g} to {high:g}; expected pixel values in [0, 1]: {remedy}, or put it inside the model"
+        remedy = (
+            "undo the normalisation, and give it with `mean` and `std`, or put it inside the model"
+            if low < 0
+            else "divide by 255"
+            if high > 2
+            else "clip or scale them"
         )
+        raise RobenchError(f"images range from {low:g} to {high:g}; expected pixel values in [0, 1]: {remedy}")
 
 
 def _shape_complaint(images: Images, adv_images: Any) -> str:

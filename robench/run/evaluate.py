@@ -132,7 +132,7 @@ def evaluate(
     """
     asked = _call(locals())
     if save_adv and out is None:
-        raise RobenchError("save_adv keeps images in a run folder: name one with out")
+        raise RobenchError("`save_adv` keeps images in a run folder: name one with `out`")
     suite = default_suite(norm) if suite is None else suite if isinstance(suite, str) else tuple(check_suite(suite))
     request = AttackRequest(
         suite, norm, None if eps is None else format_eps(parse_eps(eps)), seed=seed, chunk=parse_chunk(str(batch_size)), restarts=restarts, budget=budget,
@@ -165,7 +165,7 @@ def _in_one_message() -> Iterator[None]:
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise RobenchError(f"memory ran out ({raised(error)}): give a smaller batch_size") from error
+            raise RobenchError(f"memory ran out ({raised(error)}): give a smaller `batch_size`") from error
         raise RobenchError(
             f"the evaluation was stopped by {raised(error)}: where it is the model or the data that raise it, mend them"
         ) from error
