@@ -221,7 +221,7 @@ class Malicious:
     ("content", "message"),
     [
         (torch.rand(10, 3, 8, 8), r"images of shape \(3, 8, 8\), gray has \(3, 4, 4\)"),
-        (torch.rand(5, 3, 4, 4), "has 5 images for 10 samples; use -n 5"),
+        (torch.rand(5, 3, 4, 4), "has 5 images for 10 samples; use `n=5`"),
         ({"adv_inputs": torch.rand(10, 3, 4, 4), "labels": torch.zeros(10)}, "10 of its first 10 labels are not those of gray"),
         ({"adv_inputs": torch.rand(10, 3, 4, 4), "labels": torch.zeros(4)}, r"labels of shape \(4,\) for 10 images, expected one"),
         ({"adv_inputs": torch.rand(10, 3, 4, 4), "labels": torch.zeros(10, 1)}, r"labels of shape \(10, 1\) for 10 images"),
