@@ -1,10 +1,11 @@
 """A training variant is one object: what its registry entry promises, one that is added, and the three that were there before."""
 
 import ast
+import random
 import re
 import runpy
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,9 @@ from robench.training import TrainSpec, train
 from robench.training.adversarial import ADVERSARIAL
 from robench.training.loop import Loop
 from robench.training.losses import nt_xent
-from robench.training.objectives import OBJECTIVES, OPTIONS
+from robench.training.objectives import OBJECTIVES, OPTIONS, mlp
 from robench.training.recipes import RECIPES
+from robench.training.rehearsal import rehearse
 from robench.types import Dataset, RobenchError, parse_eps
 
 ROOT = Path(__file__).parents[1]
@@ -259,9 +261,89 @@ def test_the_papers_checkpoints_still_answer_to_their_command(path):
 
 
 def test_a_loss_that_is_no_dictionary_of_terms_is_refused_in_one_message(few, monkeypatch):
-    from dataclasses import replace
-
     single = replace(OBJECTIVES["single"], loss=lambda outputs, targets, terms: outputs[MAIN_HEAD].sum())
     monkeypatch.setitem(OBJECTIVES, "single", single)
     with pytest.raises(RobenchError, match="variant 'single' returned Tensor, expected a dictionary of terms"):
         stepped(few, "single")
+
+
+def cross_entropy(head, outputs, targets):
+    return F.cross_entropy(outputs[head], targets[head])
+
+
+def forgets_a_head(outputs, targets, terms):
+    return {"main": cross_entropy("main", outputs, targets), "coarse": terms.lambda_aux * torch.ones(())}
+
+
+MISSPELT = {
+    "a head": (
+        {
+            "loss": lambda outputs, targets, terms: {
+                "main": cross_entropy("main", outputs, targets),
+                "coarse": outputs["caorse"].mean(),
+            }
+        },
+        r"the loss of variant 'supervised' reads the head 'caorse', which it has not \(did you mean 'coarse'\?\); its heads: main, coarse$",
+    ),
+    "a target": (
+        {"loss": lambda outputs, targets, terms: {"main": F.cross_entropy(outputs["main"], targets["mian"])}},
+        r"reads the targets of 'mian', which it has not \(did you mean 'main'\?\); it has main, coarse$",
+    ),
+    "a weight": (
+        {"loss": lambda outputs, targets, terms: {"main": terms.lambda_axu * cross_entropy("main", outputs, targets)}},
+        r"reads terms\.lambda_axu, which is not there \(did you mean 'lambda_aux'\?\); there are lambda_main, lambda_aux, temperature, sum_views$",
+    ),
+    "a head without a term": (
+        {"loss": forgets_a_head},
+        r"no term of the loss of variant 'supervised' uses its head 'coarse', which would learn nothing; its terms: main, coarse; its heads: main, coarse$",
+    ),
+    "no main head": (
+        {"heads": lambda data, recipe: {"mian": mlp(10, 10), "coarse": mlp(3, 3)}},
+        r"variant 'supervised' has no head 'main' \(did you mean 'mian'\?\); its heads: mian, coarse$",
+    ),
+    "no tensor": (
+        {"loss": lambda outputs, targets, terms: {"main": cross_entropy("main", outputs, targets), "coarse": 0.5}},
+        r"the loss of variant 'supervised' returned a float as its term 'coarse', expected a tensor of one number$",
+    ),
+    "no single number": (
+        {"loss": lambda outputs, targets, terms: {"main": outputs["main"].mean(1), "coarse": outputs["coarse"].mean(1)}},
+        r"returned a tensor of shape \(32,\) as its term 'main', expected a tensor of one number$",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISSPELT)
+def test_a_variant_that_does_not_fit_itself_is_refused_before_anything_is_written(what, few, tmp_path, monkeypatch):
+    changed, said = MISSPELT[what]
+    monkeypatch.setitem(OBJECTIVES, "supervised", replace(OBJECTIVES["supervised"], **changed))
+    with pytest.raises(RobenchError, match=said):
+        trained(spec_of("supervised", few), few, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_option_that_a_variant_spells_wrong_is_refused_with_the_right_one(few, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "supervised", replace(OBJECTIVES["supervised"], options=frozenset({"lambda_axu"})))
+    with pytest.raises(
+        RobenchError, match=r"names the option 'lambda_axu', which is none \(did you mean 'lambda_aux'\?\); options are lambda_main"
+    ):
+        spec_of("supervised", few, lambda_aux=0.5)
+
+
+def test_a_weight_of_zero_or_a_term_for_certain_outputs_only_is_a_term_nevertheless(few, monkeypatch):
+    def certain(outputs, targets, terms):
+        sure = outputs["coarse"].softmax(1).amax(1) > 0.95
+        losses = {"main": cross_entropy("main", outputs, targets)}
+        if terms.lambda_aux and sure.float().mean() > 0.5:
+            losses["coarse"] = terms.lambda_aux * F.cross_entropy(outputs["coarse"][sure], targets["coarse"][sure])
+        return losses
+
+    monkeypatch.setitem(OBJECTIVES, "supervised", replace(OBJECTIVES["supervised"], loss=certain))
+    rehearse(spec_of("supervised", few, lambda_aux=0.0), few, "cpu")
+
+
+@pytest.mark.parametrize("arch", OBJECTIVES)
+def test_the_rehearsal_draws_from_no_generator_of_others(arch, few):
+    states = torch.get_rng_state(), random.getstate()
+    for recipe in OBJECTIVES[arch].lambdas:
+        rehearse(spec_of(arch, few, recipe=recipe), few, "cpu")
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]

@@ -15,7 +15,7 @@ from robench.data.augment import VIEWS
 from robench.models.multihead import MAIN_HEAD, MultiHead
 from robench.seeds import derive_seed
 from robench.training.adversarial import ADVERSARIAL
-from robench.training.objectives import OBJECTIVES, Terms
+from robench.training.objectives import OBJECTIVES, Outputs, Targets, Terms
 from robench.training.ranks import Ranks
 from robench.training.recipes import RECIPES
 from robench.training.spec import TrainSpec
@@ -86,7 +86,7 @@ class Loop:
         loss = sum(float(total) for total in totals.values()) / (step + 1)
         return f"loss {loss:.3f}, {self.spec.batch_size / per_step:,.0f} images/s, {left / 60:.1f} min left in all"
 
-    def step(self, batch: Tensor, generator: Generator) -> dict[str, Tensor]:
+    def step(self, batch: Tensor, generator: Generator) -> Mapping[str, Tensor]:
         spec, n_views = self.spec, self.objective.n_views
         images, targets = self._drawn(batch, generator)
         craft = ADVERSARIAL[spec.adversarial].craft
@@ -98,11 +98,7 @@ class Loop:
                 images = craft(lambda x: self.model(x)[MAIN_HEAD], images, own_labels, eps, noise)
             outputs = self.replica(images)
         outputs = {name: self.ranks.whole(output.float(), n_views) for name, output in outputs.items()}
-        losses = self.objective.loss(outputs, targets, self.terms)
-        if not isinstance(losses, Mapping) or not losses:
-            raise RobenchError(
-                f"the loss of variant {spec.arch!r} returned {type(losses).__name__}, expected a dictionary of terms by head, each a tensor of one number"
-            )
+        losses = losses_of(spec.arch, outputs, targets, self.terms)
         self.optimizer.zero_grad(set_to_none=True)
         # Each rank's gradient is its share of a sum, and the replica averages.
         (torch.stack(list(losses.values())).sum() * self.ranks.world_size).backward()
@@ -110,16 +106,46 @@ class Loop:
         return losses
 
     def _drawn(self, batch: Tensor, generator: Generator) -> Drawn:
-        pixels, n_views, view = self.images[batch], self.objective.n_views, VIEWS[self.spec.views]
-        images = torch.cat([view(pixels, generator, mirror=self.mirror) for _ in range(n_views)])
-        targets = {head: labels[batch].repeat(n_views) for head, labels in self.targets.items()}
-        if self.objective.pretext is not None:
-            images, made = self.objective.pretext(images, generator)
-            targets |= made
-        return Drawn(images.contiguous(memory_format=torch.channels_last), targets)
+        labels = {head: labels[batch] for head, labels in self.targets.items()}
+        return drawn(self.spec, self.images[batch], labels, generator, mirror=self.mirror)
 
     def _part(self, images: Tensor) -> Tensor:
         return self.ranks.part(images, self.objective.n_views).contiguous(memory_format=torch.channels_last)
+
+
+def drawn(
+    spec: TrainSpec, pixels: Tensor, labels: Mapping[str, Tensor], generator: Generator, *, mirror: bool
+) -> Drawn:  # fmt: skip
+    """Random views of a batch's images, float32 (n_views * N, C, H, W), and what each head is to say about them.
+
+    Args:
+        spec: what is trained.
+        pixels: uint8 (N, C, H, W).
+        labels: head to int64 (N,), of the data set.
+        generator: on the device of the pixels.
+        mirror: see ``Dataset``.
+    """
+    objective, view = OBJECTIVES[spec.arch], VIEWS[spec.views]
+    images = torch.cat([view(pixels, generator, mirror=mirror) for _ in range(objective.n_views)])
+    targets = {head: each.repeat(objective.n_views) for head, each in labels.items()}
+    if objective.pretext is not None:
+        images, made = objective.pretext(images, generator)
+        targets |= made
+    return Drawn(images.contiguous(memory_format=torch.channels_last), targets)
+
+
+def losses_of(arch: str, outputs: Outputs, targets: Targets, terms: Terms) -> Mapping[str, Tensor]:
+    """The terms of a variant's loss.
+
+    Raises:
+        RobenchError: it returned something else.
+    """
+    losses = OBJECTIVES[arch].loss(outputs, targets, terms)
+    if not isinstance(losses, Mapping) or not losses:
+        raise RobenchError(
+            f"the loss of variant {arch!r} returned {type(losses).__name__}, expected a dictionary of terms by head, each a tensor of one number"
+        )
+    return losses
 
 
 def _finite(value: float) -> bool:

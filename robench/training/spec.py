@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from robench.data import did_you_mean
 from robench.data.augment import VIEWS
 from robench.models.backbones import BACKBONES
 from robench.training.adversarial import ADVERSARIAL
@@ -134,6 +135,10 @@ def check_names(arch: str, recipe: str, adversarial: str) -> None:
 
 
 def _refuse_options_without_meaning(arch: str, adversarial: str, chosen: dict[str, Any]) -> None:
+    for name in sorted(OBJECTIVES[arch].options - set(OPTIONS)):
+        raise RobenchError(
+            f"variant {arch!r} names the option {name!r}, which is none{did_you_mean(name, OPTIONS)}; options are {', '.join(OPTIONS)}"
+        )
     meaningless = set(OPTIONS) - OBJECTIVES[arch].options
     if adversarial == "none":
         meaningless = meaningless | {"train_eps"}

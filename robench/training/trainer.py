@@ -20,6 +20,7 @@ from robench.training.loop import ALONE, Loop
 from robench.training.objectives import OBJECTIVES
 from robench.training.precision import settled
 from robench.training.ranks import Ranks
+from robench.training.rehearsal import rehearse
 from robench.training.spec import TrainSpec
 from robench.types import Checkpoint, Dataset, RobenchError
 
@@ -51,11 +52,13 @@ def train(
 
     Raises:
         RobenchError: the path holds a model or an unfinished training with other settings; the batch does not divide over the
-            processes; the loss is not finite.
+            processes; the variant does not fit itself, see ``rehearse``; the loss is not finite.
     """
     path = Path(out) if out else Path("checkpoints") / spec.default_name
     _refuse(spec, path, ranks)
     state_path = path.with_name(path.name + ".training")
+    if not path.exists():
+        rehearse(spec, train_set, device)
     spec = settled(spec, train_set, path, state_path, device=device, ranks=ranks)
     wanted = asdict(spec) | {"train_set": train_set.digest}
     first = ranks.rank == 0
