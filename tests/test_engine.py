@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -329,6 +330,72 @@ def test_a_kill_between_a_renewed_stage_and_the_next_leaves_nothing_stale(tmp_pa
         run(tmp_path, [suite], spec=spec)
     state["kill"] = False
     assert outcomes(run(tmp_path, [suite], spec=spec), "both/second")[1] == Outcome.SKIPPED
+
+
+def three_stages():
+    """The first two break a part of what darkening breaks."""
+
+    def darken_below(least):
+        def some(model, images, labels, threat, seed):
+            easy = images.flatten(1).mean(1) < 0.5 + least
+            return torch.where(easy[:, None, None, None], darken(model, images, labels, threat, seed), images)
+
+        return some
+
+    stages = (fake("first", darken_below(0.03)), fake("second", darken_below(0.07)), fake("third", darken))
+    return Column("three", stages, is_cascade=True)
+
+
+def kept_images(path):
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted((path / "adv").rglob("*.npz"))}
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+def test_images_asked_for_after_a_kill_between_stages_are_those_of_an_undisturbed_run(tmp_path, left):
+    column_ = three_stages()
+    run(tmp_path / "killed", [column_])
+    for stage in column_.stages[left:]:
+        for file in (tmp_path / "killed" / "chunks" / attack_folder(column_, stage)).iterdir():
+            file.unlink()
+    killed, undisturbed = (run(tmp_path / name, [column_], save=True) for name in ("killed", "undisturbed"))
+    pd.testing.assert_frame_equal(killed.verdicts, undisturbed.verdicts)
+    assert kept_images(tmp_path / "killed") == kept_images(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("save", [False, True])
+@pytest.mark.parametrize(("before", "after", "gate"), [(3, 0, ""), (3, 1, ""), (0, 1, "first")])
+def test_a_stage_that_does_not_follow_from_the_renewed_one_before_it_is_computed_again(tmp_path, save, before, after, gate):
+    """A stage is renewed for its images; on another machine its last bits may break other samples, and a kill falls before the next stage."""
+    state = {"breaks": before, "kill": False}
+
+    def first(model, images, labels, threat, seed):
+        return torch.cat([darken(model, images, labels, threat, seed)[: state["breaks"]], images[state["breaks"] :]])
+
+    def second(model, images, labels, threat, seed):
+        if state["kill"]:
+            raise KeyboardInterrupt
+        return darken(model, images, labels, threat, seed)
+
+    suite = Column("both", (fake("first", first), fake("second", second)), is_cascade=True, gate=gate)
+    again = partial(run, tmp_path / "killed", [suite], offsets=[0.02, 0.04, 0.06])
+    again()  # the second stage has nothing to do, or is left out
+    state |= {"breaks": after, "kill": True}
+    with pytest.raises(KeyboardInterrupt):
+        again(save=True)
+    state["kill"] = False
+    undisturbed = run(tmp_path / "undisturbed", [suite], offsets=[0.02, 0.04, 0.06], save=True)
+    pd.testing.assert_frame_equal(again(save=save).verdicts, undisturbed.verdicts)
+
+
+def test_images_of_queries_alone_are_kept_when_they_are_asked_for_later(tmp_path):
+    def only_queries(model, images, labels, threat, seed):
+        model(darken(model, images, labels, threat, seed))
+        return images + 2 * threat.eps  # out of the ball
+
+    for name, saves in (("later", (False, True)), ("at once", (True,))):
+        for save in saves:
+            run(tmp_path / name, [column("queries", only_queries)], offsets=[0.02, 0.04], save=save)
+    assert kept_images(tmp_path / "later") == kept_images(tmp_path / "at once") != {}
 
 
 def test_a_chunk_with_nothing_to_attack_does_not_call_the_attack(tmp_path):

@@ -25,6 +25,7 @@ from robench.evaluation.run_folder import (
     RunFolder,
     attack_folder,
     chunk_seed,
+    follows,
     keeps_images,
     split,
 )
@@ -215,9 +216,11 @@ class Worklist:
     def finished(self, group: ColumnGroup, chunk: Chunk) -> dict[str, ChunkVerdicts]:
         """What the folder has of a group of columns.
 
-        A failed attack is missing, and so are the stages of a cascade behind a missing one.
+        A failed attack is missing, and so are the stages of a cascade behind a missing one, and those that do not follow from the one before
+        them, see ``follows``.
         """
         verdicts_of: dict[str, ChunkVerdicts] = {}
+        previous: ChunkVerdicts | None = None
         is_cascade = bool(group.columns) and group.columns[0].is_cascade
         for place, subfolder in enumerate(group.folders):
             if is_cascade and len(verdicts_of) < place:
@@ -226,9 +229,11 @@ class Worklist:
             if (
                 verdicts is not None
                 and not verdicts.failed
+                and (previous is None or follows(verdicts, previous))
                 and (not self.save or self._has_images(subfolder, chunk, verdicts, is_cascade))
             ):
                 verdicts_of[subfolder] = verdicts
+                previous = verdicts if is_cascade else None
         return verdicts_of
 
     def is_complete(self, group: ColumnGroup, chunk: Chunk) -> bool:
@@ -238,16 +243,17 @@ class Worklist:
     def take(self, group: ColumnGroup, chunk: Chunk) -> dict[str, ChunkVerdicts] | None:
         """What is finished of what is about to be computed, and the clean chunk; None where nothing is missing.
 
-        The stages of a cascade behind one that failed or is not there do not hold any more: they are removed first, so that a kill
-        leaves none of them. Behind one that is only computed again for its images they hold, and stay until they are replaced.
+        The stages of a cascade behind one that failed, is not there or does not follow do not hold any more: they are removed first, so
+        that a kill leaves none of them. Behind one that is only computed again for its images they hold, and stay until they are replaced.
         """
         if group.columns and group.columns[0].is_cascade:
-            holds = True
+            holds, previous = True, None
             for subfolder in group.folders:
                 verdicts = self.folder.read(subfolder, chunk) if holds else None
                 if not holds:
                     self.folder.forget(subfolder, chunk)
-                holds = verdicts is not None and not verdicts.failed
+                holds = verdicts is not None and not verdicts.failed and (previous is None or follows(verdicts, previous))
+                previous = verdicts
         finished = self.finished(group, chunk)
         if len(finished) == len(group.folders):
             return None

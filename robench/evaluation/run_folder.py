@@ -149,11 +149,21 @@ def attack_folder(column: Column, stage: Attack) -> str:
 
 def keeps_images(verdicts: ChunkVerdicts, is_cascade: bool) -> bool:
     """Whether ``--save-adv`` keeps any image of a finished chunk: of every sample, in a cascade of those that the stage was given."""
+    if (verdicts.best == Outcome.BROKEN).any():  # by a query, whatever was returned
+        return True
     if verdicts.mode.startswith(LEFT_OUT):
         return False
     nothing = {Outcome.INVALID} | ({Outcome.MISCLASSIFIED, Outcome.SKIPPED} if is_cascade else set())
     made = (verdicts.clean_pred >= 0) & ~verdicts.unmade
     return not nothing.issuperset(verdicts.outcome[made])
+
+
+def follows(verdicts: ChunkVerdicts, previous: ChunkVerdicts) -> bool:
+    """Whether a stage's verdicts still hold behind those of the stage before it, which may have been computed again since: it skipped
+    nothing that is open, and was not left out for want of what is broken now."""
+    decided, skipped = np.isin(previous.outcome, (Outcome.BROKEN, Outcome.SKIPPED)), verdicts.outcome == Outcome.SKIPPED
+    missed = decided & ~skipped if verdicts.mode.startswith(LEFT_OUT) else np.zeros_like(decided)
+    return not (missed | (skipped & ~decided)).any()
 
 
 class RunFolder:
