@@ -108,7 +108,8 @@ def attack_of(fn: AttackFn, **overrides: Any) -> Attack:
 
     Args:
         fn: ``fn(model, images, labels, threat, seed) -> adv_images``, with keyword parameters that have defaults or are given here.
-        overrides: of these parameters, or of the fields of ``Description``. A changed parameter is part of the column's name.
+        overrides: of these parameters, or of the fields of ``Description``. A changed parameter, also one that ``functools.partial`` has changed,
+            is part of the column's name.
 
     Raises:
         RobenchError: it is no such function, or an override fits nothing.
@@ -125,8 +126,12 @@ def attack_of(fn: AttackFn, **overrides: Any) -> Attack:
     for key in [key for key, value in values.items() if value is inspect.Parameter.empty]:
         raise RobenchError(f"attack {plain!r} needs a {key}: give its parameter a default, or write Attack.of({plain}, {key}=...)")
     recorded = {key: _recorded(plain, key, value) for key, value in values.items()}
-    usual = {key: _recorded(plain, key, value) for key, value in defaults.items() if value is not inspect.Parameter.empty}
-    changed = [f"{key}={recorded[key]}" for key in given if key not in usual or repr(recorded[key]) != repr(usual[key])]
+    own = defaults | _before_partial(fn)
+    changed = [
+        f"{key}={recorded[key]}"
+        for key in dict.fromkeys([*_set_by_partial(fn), *given])
+        if key in recorded and not _same(recorded[key], own[key], plain, key)
+    ]
     name = plain if "name" in said or not changed else f"{plain}({', '.join(changed)})".replace("@", "_")
     return make_value(fn, replace(described, name=name, family=described.family or f"own {plain}"), given, recorded)
 
@@ -161,6 +166,19 @@ def plain_name(fn: Any) -> str:
     while isinstance(fn, functools.partial):
         fn = fn.func
     return getattr(fn, "__name__", type(fn).__name__).strip("<>")
+
+
+def _set_by_partial(fn: Any) -> dict[str, Any]:
+    """The parameters that ``functools.partial`` has set."""
+    return {**_set_by_partial(fn.func), **fn.keywords} if isinstance(fn, functools.partial) else {}
+
+
+def _before_partial(fn: Any) -> dict[str, Any]:
+    """The defaults of those, as the function says them; empty where it has none."""
+    changed = _set_by_partial(fn)
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return {key: one.default for key, one in inspect.signature(fn).parameters.items() if key in changed} if changed else {}
 
 
 def parameters_of(fn: Any, name: str) -> dict[str, Any]:
@@ -211,6 +229,16 @@ def _recorded(name: str, key: str, value: Any) -> Any:
         f"attack {name!r}: {key} is of type {type(value).__name__}, which cannot be recorded; expected numbers, texts, lists or functions. What is "
         "no setting may be a global that the function uses"
     )
+
+
+def _same(recorded: Any, usual: Any, name: str, key: str) -> bool:
+    """Whether a parameter is recorded as its usual value would be."""
+    if usual is inspect.Parameter.empty:
+        return False
+    try:
+        return repr(recorded) == repr(_recorded(name, key, usual))
+    except RobenchError:  # the usual value cannot be recorded, and this one could
+        return False
 
 
 def _code_of(fn: Any) -> str:

@@ -1,5 +1,6 @@
 """Attacks that robench does not bring: functions, files and installed packages are columns like any other, keyed by their code."""
 
+import functools
 import importlib
 import inspect
 import json
@@ -204,6 +205,22 @@ def test_a_changed_parameter_changes_name_key_and_what_is_called():
     assert seen == [20] and usual.family == more.family
     assert Attack.of(noted, steps=3).name == "noted" and Attack.of(noted, steps=20, name="long").name == "long"
     assert attack_folder(*_column(usual)) != attack_folder(*_column(replace(more, name="noted")))
+
+
+def test_a_partial_is_called_by_the_parameters_that_it_changes():
+    def noted(model, images, labels, threat, seed, *, size=1, steps=3):
+        return images
+
+    def needs(model, images, labels, threat, seed, *, steps):
+        return images
+
+    few, many = functools.partial(noted, steps=5), functools.partial(noted, steps=20)
+    named = [Attack.of(each).name for each in (few, many, functools.partial(few, size=2), functools.partial(noted, steps=3))]
+    assert named == ["noted(steps=5)", "noted(steps=20)", "noted(steps=5, size=2)", "noted"]
+    assert Attack.of(few, steps=3).name == "noted" and Attack.of(few, size=2).name == "noted(steps=5, size=2)"
+    assert Attack.of(functools.partial(needs, steps=2)).name == "needs(steps=2)" and Attack.of(few, name="few").name == "few"
+    assert Attack.of(few).family == Attack.of(noted).family and Attack.of(few).params == {"size": 1, "steps": 5}
+    assert [each.name for each in parse_columns([few, many], LINF, 10)] == named[:2]
 
 
 def _column(attack):
