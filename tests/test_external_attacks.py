@@ -68,6 +68,10 @@ def shift(model, images, labels, threat, seed, *, steps=2):
     return best
 '''
 
+ATTACK_GRAY = (
+    "attack", "--model", "net.py:make", "--dataset", "data.npz", "--eps", "0.1", "--device", "cpu", "--threads", "1"
+)  # fmt: skip
+
 
 def call(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -92,22 +96,7 @@ def here(tmp_path, monkeypatch):
 
 
 def run(*more, out="run"):
-    return call(
-        "attack",
-        "--model",
-        "net.py:make",
-        "--dataset",
-        "data.npz",
-        "--eps",
-        "0.1",
-        "--device",
-        "cpu",
-        "--threads",
-        1,
-        "--out",
-        out,
-        *more,
-    )
+    return call(*ATTACK_GRAY, "--out", out, *more)
 
 
 def one_message(result, *texts):
@@ -560,26 +549,7 @@ def test_two_ranks_end_with_the_table_of_one_process(here):
             "MASTER_PORT": "29511",
         }
         result = CliRunner(env=ranks).invoke(
-            main,
-            [
-                "attack",
-                "--model",
-                "net.py:make",
-                "--dataset",
-                "data.npz",
-                "--eps",
-                "0.1",
-                "--device",
-                "cpu",
-                "--threads",
-                "1",
-                "--batch-size",
-                "2",
-                "--out",
-                "ranks",
-                "--attack",
-                "mine.py:shift",
-            ],
+            main, [*ATTACK_GRAY, "--batch-size", "2", "--out", "ranks", "--attack", "mine.py:shift"]
         )
         assert result.exit_code == 0, result.output
     assert Path("ranks/verdicts.csv").read_text() == Path("alone/verdicts.csv").read_text()

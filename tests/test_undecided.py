@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cases import CLASSES, Centred, N, NoGradient
 from click.testing import CliRunner
 from torch import nn
 
@@ -28,27 +29,15 @@ from robench.run.execute import Place, execute
 from robench.run.plan import Run
 from robench.types import Column, Dataset, Outcome, ReturnPolicy, RobenchError, ThreatModel
 
-N, CLASSES = 24, 5
 THREAT = ThreatModel("Linf", 4 / 255)
 BRIGHT = 0.99
-
-
-class Linear(nn.Module):
-    """Logits are linear in the pixels; subclasses say something else, or raise, where the first pixel is bright."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(CLASSES, 48, generator=torch.Generator().manual_seed(1)))
-
-    def forward(self, images):
-        return (images - 0.5).flatten(1) @ self.weight.T
 
 
 def bright(images):
     return images[:, 0, 0, 0] > BRIGHT
 
 
-class Says(Linear):
+class Says(Centred):
     """On a bright image every logit, or the first alone, is something that is no number."""
 
     def __init__(self, value, places=slice(None)):
@@ -62,7 +51,7 @@ class Says(Linear):
         return logits
 
 
-class Raises(Linear):
+class Raises(Centred):
     def forward(self, images):
         if bright(images).any():
             raise ValueError("too bright")
@@ -73,12 +62,6 @@ class RaisesAndNeedsTwo(Raises):
     def forward(self, images):
         if len(images) < 2:
             raise ValueError("Expected more than 1 value per channel when training")
-        return super().forward(images)
-
-
-class NoGradient(Linear):
-    @torch.no_grad()
-    def forward(self, images):
         return super().forward(images)
 
 
@@ -99,7 +82,7 @@ def images():
 
 @pytest.fixture
 def labels(images):
-    return Linear()(images).argmax(1)
+    return Centred()(images).argmax(1)
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +145,7 @@ def test_the_referee_takes_back_what_says_no_class_when_it_is_asked_again(images
     assert not referee.broken.any() and referee.ties == N
 
 
-class SaysNothingSometimes(Linear):
+class SaysNothingSometimes(Centred):
     """Random: a share of the passes on an image says NaN, the others the right class or its neighbour."""
 
     def __init__(self, silent, right):
@@ -221,7 +204,7 @@ def test_an_image_that_fails_hides_no_batch_size(images, labels):
 @pytest.mark.parametrize("suite", ["pgd7", "pgd7-float64", "pgd7-bpda"])  # the last two attack a twin of the model
 def test_an_attack_goes_on_where_the_model_raises_on_one_of_its_images(suite, images, labels):
     images = brightened(images, 5, to=BRIGHT - 1e-3)  # raises as soon as it is made brighter
-    plain, result = (quiet(model(), images, labels, suite=suite) for model in (Linear, Raises))
+    plain, result = (quiet(model(), images, labels, suite=suite) for model in (Centred, Raises))
     others = [place for place in range(N) if place != 5]
     assert [outcomes(result, suite)[place] for place in others] == [outcomes(plain, suite)[place] for place in others]
     assert suite != "pgd7" or (outcomes(result)[5] in Outcome.UNDECIDED and "raised on 1 of" in result.failures[0])
@@ -363,7 +346,7 @@ def test_an_audit_goes_on_around_images_that_cannot_be_classified(model, images,
     subject = classifier_of_module(NOTHING[model](), CLASSES, "cpu", images=images)
     request = AuditRequest(quick=True, n=N, eps="4/255")
     found = audit_subject(subject, data, request, tmp_path / "audit", "cpu", show_progress=False)
-    honest = classifier_of_module(Linear(), CLASSES, "cpu", images=images)
+    honest = classifier_of_module(Centred(), CLASSES, "cpu", images=images)
     plain = audit_subject(honest, split_of(images, labels), request, tmp_path / "plain", "cpu", show_progress=False)
     verdict = found.verdict
     assert verdict.most - verdict.robust == 2 and verdict.n == N
@@ -388,7 +371,7 @@ def test_the_whole_audit_goes_on_as_well(images, labels, tmp_path):
 
 def test_an_undecided_sample_is_in_no_paired_test_and_the_reader_sees_how_many_there_are(images, labels, tmp_path):
     changed = brightened(images, 4, 17)
-    quiet(Linear(), changed, labels, out=tmp_path / "plain", suite="pgd7,fgsm")
+    quiet(Centred(), changed, labels, out=tmp_path / "plain", suite="pgd7,fgsm")
     quiet(Raises(), changed, labels, out=tmp_path / "raises", suite="pgd7,fgsm")
     found = compare([tmp_path / "plain", tmp_path / "raises"])
     for pair in found.pairs:
@@ -399,7 +382,7 @@ def test_an_undecided_sample_is_in_no_paired_test_and_the_reader_sees_how_many_t
 
 
 def test_runs_without_an_undecided_sample_are_compared_as_ever(images, labels, tmp_path):
-    quiet(Linear(), images, labels, out=tmp_path / "one")
+    quiet(Centred(), images, labels, out=tmp_path / "one")
     quiet(Raises(), images, labels, out=tmp_path / "two")
     found = compare([tmp_path / "one", tmp_path / "two"])
     assert {pair.undecided for pair in found.pairs} == {0} and "undecided" not in comparison_text(found)
@@ -407,17 +390,17 @@ def test_runs_without_an_undecided_sample_are_compared_as_ever(images, labels, t
 
 def test_stored_images_that_the_model_cannot_classify_are_named_and_the_rest_is_verified(images, labels, tmp_path):
     run = tmp_path / "run"
-    quiet(Linear(), images, labels, out=run, save_adv=True)
+    quiet(Centred(), images, labels, out=run, save_adv=True)
     broken = [place for place, each in enumerate(outcomes_of(run)) if each == Outcome.BROKEN]
     data = replace(split_of(images, labels), name="images")
 
-    class RaisesOnOne(Linear):
+    class RaisesOnOne(Centred):
         def forward(self, inputs):
             if ((inputs - images[broken[0]]).abs().amax((1, 2, 3)) < 0.02).any():
                 raise ValueError("not this one")
             return super().forward(inputs)
 
-    (honest,) = replay_run(run, Classifier(Linear(), CLASSES), data)
+    (honest,) = replay_run(run, Classifier(Centred(), CLASSES), data)
     (found,) = replay_run(run, Classifier(RaisesOnOne(), CLASSES), data)
     assert found.unclassified == (broken[0],) and "not this one" in found.said and not found.holds
     assert (found.float32, found.float64, found.single) == tuple(
@@ -432,9 +415,9 @@ def outcomes_of(run):
 
 
 def test_a_stored_image_of_which_the_model_says_no_class_is_not_broken_again(images, labels, tmp_path):
-    quiet(Linear(), images, labels, out=tmp_path, save_adv=True)
+    quiet(Centred(), images, labels, out=tmp_path, save_adv=True)
 
-    class Silent(Linear):
+    class Silent(Centred):
         def forward(self, inputs):
             return super().forward(inputs) * float("nan")
 

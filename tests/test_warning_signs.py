@@ -5,12 +5,11 @@ import warnings
 
 import pytest
 import torch
+from cases import CLASSES, Centred, N, NoGradient
 from torch import nn
 
 import robench
 from robench.types import RobenchError
-
-N, CLASSES = 24, 5
 
 
 @pytest.fixture
@@ -18,53 +17,38 @@ def images():
     return torch.rand(N, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
 
 
-class Linear(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(CLASSES, 48, generator=torch.Generator().manual_seed(1)))
-
-    def forward(self, images):
-        return (images - 0.5).flatten(1) @ self.weight.T
-
-
-class ZeroGradient(Linear):
+class ZeroGradient(Centred):
     def forward(self, images):
         return super().forward(images.detach()) + 0 * images.sum()
 
 
-class NotANumber(Linear):
+class NotANumber(Centred):
     def forward(self, images):
         return super().forward(images) + ((images - images.detach()).flatten(1).sum(1, keepdim=True)).sqrt()
 
 
-class NoGradient(Linear):
-    @torch.no_grad()
-    def forward(self, images):
-        return super().forward(images)
-
-
-class ThroughNumPy(Linear):
+class ThroughNumPy(Centred):
     def forward(self, images):
         return super().forward(torch.from_numpy(images.numpy()))
 
 
-class Probabilities(Linear):
+class Probabilities(Centred):
     def forward(self, images):
         return super().forward(images).softmax(1)
 
 
-class Noisy(Linear):
+class Noisy(Centred):
     def forward(self, images):
         return super().forward(images + 0.05 * torch.randn_like(images))
 
 
-class MeanOfBatch(Linear):
+class MeanOfBatch(Centred):
     def forward(self, images):
         return super().forward(images - images.mean(0) + 0.5)
 
 
 def said(model, images, **more):
-    labels = Linear()(images).argmax(1)
+    labels = Centred()(images).argmax(1)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         robench.evaluate(model, images, labels, **{"suite": "fgsm", "eps": "1/255", "device": "cpu", **more})
@@ -90,13 +74,13 @@ def test_a_sign_that_a_number_means_little_is_named_before_any_attack(model, sig
 
 
 def test_nothing_is_said_of_an_honest_model(images):
-    assert said(Linear(), images) == ""
+    assert said(Centred(), images) == ""
 
 
 def test_a_failed_attack_names_one_that_needs_no_gradient(images):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = robench.evaluate(NoGradient(), images, Linear()(images).argmax(1), suite="pgd7", eps="1/255", device="cpu")
+        result = robench.evaluate(NoGradient(), images, Centred()(images).argmax(1), suite="pgd7", eps="1/255", device="cpu")
     assert "such as square" in result.failures[0]
 
 
@@ -106,7 +90,7 @@ def test_modules_in_a_plain_list_are_in_eval_mode_and_in_the_digest(images):
     class Listed(nn.Module):
         def __init__(self, scale):
             super().__init__()
-            self.parts = [nn.Sequential(nn.Dropout(0.5), Linear())]
+            self.parts = [nn.Sequential(nn.Dropout(0.5), Centred())]
             self.parts[0][1].weight.data.mul_(scale)
 
         def forward(self, images):
@@ -130,7 +114,7 @@ def test_modules_in_a_plain_list_are_in_eval_mode_and_in_the_digest(images):
 )
 def test_settings_that_cannot_be_meant_are_refused(more, message, images):
     with pytest.raises(RobenchError, match=message):
-        said(Linear(), images, **more)
+        said(Centred(), images, **more)
 
 
 @pytest.mark.parametrize(
@@ -144,17 +128,17 @@ def test_settings_that_cannot_be_meant_are_refused(more, message, images):
 )
 def test_brackets_and_labels_that_are_off_are_named(change, message, images):
     with pytest.raises(RobenchError, match=message):
-        robench.evaluate(Linear(), *change(images, Linear()(images).argmax(1)), suite="fgsm", device="cpu")
+        robench.evaluate(Centred(), *change(images, Centred()(images).argmax(1)), suite="fgsm", device="cpu")
 
 
 def test_a_rounding_error_outside_the_box_is_no_mistake(images):
     off = images.clone()
     off[0, 0, 0, 0], off[1, 0, 0, 0] = -1e-7, 1 + 1e-6
-    assert said(Linear(), off) == ""
+    assert said(Centred(), off) == ""
 
 
 def test_a_computed_attribute_is_named_where_it_keeps_a_model_from_being_copied(images):
-    class Computed(Linear):
+    class Computed(Centred):
         def __init__(self):
             super().__init__()
             self.scale = self.weight.norm()
