@@ -5,6 +5,7 @@ The file may lie compressed: ``MODEL.safetensors.xz`` is read where it is named,
 
 from __future__ import annotations
 
+import io
 import json
 import lzma
 import struct
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 _KEY = "robench"  # safetensors metadata maps text to text, so everything of ours is JSON under one key
 XZ = ".xz"
+MEMORY = 1 << 30  # bytes that unpacking may take; xz -9 needs 65 MiB
+FREELY = 1 << 30  # bytes to which a file may unpack, however small it is
+TIGHTEST = 50  # times its size, to which a larger one may; float32 weights pack to nine tenths, rounded ones to half or a third
+_PIECE = 1 << 16  # bytes read at once
 _XZ_END = b"YZ"  # the last two bytes of a whole .xz file, https://tukaani.org/xz/xz-file-format.txt, section 2.1.2.4
 
 
@@ -54,7 +59,7 @@ def read_description(path: Path) -> dict[str, Any]:
     """What a checkpoint says about itself, without reading its weights or importing torch.
 
     Raises:
-        RobenchError: the file is missing, no safetensors file, truncated, or not written by robench.
+        RobenchError: the file is missing, no safetensors file, truncated, not written by robench, or packed tighter than weights are.
     """
     path = checkpoint_file(path)
     if not path.exists():
@@ -86,11 +91,11 @@ def _read_header(path: Path) -> Header:
             (length,) = struct.unpack("<Q", start[:8])
             if length > min(HEADER if packed else size, HEADER):
                 raise RobenchError(f"{path} is no safetensors file, or truncated ({size} bytes); copy it again")
-            file.seek(8)
-            header = json.loads(file.read(length))
+            header = json.loads((start[8:] + file.read(max(length, 1) - 1))[:length])
             end = max((index(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"), default=0)
             text = header.get("__metadata__", {}).get(_KEY)
     except (lzma.LZMAError, EOFError) as error:
+        _refuse_greedy(path, error)
         raise RobenchError(f"{path} is no .xz file, or truncated or damaged ({error}); copy it again") from None
     except OSError as error:
         raise RobenchError(f"cannot read {path}: {error.strerror or error}") from error
@@ -98,13 +103,65 @@ def _read_header(path: Path) -> Header:
         raise RobenchError(f"{path} is no safetensors file: its header is not readable") from None
     if packed and not _ends_whole(path):
         raise RobenchError(f"{path} is truncated or damaged: {size} bytes, and not the end of a .xz file; copy it again")
+    if packed and 8 + length + end > max(FREELY, TIGHTEST * size):
+        raise RobenchError(
+            f"{path} has {size:,} bytes and promises to unpack to {8 + length + end:,}, more than weights do; if you trust it, unpack it with `xz -d` and "
+            "name the .safetensors file"
+        )
     if not packed and 8 + length + end != size:
         raise RobenchError(f"{path} is truncated or damaged: {size} bytes, expected {8 + length + end}; copy it again")
     return Header(text, 8 + length + end)
 
 
 def _opened(path: Path) -> IO[bytes]:
-    return lzma.open(path) if path.suffix == XZ else open(path, "rb")
+    return io.BufferedReader(_Unpacked(path)) if path.suffix == XZ else open(path, "rb")
+
+
+class _Unpacked(io.RawIOBase):
+    """What an .xz file holds, in as much memory as ``MEMORY``, which ``lzma.open`` does not bound."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = io.FileIO(path)
+        self._stream = lzma.LZMADecompressor(memlimit=MEMORY)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part: bytes | None = b""
+        while part == b"":
+            part = self._next(len(buffer))
+        part = part or b""
+        buffer[: len(part)] = part
+        return len(part)
+
+    def _next(self, most: int) -> bytes | None:
+        """Up to so many bytes, perhaps none yet, or None at the end. A file may hold several streams, with zeros between them."""
+        if self._stream.eof:
+            piece = self._stream.unused_data.lstrip(b"\0")
+            while not piece:
+                read = self._file.read(_PIECE)
+                if not read:
+                    return None
+                piece = read.lstrip(b"\0")
+            self._stream = lzma.LZMADecompressor(memlimit=MEMORY)
+            return self._stream.decompress(piece, most)
+        piece = self._file.read(_PIECE) if self._stream.needs_input else b""
+        if self._stream.needs_input and not piece:
+            raise EOFError("it ends before its last block does")
+        return self._stream.decompress(piece, most)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _refuse_greedy(path: Path, error: Exception) -> None:
+    """Names the reason where unpacking needs too much memory."""
+    if isinstance(error, lzma.LZMAError) and "memory" in str(error).lower():
+        raise RobenchError(
+            f"{path} asks for more than {MEMORY >> 30} GiB of memory to be unpacked; if you trust it, unpack it with `xz -d` and name the .safetensors file"
+        ) from None
 
 
 def _ends_whole(path: Path) -> bool:
@@ -158,6 +215,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         weights = _read_weights(path)
     except (SafetensorError, OSError, KeyError, lzma.LZMAError, EOFError) as error:
+        _refuse_greedy(path, error)
         raise RobenchError(f"{path} is no readable safetensors file: {error}; copy it again") from None
     digest = described.pop("digest", None)
     described.pop("format")
@@ -178,7 +236,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix != XZ:
         return load_file(path)
     size = _read_header(path).size
-    with lzma.open(path) as file:
+    with _opened(path) as file:
         content = file.read(size + 1)  # no more than the header promises, whatever a hostile file unpacks to
     if len(content) != size:
         raise RobenchError(

@@ -1,7 +1,9 @@
+import json
 import lzma
 import os
 import pickle
 import struct
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -202,3 +204,40 @@ def test_what_is_no_compressed_file_or_no_checkpoint_inside_one_is_refused(tmp_p
         path.write_bytes(content)
         with pytest.raises(RobenchError, match=said):
             read_description(path)
+
+
+def promising(size, dictionary=1 << 20):
+    """A packed file whose header promises so many bytes of weights, and has few."""
+    header = json.dumps({"a": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": dictionary}]
+    return lzma.compress(struct.pack("<Q", len(header)) + header + bytes(1000), filters=filters)
+
+
+@pytest.mark.parametrize("read", [read_description, load_checkpoint])
+def test_a_packed_file_that_promises_more_than_weights_do_is_refused(tmp_path, read):
+    path = tmp_path / "model.safetensors.xz"
+    path.write_bytes(promising(1 << 40))
+    with pytest.raises(
+        RobenchError, match=r"has \d+ bytes and promises to unpack to 1,099,511,\d+,\d+, more than weights do; .*`xz -d`"
+    ):
+        read(path)
+
+
+@pytest.mark.parametrize("read", [read_description, load_checkpoint])
+def test_a_packed_file_that_asks_for_much_memory_is_refused(tmp_path, read):
+    path = tmp_path / "model.safetensors.xz"
+    content = bytearray(promising(1000))
+    # The dictionary's size is one byte of the block's header, behind 12 of the stream's; 36 is 1 GiB, 37 is 1.5 GiB (section 5.3.1).
+    (size,) = struct.unpack("<B", content[12:13])
+    content[16] = 37
+    end = 12 + 4 * size
+    content[end : end + 4] = struct.pack("<I", zlib.crc32(content[12:end]))
+    path.write_bytes(content)
+    with pytest.raises(RobenchError, match="asks for more than 1 GiB of memory to be unpacked; .*`xz -d`"):
+        read(path)
+
+
+def test_a_packed_file_may_hold_several_streams(saved, checkpoint, tmp_path):
+    content, path = saved.read_bytes(), tmp_path / "packed.safetensors.xz"
+    path.write_bytes(lzma.compress(content[:5]) + bytes(4) + lzma.compress(content[5:5000]) + lzma.compress(content[5000:]))
+    assert load_checkpoint(path).digest == checkpoint.digest
