@@ -55,3 +55,16 @@ def fake(name, fn, params=None):
 
 def column(name, fn, params=None):
     return Column(name, (fake(name, fn, params),), is_cascade=False)
+
+
+def described(n, columns):
+    """What run.json says of a run on ``brightness_data``, beside its spec: see ``RunFolder.describe``."""
+    return {
+        "n": n,
+        "suites": columns,
+        "model": {"name": "brightness", "origin": {}},
+        "data": {"name": "gray", "split": "test", "n": n, "classes": ["dark", "bright"]},
+        "threat": {"norm": "Linf", "eps": 0.1, "eps_text": "0.1"},
+        "commands": ["robench attack"],
+        "environment": {},
+    }

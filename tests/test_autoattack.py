@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import described
 from torch import nn
 
 from robench.attacks import parse_columns
@@ -117,7 +118,7 @@ def test_calls_that_are_cut_short_and_calls_that_are_not_have_the_authors_verdic
 def read_outcomes(folder, suites, n):
     from robench.evaluation.run_folder import attack_folder
 
-    described = [
+    columns = [
         {
             "name": suite.name,
             "cascade": suite.is_cascade,
@@ -125,7 +126,7 @@ def read_outcomes(folder, suites, n):
         }
         for suite in suites
     ]
-    folder.describe({"n": n, "suites": described})
+    folder.describe(described(n, columns))
     verdicts = read_results(folder.path).verdicts
     return verdicts[verdicts["attack"] == suites[0].name]["outcome"].tolist()
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cases import BrightnessClassifier, brightness_data, column, darken, fake
+from cases import BrightnessClassifier, brightness_data, column, darken, described, fake
 from torch import nn
 
 from robench.attacks import parse_columns
@@ -40,7 +40,7 @@ def run(path, suites, *, offsets=OFFSETS, spec=SPEC, model=None, **how):
     """Runs suites and describes the folder as ``robench attack`` does."""
     images, labels = brightness_data(offsets)
     folder = RunFolder(path, spec)
-    described = [
+    columns = [
         {
             "name": suite.name,
             "cascade": suite.is_cascade,
@@ -51,17 +51,7 @@ def run(path, suites, *, offsets=OFFSETS, spec=SPEC, model=None, **how):
         }
         for suite in suites
     ]
-    folder.describe(
-        {
-            "n": len(images),
-            "suites": described,
-            "model": {"name": "brightness", "origin": {}},
-            "data": {"name": "gray", "split": "test", "n": len(images), "classes": ["dark", "bright"]},
-            "threat": {"norm": spec.norm, "eps": spec.eps, "eps_text": "0.1"},
-            "commands": ["robench attack"],
-            "environment": {},
-        }
-    )
+    folder.describe(described(len(images), columns) | {"threat": {"norm": spec.norm, "eps": spec.eps, "eps_text": "0.1"}})
     classifier = Classifier(model or BrightnessClassifier(), 2)
     settle_randomness(classifier, images)
     threat = ThreatModel(spec.norm, spec.eps)

@@ -6,6 +6,7 @@ robench attack --ckpt model.safetensors --suite fgsm,pgd7,pgd20,pgd20-margin,noi
     --batch-size 10 --save-adv --threads 1 --out run
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -42,6 +43,28 @@ def computed(folder):
     return {
         path.relative_to(folder): path.stat().st_mtime_ns for kind in ("chunks", "adv") for path in (folder / kind).rglob("*.npz")
     }
+
+
+@pytest.mark.parametrize("command", [("verify",), ("report",), ("compare",), ("bundle",), ("export",)])
+@pytest.mark.parametrize(
+    ("damage", "lacks"),
+    [
+        (lambda run: run.pop("model"), "model"),
+        (lambda run: run["model"].pop("origin"), "model.origin"),
+        (lambda run: run.update(threat="Linf"), "threat"),
+        (lambda run: run.update(n=None), "n"),
+        (lambda run: run["suites"][0].pop("members"), "a column's name or members"),
+    ],
+)
+def test_a_description_that_lacks_something_is_called_damaged(old, command, damage, lacks):
+    described = json.loads((old / "run/run.json").read_text())
+    damage(described)
+    (old / "run/run.json").write_text(json.dumps(described))
+    result = CliRunner().invoke(main, [*command, "run", *(["run"] if command == ("compare",) else [])])
+    assert (
+        result.exit_code == 1
+        and f"run.json is damaged (it lacks {lacks}); delete it and run the same attack again" in result.stderr
+    )
 
 
 @pytest.mark.slow

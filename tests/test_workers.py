@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from cases import column, darken
+from cases import column, darken, described
 from test_engine import OFFSETS, SPEC, THREAT, outcomes, run, untimed
 from torch import nn
 
@@ -165,14 +165,14 @@ def test_three_ray_nodes_of_which_one_is_removed_and_a_worker_killed_end_with_th
     spec = replace(SPEC, eps=0.01)
     threat = replace(THREAT, eps=0.01)
 
-    def described(path):
+    def begun(path):
         folder = RunFolder(path, spec)
         members = [[{"name": s.name, "folder": unit_folder} for unit_folder in group_columns([s])[0].folders] for s in suites]
         columns = [{"name": s.name, "cascade": False, "members": m} for s, m in zip(suites, members, strict=True)]
-        folder.describe({"n": 48, "suites": columns})
+        folder.describe(described(48, columns))
         return folder
 
-    alone = described(tmp_path / "alone")
+    alone = begun(tmp_path / "alone")
     evaluate_columns(classifier, images, labels, suites, threat=threat, folder=alone, show_progress=False)
 
     nodes = Cluster(
@@ -180,7 +180,7 @@ def test_three_ray_nodes_of_which_one_is_removed_and_a_worker_killed_end_with_th
     )
     try:
         extra = [nodes.add_node(num_cpus=1, node_ip_address="127.0.0.1") for _ in range(2)]
-        far = described(tmp_path / "far")
+        far = begun(tmp_path / "far")
         with connect(nodes.address, "cpu", 1) as cluster:
             assert cluster.slots == 3
             import threading
@@ -403,7 +403,7 @@ def test_a_folder_that_another_process_begins_meanwhile_is_the_same_run(tmp_path
 
     def listed_late(path):
         monkeypatch.setattr(Path, "iterdir", listing)
-        RunFolder(path, SPEC).describe({"n": 10, "suites": []})
+        RunFolder(path, SPEC).describe(described(10, []))
         return listing(path)
 
     (tmp_path / "run").mkdir()

@@ -32,6 +32,10 @@ NO_MEMORY = (
     "memoryerror",
 )  # one of them is part of what is raised then
 ON_DISK = {"broken_at": "found_at"}  # fields that have another name in the files, which version 0.1 writes and reads
+NEEDED: dict[str, tuple[str, ...]] = {  # what every reader of run.json needs
+    "spec": ("model", "data", "norm", "eps", "seed", "chunk"), "model": ("name", "origin"), "data": ("name", "n", "classes"), "threat": ("norm", "eps", "eps_text"),
+    "n": (), "suites": (), "commands": (), "environment": (),
+}  # fmt: skip
 PLAIN = frozenset(("forwards", "backwards", "seconds", "machine", "message", "ties", "mode", "peak_bytes", "adv_digest"))
 
 
@@ -237,14 +241,42 @@ def read_run(path: Path) -> dict[str, Any]:
     file = Path(path) / "run.json"
     if not file.is_file():
         raise RobenchError(f"{path} is no run folder (no run.json); `robench attack` makes one")
+    damaged = f"{file} is damaged{{}}; delete it and run the same attack again, finished chunks are kept"
     try:
         description = json.loads(file.read_text())
         schema = description["schema"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise RobenchError(f"{file} is damaged; delete it and run the same attack again, finished chunks are kept") from None
+        raise RobenchError(damaged.format("")) from None
     if schema != SCHEMA:
         raise RobenchError(f"{file} has schema {schema}, this robench reads {SCHEMA}; update robench or choose another `out`")
+    lacking = _lacking(description)
+    if lacking:
+        raise RobenchError(damaged.format(f" (it lacks {', '.join(lacking)})"))
     return description
+
+
+def _lacking(description: dict[str, Any]) -> list[str]:
+    """What readers of run.json need and it has not."""
+    lacking = []
+    for name, inner in NEEDED.items():
+        value = description.get(name)
+        if value is None or (inner and not isinstance(value, dict)) or (name == "n" and not isinstance(value, int)):
+            lacking.append(name)
+        else:
+            lacking += [f"{name}.{each}" for each in inner if each not in value]
+    columns = description.get("suites")
+    if columns is not None and not all(map(_is_column, columns if isinstance(columns, list) else [None])):
+        lacking.append("a column's name or members")
+    return lacking
+
+
+def _is_column(column: Any) -> bool:
+    return (
+        isinstance(column, dict)
+        and {"name", "cascade", "members"} <= column.keys()
+        and isinstance(column["members"], list)
+        and all(isinstance(stage, dict) and {"name", "folder"} <= stage.keys() for stage in column["members"])
+    )
 
 
 def read_chunk(path: Path) -> ChunkVerdicts:
