@@ -145,3 +145,40 @@ def test_a_computed_attribute_is_named_where_it_keeps_a_model_from_being_copied(
 
     with pytest.raises(RobenchError, match=r"attribute scale is computed from other tensors.; set it to scale.detach\(\)"):
         said(Computed(), images)
+
+
+class Trains(Centred):
+    """Puts itself, or a part of itself, into training mode in forward."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.norm, self.drop, self.how = nn.BatchNorm2d(3), nn.Dropout(0.0), how
+
+    def forward(self, images):
+        if self.how == "whole":
+            self.train()
+        elif self.how != "never":
+            getattr(self, self.how.split()[0]).train()
+        images = self.drop(self.norm(images))
+        if self.how == "norm for a while":
+            self.norm.eval()
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ("whole", r"norm \(BatchNorm2d\), drop \(Dropout\)"), ("norm", r"norm \(BatchNorm2d\)"), ("drop", r"drop \(Dropout\)"),
+        ("norm for a while", r"norm \(BatchNorm2d\)"),
+    ],
+)  # fmt: skip
+def test_a_model_that_puts_itself_into_training_mode_is_named_with_its_parts(images, how, named):
+    assert re.search(rf"puts itself into training mode in forward \({named}\), where", said(Trains(how), images))
+    assert "training mode in forward" not in said(Trains("never"), images)
+
+
+def test_a_function_that_puts_a_model_into_training_mode_is_told(images):
+    model = Trains("norm").eval()
+    assert "puts a BatchNorm2d into training mode" in said(lambda x: model(x), images)
+    honest = Trains("never").eval()
+    assert "training mode" not in said(lambda x: honest(x), images)

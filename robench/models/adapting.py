@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from robench.models.asking import ask, first_answer, state_kept
+from robench.models.asking import ask, first_answer, mode_changed, modes, state_kept
 from robench.models.binary import is_probability, other_images, values_of
 from robench.models.contents import Contents
 from robench.models.hidden import digest_of_hidden, register_hidden_modules
@@ -145,7 +145,9 @@ def adapt(
     if any(is_lazy(each) for each in [*module.parameters(), *module.buffers()]):
         notes.append("the model had layers without weights; one image gave them their shapes, and they hold random numbers")
         ask(module, inputs[:1])
+    before = modes(module)
     rule, outputs = first_answer(module, inputs)
+    notes += mode_changed(module, before) or _sets_training(module)
     made = partial(Adapted, notes=(*notes, *more, *state_kept(module, inputs, rule)), hidden=hidden)
     if not isinstance(outputs, Tensor):  # of several outputs one must be named: whoever classifies says so
         return made(module, None, returned=describe(outputs), remedy=remedy(outputs))
@@ -216,6 +218,18 @@ def _as_module(model: Any) -> Noted:
             "it an attribute `version`, a text that you change whenever its model changes, to have runs continued"
         )
     return Noted(module, notes)
+
+
+def _sets_training(module: nn.Module) -> list[str]:
+    """What to say of a function that has put a module which it refers to into training mode."""
+    if not isinstance(module, Function) or module._training:
+        return []
+    contents = Contents()
+    contents.add(module._function)
+    return [
+        f"the function puts a {kind} into training mode, where it goes by the batch or by chance; take train() out of it, unless that is meant"
+        for kind in contents.training[:1]
+    ]
 
 
 def _copied(module: nn.Module) -> nn.Module:

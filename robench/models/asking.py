@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robench.models.batches import ANY, BatchRule, find_rule, own_copy
+from robench.models.contents import TRAINED
 from robench.models.failures import fails_at_random, first_line
 from robench.models.hidden import changeable
 from robench.models.output import MAIN_HEAD, describe
@@ -107,6 +108,34 @@ def state_kept(module: nn.Module, inputs: Tensor, rule: BatchRule) -> tuple[str,
     return (
         f"the model keeps something from pass to pass (in {', '.join(changed[:3])}), and answers otherwise afterwards: its verdicts hold for no "
         "pass but the one that they were read from; set it back at the beginning of forward",
+    )
+
+
+def modes(module: nn.Module) -> dict[str, tuple[str, bool, int | None]]:
+    """Of every part its kind, whether it is in training mode, and the batches that it has taken statistics of, None where it takes none."""
+    found = {}
+    for name, part in module.named_modules():
+        taken = getattr(part, "num_batches_tracked", None) if isinstance(part, TRAINED) else None
+        found[name] = (type(part).__name__, part.training, int(taken) if isinstance(taken, Tensor) and taken.numel() == 1 else None)
+    return found
+
+
+def mode_changed(module: nn.Module, before: Mapping[str, tuple[str, bool, int | None]]) -> tuple[str, ...]:
+    """What to say of a module that a pass has put into training mode, or that computed in it; nothing of every other one.
+
+    Args:
+        module: after the pass.
+        before: its modes, see ``modes``.
+    """
+    changed = {name: now for name, now in modes(module).items() if before.get(name, now)[1:] != now[1:]}
+    layers = {name for name, part in module.named_modules() if isinstance(part, TRAINED)}
+    parts = {name: now for name, now in changed.items() if name in layers} or changed
+    if not parts:
+        return ()
+    named = ", ".join(f"{name} ({kind})" if name else kind for name, (kind, *_) in list(parts.items())[:3])
+    return (
+        f"the model puts itself into training mode in forward ({named}{', ...' if len(parts) > 3 else ''}), where BatchNorm goes by the batch and Dropout "
+        "by chance: its accuracy may be that of no trained model; take train() out of forward, unless that is meant",
     )
 
 
