@@ -129,6 +129,15 @@ def test_an_added_variant_is_told_by_its_own_name(rotation, few):
     assert "rotation" in CliRunner().invoke(main, ["list", "archs"]).output
 
 
+def test_the_help_says_how_a_variant_of_ones_own_is_named_and_lists_it(rotation):
+    said = " ".join(CliRunner().invoke(main, ["train", "--help"]).output.split())
+    assert "python rotation.py train --arch rotation" in said and "docs/adding-a-variant.md" in said
+    assert "single, supervised (takes --lambda-aux --lambda-main)" in said
+    assert "rotation (takes --lambda-aux --lambda-main): what `robench list archs` names" in said
+    done = CliRunner().invoke(main, ["train", "--arch", "mine/rotation.py:objective", "--dataset", "digits"])
+    assert done.exit_code == 1 and "trained by its file: python mine/rotation.py train --arch NAME" in done.stderr
+
+
 def test_an_added_variant_keeps_the_contract(rotation, few, tmp_path):
     test_every_parameter_of_every_head_learns_from_finite_terms("rotation", few)
     test_targets_are_labels_of_heads_that_classify("rotation", few)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,30 @@ import click
 
 from robench.cli.group import hint, main, shared
 
+OWN_VARIANT = (
+    "A variant of your own is an Objective that your file puts into OBJECTIVES before it calls robench.cli.main(); the file is then the command: python "
+    "rotation.py train --arch rotation. See docs/adding-a-variant.md."
+)
 
-@main.command()
-@click.option("--arch", required=True, help="single, supervised, contrastive: what `robench list archs` names.")
+
+class _Archs(click.Option):
+    """Its help names the variants, with those of the user's own program that is running."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        loaded = sys.modules.get("robench.training.objectives")  # imports torch, which help is too short a word for
+        if loaded is not None:
+            self.help = f"{', '.join(map(_with_options, loaded.OBJECTIVES.items()))}: what `robench list archs` names."
+        return super().get_help_record(ctx)
+
+
+def _with_options(entry: tuple[str, Any]) -> str:
+    name, objective = entry
+    options = [f"--{option.replace('_', '-')}" for option in sorted(objective.options)]
+    return f"{name} (takes {' '.join(options)})" if options else name
+
+
+@main.command(epilog=OWN_VARIANT)
+@click.option("--arch", cls=_Archs, required=True, help="single, supervised, contrastive: what `robench list archs` names.")
 @click.option(
     "--dataset", required=True, help="A name of `robench list datasets`, or a folder with one sub-folder of images per class."
 )

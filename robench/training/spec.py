@@ -131,7 +131,13 @@ def check_names(arch: str, recipe: str, adversarial: str) -> None:
     named = (("arch", arch, OBJECTIVES), ("recipe", recipe, RECIPES), ("adversarial training", adversarial, ADVERSARIAL))
     for kind, name, known in named:
         if name not in known:
-            raise RobenchError(f"unknown {kind} {name!r}; expected one of {', '.join(known)}")
+            file, dot, _ = name.partition(".py")
+            own = (
+                f"; a variant of your own is trained by its file: python {file}.py train --arch NAME, see docs/adding-a-variant.md"
+            )
+            raise RobenchError(
+                f"unknown {kind} {name!r}; expected one of {', '.join(known)}{own if dot and kind == 'arch' else ''}"
+            )
 
 
 def _refuse_options_without_meaning(arch: str, adversarial: str, chosen: dict[str, Any]) -> None:
