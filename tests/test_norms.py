@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError, asdict, dataclass
 import pytest
 import torch
 from cases import BrightnessClassifier, brightness_data, fake
+from robench.sweep import SweepRequest
 from test_engine import SPEC, outcomes, run
 
 from robench import attack
@@ -19,7 +20,6 @@ from robench.models.classifier import Classifier
 from robench.norms import NORMS, Linf
 from robench.report.metadata import threat_text
 from robench.run.request import AttackRequest, default_suite
-from robench.sweep import SweepRequest
 from robench.types import NORMS as NAMES
 from robench.types import Column, Outcome, RobenchError, RunSpec, ThreatModel, parse_norm
 

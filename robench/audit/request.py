@@ -51,6 +51,7 @@ class AuditRequest:
         if self.protocol not in PROTOCOLS:
             raise RobenchError(f"`protocol={self.protocol!r}`: expected one of {', '.join(PROTOCOLS)}")
         norm = parse_norm(self.norm)
+        object.__setattr__(self, "norm", norm.name)
         if not norm.has_pgd:
             raise RobenchError(
                 f"`norm={norm.name}`: an audit compares attacks of many kinds, of which only AutoAttack's are defined in {norm.name}; "

@@ -17,7 +17,7 @@ GRADIENT_FREE = ("pgd50-spsa", "pgd50@surrogate", "square20000")
 
 
 def reading(
-    level: str, says: str, evidence: str, *, statistic: float | None = None, threshold: float | None = None, p: float | None = None,
+    level: Level, says: str, evidence: str, *, statistic: float | None = None, threshold: float | None = None, p: float | None = None,
     calls_for: tuple[str, ...] = (),
 ) -> Finding:  # fmt: skip
     """What a check found, but for its name and source, which stand in ``CHECKS``; a check that passes calls for nothing."""

@@ -165,7 +165,7 @@ def _victim(classifier: Classifier, attack: Attack, data: ChunkData) -> Victim:
     return Victim(*attack.crafting_target.prepare(data.images, data.labels, torch.from_numpy(data.clean.index)))
 
 
-def _cut(classifier: Classifier, attack: Attack, conditions: Conditions) -> str:
+def _cut(classifier: Classifier, attack: Attack, conditions: Conditions) -> ReturnPolicy:
     """By what queries the call may be ended. One draw of a random model decides nothing, nor does a query to another model."""
     if classifier.draws > 1 or attack.crafting_target is not None:
         return ReturnPolicy.LAST
