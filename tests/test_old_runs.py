@@ -45,7 +45,7 @@ def computed(folder):
     }
 
 
-@pytest.mark.parametrize("command", [("verify",), ("report",), ("compare",), ("bundle",), ("export",)])
+@pytest.mark.parametrize("command", [("verify",), ("report",), ("compare",), ("bundle",), ("export", "--format", "robustbench")])
 @pytest.mark.parametrize(
     ("damage", "lacks"),
     [
