@@ -139,9 +139,9 @@ class AttackIdentity:
         """
         passes = _passes(params.get(PASSES))
         parts = cls(
-            name, library, {}, passes, _version(params.get(PASSES_VERSION)) if passes != NO_REWRITE else 1,
-            _source_model(params.get(TRANSFER), name), _heads(params.get(HEADS), params.get(WEIGHTS)), _images(params.get(IMAGES)),
-            _left(params.get(LEFT)),
+            name, library, passes=passes, passes_version=_version(params.get(PASSES_VERSION)) if passes != NO_REWRITE else 1,
+            crafted_on=_source_model(params.get(TRANSFER), name), heads=_heads(params.get(HEADS), params.get(WEIGHTS)),
+            images=_images(params.get(IMAGES)), left=_left(params.get(LEFT)),
         )  # fmt: skip
         taken = parts.to_params().keys()
         return replace(parts, parameters={key: value for key, value in params.items() if key not in taken})

@@ -12,7 +12,6 @@ MOST = 6  # values that a reader can tell apart by their places
 
 TUPLES = {
     "report/metadata.py attack_settings": "rows of a table, all text, as its header names them",
-    "api.py _data_of": "is being written anew",
 }
 CALLS = {
     "attacks/descent.py": "its text is part of the key of stored results",

@@ -29,6 +29,7 @@ EXCEPTED = {
     "audit/selftest.py": {"--self-test"},  # the command, as an audit records it
     "adapters/robustbench.py": {"--force-reinstall", "--no-deps"},  # of pip
     "evaluation/environment.py": {"--always", "--dirty", "--abbrev"},  # of git
+    "training/spec.py": {"--arch"},  # the command that trains a variant of somebody's own, which is a file
     "doctor.py": {"--force-reinstall", "--upgrade", "--precision", "--data-dir"},  # of pip, and what `robench doctor` prints
 }
 

@@ -69,7 +69,7 @@ def test_a_run_keeps_strings_on_disk_and_in_its_tables(tmp_path):
 
 
 def test_a_finding_is_written_with_its_level_as_a_string():
-    finding = Finding("noise", Level.FAIL, "", "", "")
+    finding = Finding(check="noise", level=Level.FAIL, says="", evidence="", source="")
     assert json.loads(json.dumps(vars(finding)))["level"] == "fail" and f"{finding.level}: noise" == "fail: noise"
 
 

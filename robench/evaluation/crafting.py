@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -127,27 +126,27 @@ def craft(
     victim_guard = guard if victim is classifier else Guard(victim)
     for trial in smaller_passes(victim, len(images)):
         with trial:
-            made = Returned()
+            call = Call(victim, len(images))
             with victim.counting() as passes:
                 referee = Referee(
                     images, labels, conditions.threat, classify=partial(unwatched, victim.exact),
                     cut=_cut(classifier, attack, conditions), taps=[prefix.identity.steps or 0 for prefix in prefixes], passes=passes,
                 )  # fmt: skip
                 with (
-                    victim.watched_by(referee), victim.forgiving(), _whatever_it_raises(made, victim, len(images)),
+                    victim.watched_by(referee), victim.forgiving(), call,
                     seeded(conditions.seed, images.device), torch.enable_grad(),  # left as it was, whatever the attack switches
                 ):  # fmt: skip
-                    made.adv_images = attack.fn(victim, images.clone(), labels.clone(), conditions.threat, conditions.seed)
+                    call.returned(attack.fn(victim, images.clone(), labels.clone(), conditions.threat, conditions.seed))
                     if images.is_cuda:
                         torch.cuda.synchronize(images.device)
             complaint = victim_guard.restore()
             if complaint:
                 unwatched(victim, images)  # would a mere pass have changed it, too?
-                made = Returned(error=victim_guard.restore(by="the model's own forward pass") or complaint)
+                call.failed(victim_guard.restore(by="the model's own forward pass") or complaint)
     broken = referee.broken if attack.crafting_target is None else torch.zeros_like(referee.broken)
     crafted = Crafted(
-        returned=referee.best if made.adv_images is CUT else made.adv_images, best=referee.best, broken=broken,
-        broken_at=torch.where(broken, referee.broken_at, float("nan")), message=made.message, ties=referee.ties,
+        returned=referee.best if call.adv_images is CUT else call.adv_images, best=referee.best, broken=broken,
+        broken_at=torch.where(broken, referee.broken_at, float("nan")), message=call.error, ties=referee.ties,
     )  # fmt: skip
     return Attempt(crafted, referee.snapshots, Cost(passes.forwards, passes.backwards, time.perf_counter() - started))
 
@@ -172,32 +171,42 @@ def _cut(classifier: Classifier, attack: Attack, conditions: Conditions) -> Retu
     return ReturnPolicy.ANY if conditions.count_queries else attack.returns
 
 
-@dataclass(eq=False)
-class Returned:
-    """What an attack returned, ``CUT`` where the referee ended it, or None and what it raised; "" where it raised nothing."""
+class Call:
+    """The call of an attack, as a block. An attack is somebody else's code: whatever it raises is a result about it, and kept. A lost
+    device is none, nor is memory that would suffice for smaller passes.
 
-    adv_images: Any = None
-    error: str = ""
+    Attributes:
+        adv_images: what it returned, ``CUT`` where the referee ended it, None where it failed.
+        error: what it raised, or "".
+    """
 
-    @property
-    def message(self) -> str:
-        """What is wrong with it, or ""."""
-        return self.error or ("the attack returned None, expected adversarial images" if self.adv_images is None else "")
+    def __init__(self, victim: Classifier, n: int) -> None:
+        self._victim, self._n = victim, n
+        self.adv_images: Any = None
+        self.error = ""
 
+    def returned(self, adv_images: Any) -> None:
+        """Says what the attack returned."""
+        self.adv_images = adv_images
+        self.error = "the attack returned None, expected adversarial images" if adv_images is None else ""
 
-@contextmanager
-def _whatever_it_raises(made: Returned, victim: Classifier, n: int) -> Iterator[None]:
-    """Keeps what an attack raises: it is somebody else's code, and this is a result about it. A lost device is none, nor is memory that
-    would suffice for smaller passes."""
-    try:
-        yield
-    except AllDecided:
-        made.adv_images = CUT
-    except (Exception, SystemExit) as error:
-        if is_device_failure(error) or (is_out_of_memory(error) and (victim.largest_pass or n) > 1):
-            raise
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        made.error = f"{type(error).__name__}: {error} ({place.name}, line {place.lineno}){_hint(str(error))}"
+    def failed(self, error: str) -> None:
+        """Says why what the attack returned does not count."""
+        self.adv_images, self.error = None, error
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if isinstance(error, AllDecided):
+            self.adv_images = CUT
+            return True
+        if not isinstance(error, Exception | SystemExit):
+            return False
+        if is_device_failure(error) or (is_out_of_memory(error) and (self._victim.largest_pass or self._n) > 1):
+            return False
+        place = traceback.extract_tb(trace)[-1]
+        self.failed(f"{type(error).__name__}: {error} ({place.name}, line {place.lineno}){_hint(str(error))}")
+        return True
 
 
 NO_GRADIENT = (

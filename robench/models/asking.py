@@ -111,16 +111,25 @@ def state_kept(module: nn.Module, inputs: Tensor, rule: BatchRule) -> tuple[str,
     )
 
 
-def modes(module: nn.Module) -> dict[str, tuple[str, bool, int | None]]:
-    """Of every part its kind, whether it is in training mode, and the batches that it has taken statistics of, None where it takes none."""
+class Mode(NamedTuple):
+    """Of a part its kind, whether it is in training mode, and the batches that it has taken statistics of, None where it takes none."""
+
+    kind: str
+    training: bool
+    batches: int | None
+
+
+def modes(module: nn.Module) -> dict[str, Mode]:
+    """The mode of every part of a module, by its name."""
     found = {}
     for name, part in module.named_modules():
         taken = getattr(part, "num_batches_tracked", None) if isinstance(part, TRAINED) else None
-        found[name] = (type(part).__name__, part.training, int(taken) if isinstance(taken, Tensor) and taken.numel() == 1 else None)
+        batches = int(taken) if isinstance(taken, Tensor) and taken.numel() == 1 else None
+        found[name] = Mode(type(part).__name__, part.training, batches)
     return found
 
 
-def mode_changed(module: nn.Module, before: Mapping[str, tuple[str, bool, int | None]]) -> tuple[str, ...]:
+def mode_changed(module: nn.Module, before: Mapping[str, Mode]) -> tuple[str, ...]:
     """What to say of a module that a pass has put into training mode, or that computed in it; nothing of every other one.
 
     Args:
@@ -132,7 +141,7 @@ def mode_changed(module: nn.Module, before: Mapping[str, tuple[str, bool, int | 
     parts = {name: now for name, now in changed.items() if name in layers} or changed
     if not parts:
         return ()
-    named = ", ".join(f"{name} ({kind})" if name else kind for name, (kind, *_) in list(parts.items())[:3])
+    named = ", ".join(f"{name} ({kind})" if name else kind for name, (kind, _, _) in list(parts.items())[:3])
     return (
         f"the model puts itself into training mode in forward ({named}{', ...' if len(parts) > 3 else ''}), where BatchNorm goes by the batch and Dropout "
         "by chance: its accuracy may be that of no trained model; take train() out of forward, unless that is meant",
