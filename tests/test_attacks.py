@@ -34,6 +34,8 @@ ITERATIVE = [
     *OURS,
 ]  # with pgd7 and square, too few steps for an exact claim
 
+DEAR = ["apgd-t", "fab-t", "square", "square200"]  # make test sees them in Linf, and not at eps 0
+
 
 def attack_of(name, threat, n_classes=10, **options):
     (suite,) = parse_columns(name, threat, n_classes, AttackOptions(**options))
@@ -64,7 +66,7 @@ def test_no_attack_goes_below_the_closed_form_and_iterative_ones_reach_it(name, 
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in DEAR else []) for name in ALL])
 def test_eps_zero_gives_clean_accuracy(name, norm):
     if norm == "L2" and not name.startswith("pgd"):
         pytest.skip("AutoAttack's stages compute alike in both norms here, and fgsm is defined for Linf only")
@@ -89,7 +91,7 @@ WIDE_IN = [
 @pytest.mark.parametrize(
     ("name", "size", "norm"),
     [
-        pytest.param(name, size, norm, marks=[pytest.mark.slow] if (name, norm) == ("square", "L2") else [])
+        pytest.param(name, size, norm, marks=[pytest.mark.slow] if name in DEAR and norm != "Linf" else [])
         for name, _, norm in WIDE_IN
         for size in SIZES
         if size == 3 or norm == "Linf"

@@ -390,6 +390,7 @@ def test_a_finished_audit_called_again_says_the_same_whatever_was_asked_in_betwe
     assert (again.verdict, again.findings) == (first.verdict, first.findings)
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_3_where_a_number_is_refuted(bench, tmp_path):
     bench.trained()
     ckpt = bench.folder / "single-none-0.safetensors"

@@ -150,6 +150,7 @@ def test_each_stage_alone_equals_the_authors_and_breaks_something(network, digit
         assert torch.equal(broken, network(expected[correct]).argmax(1) != labels[correct])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["apgd-ce", "apgd-t", "fab-t"])
 def test_a_stage_in_l1_is_the_authors_standard_to_the_last_pass(network, digits_test, stage):
     """Starts and target classes differ from those in the other norms; a sample that withstands all shows how many there are."""

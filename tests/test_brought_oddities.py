@@ -260,6 +260,7 @@ def programs(images):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_programs_in_memory_have_the_verdicts_of_the_module(images):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -46,6 +46,7 @@ def bundle(run):
     return write_bundle(run)[0]
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_needed_on_no_chunk_is_not_replayed(checkpoint, tmp_path):
     where = {"ckpt": checkpoint, "threads": 1}
     attack(AttackRequest("fast", n=20, chunk=10, save_adv=True), out=tmp_path / "run", show_progress=False, **where)

@@ -369,6 +369,7 @@ def test_a_senseless_training_gets_one_clear_message(arguments, message, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["small", "resnet18"])
 def test_every_backbone_can_be_attacked_in_l2(backbone, tmp_path):
     digits = load_dataset("digits", "train")
@@ -586,6 +587,7 @@ def test_l1_runs_autoattack_by_default_and_other_commands_refuse_it_clearly(chec
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_in_l1_is_kept_reported_and_verified(checkpoint, tmp_path):
     run = tmp_path / "run"
     command = ("attack", "--ckpt", checkpoint, "--norm", "L1", "--suite", "apgd-ce", "--n", 10, "--threads", 1, "--save-adv")
@@ -606,6 +608,7 @@ def test_each_command_says_what_to_do_next_on_stderr(checkpoint, tmp_path, monke
     assert "audit" not in result.stdout
 
 
+@pytest.mark.slow
 def test_an_option_from_the_environment_counts_and_is_recorded(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["robench", "attack", "--ckpt", "m"])
     run = tmp_path / "run"

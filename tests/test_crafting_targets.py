@@ -68,6 +68,7 @@ def test_a_transfer_attack_is_crafted_on_every_sample_of_the_other_model_and_jud
     assert outcomes(results, "record@other") == outcomes(run(tmp_path / "own", [column("darken", darken)]), "darken")
 
 
+@pytest.mark.slow
 def test_the_report_names_a_transfer_with_the_digest_of_its_source(checkpoints, tmp_path):
     folder = attacked(checkpoints["single"], tmp_path / "run", f"pgd7,pgd7@{checkpoints['contrastive']}")
     summary = table(folder)
@@ -338,6 +339,7 @@ def test_verify_catches_a_tampered_image(kept):
     assert found.tampered == 1 and not found.holds
 
 
+@pytest.mark.slow
 def test_verify_catches_a_changed_weight(kept, checkpoints, tmp_path):
     from robench.checkpoint import save_checkpoint
 
@@ -360,6 +362,7 @@ def test_verify_needs_kept_images(checkpoints, tmp_path):
         verify(attacked(checkpoints["single"], tmp_path / "run", "pgd7"), threads=1)
 
 
+@pytest.mark.slow
 def test_missing_images_are_made_again(kept, checkpoints):
     images_of(kept, "pgd7").unlink()
     before = (kept / "verdicts.csv").read_bytes()
@@ -460,6 +463,7 @@ def test_images_asked_for_later_are_crafted_on_chunks_that_are_all_misclassified
     assert read_packed(next((tmp_path / "adv").rglob("0000002-0000004.npz"))).index.tolist() == [2, 3]
 
 
+@pytest.mark.slow
 def test_python_crafts_on_the_judged_head_where_no_other_is_named(checkpoints, tmp_path):
     unnamed, named = (
         attacked(checkpoints["supervised"], tmp_path / str(k), "pgd7", head="coarse", **more)

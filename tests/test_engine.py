@@ -555,6 +555,7 @@ def test_evaluate_refuses_options_that_mean_nothing(settings, message):
         evaluate(BrightnessClassifier(), *brightness_data(OFFSETS), suite="fast,pgd2", eps=0.1, **settings)
 
 
+@pytest.mark.slow
 def test_what_precision_auto_chose_first_stays(tmp_path, monkeypatch):
     images, labels = brightness_data(OFFSETS)
     for faster in ("fp32", "bf16"):
@@ -574,6 +575,7 @@ def test_stored_images_are_no_choice_of_precision(tmp_path, monkeypatch, params,
     assert settled_precision(AttackRequest(precision="auto"), subject, data, tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_a_column_that_a_newer_library_computes_again_is_named(tmp_path, monkeypatch, capsys):
     images, labels = brightness_data(OFFSETS)
     for version in ("1", "1", "2"):
@@ -656,6 +658,7 @@ def test_at_radius_zero_in_l2_no_shared_step_is_missed(tmp_path):
         assert set(outcomes(results, name).values()) == {Outcome.MISCLASSIFIED, Outcome.ROBUST}
 
 
+@pytest.mark.slow
 def test_a_long_run_is_forecast_from_its_first_chunk(tmp_path, capsys, monkeypatch):
     def slow(model, images, labels, threat, seed):
         time.sleep(0.05)

@@ -523,6 +523,24 @@ def test_twenty_lines_outside_the_package_are_found_by_the_command_the_report_an
     assert checked.exit_code == 0 and "claims hold" in checked.output and "FAIL" not in checked.output
 
 
+def test_an_attack_lies_at_most_seven_calls_below_the_command(here):
+    write(
+        here / "mine.py",
+        "import traceback\nfrom pathlib import Path\n\n\ndef shift(model, images, labels, threat, seed):\n"
+        "    Path('stack').write_text('\\n'.join(f'{each.filename} {each.name}' for each in traceback.extract_stack()))\n"
+        "    return images\n",
+    )
+    assert run("--attack", "mine.py:shift").exit_code == 0
+    package = str(Path(robench.__file__).parent)
+    calls = [line.removeprefix(f"{package}/") for line in (here / "stack").read_text().splitlines() if line.startswith(package)]
+    below = calls[calls.index("cli/attack.py attack") + 1 :]
+    assert below == [
+        "run/attack.py attack", "run/execute.py execute", "evaluation/engine.py evaluate_columns", "evaluation/engine.py compute",
+        "evaluation/chunk.py attack_chunk", "evaluation/crafting.py craft",
+    ]  # fmt: skip
+    assert len(below) + 1 <= 7  # the last of the calls is that of the attack
+
+
 @pytest.mark.slow
 def test_the_same_command_continues_and_a_changed_attack_is_computed_again(here):
     assert run("--attack", "mine.py:shift").exit_code == 0
@@ -537,6 +555,7 @@ def test_the_same_command_continues_and_a_changed_attack_is_computed_again(here)
     assert len(list((here / "run" / "chunks").glob("shift-*/*.npz"))) == 2
 
 
+@pytest.mark.slow
 def test_two_ranks_end_with_the_table_of_one_process(here):
     assert run("--attack", "mine.py:shift", "--batch-size", 2, out="alone").exit_code == 0
     for rank in (1, 0):

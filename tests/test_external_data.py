@@ -255,6 +255,7 @@ def test_parquet_files_without_pyarrow_name_what_to_install(file, monkeypatch):
         load_dataset(str(file.parent / "theirs"))
 
 
+@pytest.mark.slow
 def test_reports_of_a_cascade_are_written_where_pandas_keeps_text_in_pyarrow(file, model, pixels):
     pytest.importorskip("pyarrow")  # a stage that breaks nothing then has no rows whose type is a number
     namespace = {}

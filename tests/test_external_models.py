@@ -402,6 +402,7 @@ def test_a_run_may_not_make_verify_run_code(here):
     assert not (here / "crater").exists()
 
 
+@pytest.mark.slow
 def test_a_model_no_better_than_a_guess_is_warned_of_before_the_attack(here, digits_test):
     (here / "mine.py").write_text(CODE)
     result = call(
@@ -645,6 +646,7 @@ def test_an_audit_takes_a_foreign_model_with_a_head(here, digits):
     assert (here / "audit" / "audit.md").exists() and "Traceback" not in result.output
 
 
+@pytest.mark.slow
 def test_a_program_that_names_float32_inside_is_verified_without_the_column_of_float64(here, digits):
     class Casts(nn.Module):
         def __init__(self):

@@ -399,6 +399,7 @@ def test_a_budget_of_any_size_says_that_gradients_lead_astray(tmp_path, budget, 
     assert f"where AutoAttack's {followed} followed" in said
 
 
+@pytest.mark.slow
 def test_the_cost_curve_is_what_the_attack_did(tmp_path):
     """One sample breaks and the others never: the curve has one step, at the units of the query that broke it."""
     images, labels = brightness_data([0.5 / 255, 0.4, 0.4, 0.4, -0.1])
@@ -581,6 +582,7 @@ class Reading(nn.Module):
         return self.head(torch.relu(self.body(images) + beside).mean((2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [Viewing, Reading])
 def test_a_model_that_a_rewriting_would_break_is_searched_all_the_same(build, tmp_path, capfd):
     torch.manual_seed(0)

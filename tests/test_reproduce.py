@@ -148,6 +148,7 @@ def test_the_plan_has_every_model_of_the_paper_and_its_controls_in_order_of_rank
     assert all(len(row) == 1 + len(ATTACKS) for table in PUBLISHED.values() for row in table.values())
 
 
+@pytest.mark.slow
 def test_weights_are_compacted_without_touching_what_the_backbone_uses(few, tmp_path):
     spec = TrainSpec.of("single", few, backbone="small", epochs=1, batch_size=32)
     checkpoint = load_checkpoint(train(spec, few, few, out=tmp_path / "model.safetensors", show_progress=False))

@@ -112,6 +112,7 @@ def test_every_radius_is_an_ordinary_run_and_a_second_call_computes_only_what_is
     assert before.items() < after.items() and {path.parents[2].name for path in after.keys() - before.keys()} == {"eps-0.2"}
 
 
+@pytest.mark.slow
 def test_all_numbers_of_steps_are_one_trajectory(checkpoint, tmp_path):
     swept(checkpoint, tmp_path / "s", steps="4,1,2")
     run = read_results(tmp_path / "s" / "steps")

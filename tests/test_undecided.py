@@ -340,6 +340,7 @@ def split_of(images, labels):
     return Dataset("images", "test", images, labels, tuple(map(str, range(CLASSES))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["raises", "all -inf"])
 def test_an_audit_goes_on_around_images_that_cannot_be_classified(model, images, labels, tmp_path):
     data = split_of(brightened(images, 4, 17), labels)

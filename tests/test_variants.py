@@ -102,6 +102,7 @@ def page_commands():
     ]
 
 
+@pytest.mark.slow
 def test_the_page_trains_a_variant_that_robench_has_not_and_attacks_it(rotation):
     train_it, attack_it = page_commands()
     done = CliRunner().invoke(main, train_it)

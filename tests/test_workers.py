@@ -121,6 +121,7 @@ def test_slurm_ranks_share_a_folder_and_the_last_writes_the_table(checkpoint, un
     assert_equal(undisturbed, out)
 
 
+@pytest.mark.slow
 def test_a_rerun_with_another_number_of_processes_goes_on(tmp_path):
     def share(rank, world_size, path):
         run(path, [column("darken", darken)], processes=Processes(rank, world_size))
