@@ -6,7 +6,7 @@ ROBENCH := $(VENV)/bin/robench
 DEMO_TRAIN := --dataset digits --backbone small --batch-size 64 --lr 5e-3
 DEMO_ATTACK := --suite fgsm,pgd7,pgd20,pgd50,autoattack --n 100
 API := $(addprefix robench.,run.attack run.evaluate run.request run.plan run.execute run.verify types norms authoring checkpoint attacks.registry attacks.suites evaluation.contract attacks.nearest attacks.descent data models.classifier models.rewrite \
-	evaluation.engine evaluation.judge evaluation.referee audit audit.checks report.tables report.anytime training)
+	evaluation.engine evaluation.judge evaluation.early_stop audit audit.checks report.accuracy report.anytime training)
 BENCH_MODEL := checkpoints/paper/cifar10-single-0.safetensors
 BENCH_TRAINED := checkpoints/paper/cifar10-single-nfgsm-0.safetensors
 DEMO_MODELS := single-0 supervised-0 contrastive-0 single-nfgsm-0
@@ -21,7 +21,7 @@ demo: $(VENV)/.ok
 	set -e; for model in $(DEMO_MODELS); do $(ROBENCH) attack --ckpt checkpoints/digits-$$model.safetensors $(DEMO_ATTACK); done
 	$(ROBENCH) compare $(DEMO_MODELS:%=reports/digits-%-Linf-0.2) --out reports/digits-demo.md
 
-# The fast claims, in about three minutes on two quiet cores; the slowest are listed.
+# The fast claims, in under two minutes on two quiet cores; the slowest are listed.
 test: $(VENV)/.ok
 	$(VENV)/bin/python -m pytest -m "not slow" --durations=20
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 
 from robench.evaluation.results import Results, read_results
+from robench.report.accuracy import percent, summarise
 from robench.report.markdown import table
-from robench.report.tables import percent, summarise
 from robench.types import Outcome, RobenchError
 
 REFERENCE = "autoattack"

@@ -7,7 +7,7 @@ from PIL import Image
 
 from robench.data.arrays import to_labels
 from robench.data.folder import read_image
-from robench.data.held import gather
+from robench.data.in_memory import gather
 from robench.types import RobenchError
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])

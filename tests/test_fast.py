@@ -20,9 +20,9 @@ from robench.models.backbones import BACKBONES, SmallMapConv2d
 from robench.models.classifier import Classifier
 from robench.models.rewrite import UnshuffledConv2d, cheaper_twin, fold, quicker_precision
 from robench.models.seeded import seeded
+from robench.report.accuracy import summarise
 from robench.report.anytime import cost_curve, outlook, outlook_lines
 from robench.report.markdown import terminal_table
-from robench.report.tables import summarise
 from robench.types import AUTOATTACK_UNITS, NO_REWRITE, Outcome, PassOptions, RobenchError, ThreatModel
 
 FOLDED, BF16 = PassOptions(folded=True), PassOptions(folded=True, precision="bf16")

@@ -24,6 +24,7 @@ from robench.evaluation.examples import choose_examples
 from robench.evaluation.results import Results, read_results
 from robench.evaluation.run_folder import ChunkVerdicts
 from robench.report import write_report
+from robench.report.accuracy import percent, summarise
 from robench.report.breakdown import broken_alone, superclass_errors
 from robench.report.compare import ALL_SHARED, compare
 from robench.report.curves import against_eps, against_steps
@@ -31,7 +32,6 @@ from robench.report.html.run import render_audit, render_run
 from robench.report.leaderboard import collect
 from robench.report.published import read_robustbench
 from robench.report.several_runs import compare_runs, write_leaderboard
-from robench.report.tables import percent, summarise
 from robench.run.execute import _describe_data
 from robench.types import Column, Outcome, RobenchError
 
@@ -133,7 +133,7 @@ def test_the_verdict_says_in_words_what_is_left(page):
 
 
 def test_costs_are_given_in_autoattacks():
-    from robench.report.tables import in_autoattacks
+    from robench.report.accuracy import in_autoattacks
 
     assert in_autoattacks(11_672, 0, 1) == 1 and in_autoattacks(0, 11_672, 4) == 0.5
     assert np.isnan(in_autoattacks(1, 1, 0))

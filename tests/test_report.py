@@ -12,9 +12,9 @@ from test_engine import raises as raising
 
 from robench.evaluation.results import decide
 from robench.report import write_report
+from robench.report.accuracy import interval, is_stage, per_class, shortfall, summarise, title
 from robench.report.leaderboard import collect, leaderboard_text
 from robench.report.several_runs import compare_runs
-from robench.report.tables import interval, is_stage, per_class, shortfall, summarise, title
 from robench.types import Column, Outcome, RobenchError
 
 

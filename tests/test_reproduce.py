@@ -22,8 +22,8 @@ from robench.reproduce.measured import Measured, load_measured, save_measured
 from robench.reproduce.mechanism import explain
 from robench.reproduce.page import write_page
 from robench.reproduce.plan import ATTACKS, PUBLISHED, Trained, models
+from robench.reproduce.reasons import why
 from robench.reproduce.rounding import STORED, rounded
-from robench.reproduce.why import why
 from robench.training import TrainSpec, train
 from robench.types import Dataset, RobenchError, ThreatModel
 

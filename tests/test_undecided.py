@@ -15,8 +15,8 @@ from robench.attacks import parse_columns
 from robench.audit import AuditRequest, audit_subject
 from robench.cli import main
 from robench.evaluation.chunk import classify_chunk
+from robench.evaluation.early_stop import Referee
 from robench.evaluation.judge import answers, judge, verdict_logits
-from robench.evaluation.referee import Referee
 from robench.evaluation.replay import Replay, replay_run
 from robench.evaluation.results import announced, failures, read_results
 from robench.evaluation.run_folder import Chunk

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from robench.attacks import parse_columns
 from robench.attacks.descent import descend
 from robench.attacks.nearest import nearest
+from robench.evaluation.early_stop import Referee
 from robench.evaluation.engine import ColumnGroup, Job, compute
-from robench.evaluation.referee import Referee
 from robench.evaluation.run_folder import CLEAN, Chunk
 from robench.models.classifier import Classifier
 from robench.models.seeded import seeded

@@ -19,8 +19,8 @@ from robench.audit.rules import (
     unknown,
 )
 from robench.norms import NORMS
+from robench.report.accuracy import title
 from robench.report.paired import paired
-from robench.report.tables import title
 from robench.types import Finding, Level
 
 REST = "autoattack-rest"

@@ -11,9 +11,9 @@ from robench.audit.checks import CHECKS
 from robench.audit.evidence import AUDITED_RADIUS, Evidence
 from robench.audit.verdict import Verdict, verdict_line
 from robench.files import write_atomically
+from robench.report.accuracy import percent, summarise
 from robench.report.html.run import render_audit
 from robench.report.markdown import layout_table, table
-from robench.report.tables import percent, summarise
 from robench.report.trained import trained_and_evaluated
 from robench.types import Finding, Level
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from robench.audit.evidence import AUDITED_RADIUS, Evidence
 from robench.audit.rules import GRADIENT_FREE, gap_finding, missing, reading, unknown
 from robench.identity import AttackIdentity
+from robench.report.accuracy import percent, title
 from robench.report.published import ROBUSTBENCH
-from robench.report.tables import percent, title
 from robench.types import Finding, Level, Outcome
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from robench.audit.evidence import AUDITED_RADIUS, Evidence
+from robench.report.accuracy import interval, percent, title
 from robench.report.paired import Paired, paired
-from robench.report.tables import interval, percent, title
 from robench.types import Finding, Level
 
 NEGLIGIBLE = 2  # samples that prove nothing, however small n is: honest models lose that many to a second attack

@@ -10,7 +10,7 @@ import numpy as np
 from robench.audit.comparisons import REST
 from robench.audit.evidence import AUDITED_RADIUS, Evidence, Standing
 from robench.audit.panel import CONSEQUENCES, steps_of
-from robench.report.tables import interval, percent, title
+from robench.report.accuracy import interval, percent, title
 from robench.types import Finding, Level, Outcome
 
 REFUTED, WEAKENED, SUPPORTED, OPEN = "refuted", "weakened", "supported", "not established"

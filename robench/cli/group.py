@@ -111,8 +111,8 @@ def print_run(run: Path, least: float | None = None, next_step: str = "") -> Non
         next_step: a hint.
     """
     from robench.evaluation.results import announced, failures, read_results
+    from robench.report.accuracy import shortfall, summarise
     from robench.report.markdown import terminal_table
-    from robench.report.tables import shortfall, summarise
 
     results = read_results(run)
     summary = summarise(results)

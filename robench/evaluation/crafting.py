@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robench.evaluation.early_stop import AllDecided, Referee, Snapshot
 from robench.evaluation.guard import Guard
 from robench.evaluation.memory import smaller_passes
-from robench.evaluation.referee import AllDecided, Referee, Snapshot
 from robench.evaluation.run_folder import BLIND, Chunk, ChunkVerdicts
 from robench.models.classifier import Classifier
 from robench.models.failures import is_device_failure, is_out_of_memory

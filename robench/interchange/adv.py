@@ -11,7 +11,7 @@ from torch import Tensor
 from robench.evaluation.external_images import saved_images
 from robench.evaluation.results import read_results
 from robench.files import write_atomically
-from robench.report.tables import UNION
+from robench.report.accuracy import UNION
 from robench.types import Dataset, Outcome, RobenchError
 
 

@@ -18,7 +18,7 @@ from robench import __version__
 from robench.evaluation.results import read_results
 from robench.evaluation.run_folder import CLEAN, keeps_images, read_chunk, read_run, split
 from robench.files import write_atomically
-from robench.report.tables import percent, summarise
+from robench.report.accuracy import percent, summarise
 from robench.types import ExternalModel, RobenchError
 
 SCHEMA = 1

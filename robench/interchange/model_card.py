@@ -11,8 +11,8 @@ import pandas as pd
 from robench import __version__
 from robench.evaluation.results import read_results
 from robench.evaluation.run_folder import CLEAN
+from robench.report.accuracy import UNION, is_stage, percent, summarise, title
 from robench.report.markdown import table
-from robench.report.tables import UNION, is_stage, percent, summarise, title
 
 HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from robench import __version__
 from robench.evaluation.results import read_results
-from robench.report.tables import UNION, summarise
+from robench.report.accuracy import UNION, summarise
 
 AUTOATTACK = "autoattack"  # the standard version, which is what their field means
 

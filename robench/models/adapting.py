@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from robench.models.asking import ask, first_answer, mode_changed, modes, state_kept
 from robench.models.binary import is_probability, other_images, values_of
-from robench.models.contents import Contents
 from robench.models.hidden import digest_of_hidden, register_hidden_modules
+from robench.models.module_digest import Contents
 from robench.models.output import MAIN_HEAD, Output, describe, remedy
 from robench.models.programs import Program, refuse_training_mode
+from robench.models.trial_passes import ask, first_answer, mode_changed, modes, state_kept
 from robench.types import RobenchError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from robench.models.contents import OF_EVERY_MODULE, Contents, digest_of, is_somebodys, referred, script_of
+from robench.models.module_digest import OF_EVERY_MODULE, Contents, digest_of, is_somebodys, referred, script_of
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 DEEPEST = 4  # lists in lists, objects in objects

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from robench.evaluation.results import read_results
 from robench.files import write_atomically
+from robench.report.accuracy import summarise, verdict_rows
 from robench.report.figures import draw_all
 from robench.report.html.run import render_run
 from robench.report.markdown import render
-from robench.report.tables import summarise, verdict_rows
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from robench.evaluation.results import Results
 from robench.evaluation.run_folder import CLEAN
-from robench.report.tables import CONFIDENCE, title
+from robench.report.accuracy import CONFIDENCE, title
 from robench.types import Outcome
 
 if TYPE_CHECKING:

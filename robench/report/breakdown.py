@@ -8,7 +8,7 @@ import numpy as np
 
 from robench.evaluation.results import Results
 from robench.evaluation.run_folder import CLEAN
-from robench.report.tables import interval
+from robench.report.accuracy import interval
 from robench.types import Outcome
 
 

@@ -14,11 +14,11 @@ import pandas as pd
 
 from robench.evaluation.results import Results, read_results
 from robench.evaluation.run_folder import CLEAN
+from robench.report.accuracy import summarise, title
 from robench.report.breakdown import broken_alone
 from robench.report.markdown import layout_table, table
 from robench.report.paired import Paired, holm, p_text, paired
 from robench.report.published import Published, read_robustbench
-from robench.report.tables import summarise, title
 from robench.types import Outcome, RobenchError
 
 ALL_SHARED = "all shared attacks"

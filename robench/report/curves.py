@@ -11,7 +11,7 @@ import pandas as pd
 from robench.evaluation.results import Results, read_results
 from robench.evaluation.run_folder import CLEAN, read_run
 from robench.identity import AttackIdentity
-from robench.report.tables import UNION, summarise, title
+from robench.report.accuracy import UNION, summarise, title
 from robench.types import RobenchError
 
 ITERATIVE = re.compile(r"^(\D+)(\d+)(\D.*)?$")

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from robench.evaluation.results import Results
 from robench.evaluation.run_folder import CLEAN
+from robench.report.accuracy import UNION, accuracy_text, per_class, title
 from robench.report.anytime import draw_costs
-from robench.report.tables import UNION, accuracy_text, per_class, title
 
 DRAWN = 6  # samples in the picture of examples; report.html shows them all
 INK, BLUE, ORANGE, GRAY = "#22272e", "#2f6db3", "#d9822b", "#9aa4b0"

@@ -12,8 +12,8 @@ import pandas as pd
 
 from robench.evaluation.results import read_results
 from robench.evaluation.run_folder import CLEAN, read_run
+from robench.report.accuracy import UNION, accuracy_text, is_stage, summarise, title
 from robench.report.markdown import table
-from robench.report.tables import UNION, accuracy_text, is_stage, summarise, title
 from robench.types import RobenchError
 
 NEEDED = ("attack", "n", "robust_accuracy", "ci_low", "ci_high", "undecided", "robust_low", "robust_high")

@@ -8,9 +8,9 @@ import pandas as pd
 
 from robench.evaluation.results import Results
 from robench.evaluation.run_folder import LEFT_OUT
+from robench.report.accuracy import UNION, accuracy_text, is_stage, left_out, percent, table_rows, title
 from robench.report.anytime import outlook_lines
 from robench.report.metadata import READING, attack_settings, commands, notes, provenance
-from robench.report.tables import UNION, accuracy_text, is_stage, left_out, percent, table_rows, title
 
 if TYPE_CHECKING:
     from robench.evaluation.replay import Replay

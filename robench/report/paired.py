@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robench.report.tables import interval
+from robench.report.accuracy import interval
 
 Z95 = 1.959964
 

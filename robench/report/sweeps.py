@@ -14,8 +14,8 @@ from robench.evaluation.results import Results, decide
 from robench.evaluation.run_folder import CLEAN
 from robench.files import write_atomically
 from robench.identity import AttackIdentity
+from robench.report.accuracy import UNION, percent, robust_share, title
 from robench.report.markdown import table
-from robench.report.tables import UNION, percent, robust_share, title
 from robench.types import format_eps
 
 EPS, STEPS = "eps", "steps"

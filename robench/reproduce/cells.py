@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from robench.report.accuracy import percent, title
 from robench.report.markdown import table
-from robench.report.tables import percent, title
 from robench.reproduce.measured import Measured
 from robench.reproduce.plan import ATTACKS, PUBLISHED
 

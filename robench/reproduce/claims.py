@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from robench.report.accuracy import UNION, Interval, percent
 from robench.report.paired import paired
 from robench.report.published import ROBUSTBENCH
-from robench.report.tables import UNION, Interval, percent
 from robench.reproduce.measured import Measured
 from robench.reproduce.plan import ATTACKS, AUTOATTACK, PUBLISHED
 

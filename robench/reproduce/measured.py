@@ -11,7 +11,7 @@ import numpy as np
 
 from robench.evaluation.results import Results
 from robench.files import write_atomically
-from robench.report.tables import UNION, Interval, interval
+from robench.report.accuracy import UNION, Interval, interval
 from robench.reproduce.plan import ATTACKS, AUTOATTACK, Trained
 from robench.types import Outcome, RobenchError
 

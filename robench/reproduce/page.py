@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from robench.files import write_atomically
+from robench.report.accuracy import UNION, percent, title
 from robench.report.markdown import table
-from robench.report.tables import UNION, percent, title
 from robench.report.trained import trained_short
 from robench.reproduce.cells import cell_by_cell
 from robench.reproduce.claims import claims
@@ -19,7 +19,7 @@ from robench.reproduce.measured import Measured, load_measured
 from robench.reproduce.pictures import draw_protocols, draw_why
 from robench.reproduce.plan import ATTACKS, AUTOATTACK, PUBLISHED, Trained
 from robench.reproduce.provenance import provenance
-from robench.reproduce.why import why
+from robench.reproduce.reasons import why
 from robench.types import RobenchError
 
 INTRODUCTION = (

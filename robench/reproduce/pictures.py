@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from robench.report.tables import title
+from robench.report.accuracy import title
 from robench.reproduce.measured import Measured
 from robench.reproduce.plan import ATTACKS, AUTOATTACK
 

@@ -15,7 +15,7 @@ import torch
 
 from robench.attacks import Asked, called, check_suite
 from robench.data.augment import to_unit
-from robench.data.held import Held, gather
+from robench.data.in_memory import Held, gather
 from robench.evaluation.device import use_device
 from robench.evaluation.judge import check_images
 from robench.evaluation.results import Results, announced, failures
@@ -23,8 +23,8 @@ from robench.models.failures import is_out_of_memory
 from robench.models.multihead import MAIN_HEAD
 from robench.models.subject import TRIAL_IMAGES, classifier_of_module, raised
 from robench.report import write_report
+from robench.report.accuracy import summarise, verdict_rows
 from robench.report.markdown import terminal_table
-from robench.report.tables import summarise, verdict_rows
 from robench.run.execute import Place, execute
 from robench.run.inputs import remarks_on
 from robench.run.plan import plan
@@ -110,7 +110,7 @@ def evaluate(
         model: takes float images (N, C, H, W) in [0, 1], or normalised by ``mean`` and ``std``, and returns logits (N, n_classes); a
             module or a function. One output is read as that of a binary classifier, where it is clear whether it is a logit or a probability.
         images: float in [0, 1] or uint8, (N, C, H, W) or (N, H, W, C): a tensor, a NumPy array, a list of either or of PIL images; or a
-            DataLoader, a torch or a Hugging Face data set, which brings its own labels. See ``robench.data.held.gather``.
+            DataLoader, a torch or a Hugging Face data set, which brings its own labels. See ``robench.data.in_memory.gather``.
         labels: integers (N,) or (N, 1), or one-hot (N, n_classes).
         suite: as ``--suite``, or one or a list of names, of functions ``fn(model, images, labels, threat, seed) -> adv_images`` and of
             ``Attack.of(fn, steps=20)``; by default pgd20 (not in L1) and autoattack.

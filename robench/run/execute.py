@@ -18,7 +18,7 @@ from robench.evaluation.run_folder import RunFolder, attack_folder, read_run
 from robench.evaluation.sanity_check import settle_randomness
 from robench.identity import AttackIdentity
 from robench.processes import Processes
-from robench.report.tables import summarise
+from robench.report.accuracy import summarise
 from robench.run.plan import Run
 from robench.types import Column, Dataset, RobenchError, RunSpec
 

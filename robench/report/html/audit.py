@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from robench.report.accuracy import percent
 from robench.report.html.parts import Bar, Cell, Heading, Table
-from robench.report.tables import percent
 from robench.types import Level
 
 

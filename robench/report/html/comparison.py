@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
+from robench.report.accuracy import UNION, accuracy_text, is_stage, title
 from robench.report.compare import Comparison, Pair, attack_title, main_attacks, remarks
 from robench.report.html import render_page
 from robench.report.html.charts import Dot, scatter_chart
 from robench.report.html.parts import ACCURACY, Cell, Heading, Table, accuracy_cells, count, listed
 from robench.report.paired import p_text
-from robench.report.tables import UNION, accuracy_text, is_stage, title
 
 
 def render_comparison(comparison: Comparison, links: dict[str, str]) -> str:

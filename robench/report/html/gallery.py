@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from robench.evaluation.results import Results
-from robench.report.tables import title
+from robench.report.accuracy import title
 from robench.types import Outcome
 
 PLAIN = 96  # pixels a side up to which a picture is kept without loss

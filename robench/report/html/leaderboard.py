@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from robench.report.accuracy import accuracy_text, title
 from robench.report.html import render_page
 from robench.report.html.parts import ACCURACY, Cell, Heading, Table, accuracy_cells, count
 from robench.report.leaderboard import Entry, Leaderboard
-from robench.report.tables import accuracy_text, title
 
 
 def render_leaderboard(leaderboard: Leaderboard, folder: Path, link: Callable[[Path], str]) -> str:

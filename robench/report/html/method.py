@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from robench.evaluation.results import Results
+from robench.report.accuracy import in_autoattacks, is_stage, title
 from robench.report.html.parts import Cell, Heading, Table, count, number
 from robench.report.metadata import attack_settings, threat_text
-from robench.report.tables import in_autoattacks, is_stage, title
 from robench.types import AUTOATTACK_UNITS
 
 UNIT = (

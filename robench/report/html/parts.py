@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 
 import pandas as pd
 
-from robench.report.tables import accuracy_text, percent
+from robench.report.accuracy import accuracy_text, percent
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import pandas as pd
 
 from robench.evaluation.results import Results
 from robench.evaluation.run_folder import CLEAN, LEFT_OUT
+from robench.report.accuracy import UNION, is_stage, left_out, per_class, percent, table_rows, title
 from robench.report.anytime import cost_curve, outlook_lines
 from robench.report.breakdown import broken_alone, superclass_errors
 from robench.report.curves import Curve, against_eps, against_steps
 from robench.report.html.charts import line_chart, step_chart
 from robench.report.html.parts import ACCURACY, Cell, Heading, Table, accuracy_cells, count, listed, share
-from robench.report.tables import UNION, is_stage, left_out, per_class, percent, table_rows, title
 
 
 def attack_table(results: Results, summary: pd.DataFrame) -> Table:

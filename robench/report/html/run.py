@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from robench.evaluation.results import Results
+from robench.report.accuracy import UNION, accuracy_text, percent, summarise
 from robench.report.curves import audit_folder
 from robench.report.html import render_page
 from robench.report.html.audit import findings_context
@@ -24,7 +25,6 @@ from robench.report.html.result_sections import (
     superclass_table,
 )
 from robench.report.metadata import READING, commands, notes, provenance, threat_text
-from robench.report.tables import UNION, accuracy_text, percent, summarise
 
 
 def render_run(results: Results, summary: pd.DataFrame) -> str:

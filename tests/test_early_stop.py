@@ -9,10 +9,10 @@ from test_engine import SPEC, outcomes, run
 from torch import nn
 
 from robench.attacks import AttackOptions, parse_columns
-from robench.evaluation.referee import AllDecided, Referee
+from robench.evaluation.early_stop import AllDecided, Referee
 from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
-from robench.report.tables import summarise
+from robench.report.accuracy import summarise
 from robench.types import Column, Outcome, ReturnPolicy, ThreatModel
 
 OFFSETS = [0.02, 0.05, 0.08, 0.3]  # at eps 0.1, all but the last can be broken

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robench.models.batches import ANY, BatchRule, find_rule, own_copy
-from robench.models.contents import TRAINED
 from robench.models.failures import fails_at_random, first_line
 from robench.models.hidden import changeable
+from robench.models.module_digest import TRAINED
 from robench.models.output import MAIN_HEAD, describe
 from robench.models.seeded import seeded
 from robench.types import RobenchError

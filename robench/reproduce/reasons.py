@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from robench.report.accuracy import percent, title
 from robench.report.markdown import table
 from robench.report.paired import paired
-from robench.report.tables import percent, title
 from robench.reproduce.measured import Measured
 from robench.reproduce.plan import ATTACKS, SAME_SIZE
 
