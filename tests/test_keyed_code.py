@@ -91,6 +91,46 @@ def test_the_keyed_files_follow_from_the_imports_and_are_what_they_were():
     assert {module: keyed_modules(module) for module in own()} == KEYED
 
 
+RENAMED = {"margin_loss": "margin"}  # names now, and in version 0.1
+FIRST = Path(__file__).parent / "version-0.1" / "keyed"
+
+
+def computed(text):
+    """What a text computes, as a syntax tree: without docstrings and comments, in the names of version 0.1."""
+    parsed = ast.parse(text)
+    for node in ast.walk(parsed):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            del body[0]
+        for field in ("id", "name"):
+            if getattr(node, field, None) in RENAMED:
+                setattr(node, field, RENAMED[getattr(node, field)])
+    return ast.dump(parsed)
+
+
+@pytest.mark.parametrize("module", sorted({each for modules in KEYED.values() for each in modules}))
+def test_a_text_in_other_words_computes_what_it_did_in_the_first_version(module):
+    text, first = (
+        (ROOT / "attacks" / f"{module}.py").read_text(encoding="utf-8"),
+        (FIRST / f"{module}.txt").read_text(encoding="utf-8"),
+    )
+    assert computed(text) == computed(first)
+    assert computed(text) != computed(text.replace("clamp(0, 1)", "clamp(0, 2)").replace("return", "yield"))
+
+
+def test_texts_in_other_words_keep_the_key_of_the_first():
+    now, first = (
+        {name: digest([folder / f"{each}{end}" for each in modules]) for name, modules in KEYED.items()}
+        for folder, end in ((ROOT / "attacks", ".py"), (FIRST, ".txt"))
+    )
+    assert {now[name]: first[name] for name in KEYED if now[name] != first[name]} == registry.IN_OTHER_WORDS
+    assert all(registry._code_version(name).endswith(f"code {first[name]}") for name in KEYED)
+
+
+def digest(paths):
+    return hashlib.sha256("".join(path.read_text(encoding="utf-8") for path in paths).encode()).hexdigest()[:8]
+
+
 @pytest.mark.parametrize("module", KEYED)
 def test_all_that_an_attack_of_ours_imports_is_keyed_or_excused(module):
     keyed = {f"robench.attacks.{each}" for each in keyed_modules(module)}

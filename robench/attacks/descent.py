@@ -26,7 +26,7 @@ def cross_entropy(logits: Logits, labels: Labels, clean: Logits) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
-def margin(logits: Logits, labels: Labels, clean: Logits) -> Tensor:
+def margin_loss(logits: Logits, labels: Labels, clean: Logits) -> Tensor:
     """The largest other logit minus the true one (Carlini & Wagner 2017, https://arxiv.org/abs/1608.04644, f6 without kappa)."""
     true = logits.gather(1, labels[:, None]).flatten()
     return logits.scatter(1, labels[:, None], float("-inf")).amax(1) - true
@@ -35,22 +35,22 @@ def margin(logits: Logits, labels: Labels, clean: Logits) -> Tensor:
 def dlr(logits: Logits, labels: Labels, clean: Logits) -> Tensor:
     """Difference of logits ratio, which no rescaling changes (Croce & Hein 2020, https://arxiv.org/abs/2003.01690, equation 6)."""
     largest = logits.topk(3, dim=1).values
-    return margin(logits, labels, clean) / (largest[:, 0] - largest[:, 2] + 1e-12)
+    return margin_loss(logits, labels, clean) / (largest[:, 0] - largest[:, 2] + 1e-12)
 
 
 def rescaled(logits: Logits, labels: Labels, clean: Logits) -> Tensor:
     """Cross-entropy of logits that are divided until the clean image's margin is 10: it does not underflow, however confident the model
     is, and is cross-entropy itself where that is no more (Carlini & Wagner 2016, https://arxiv.org/abs/1607.04311, divide by a constant)."""
-    scale = (-margin(clean, labels, clean) / LARGEST_MARGIN).clamp(min=1)
+    scale = (-margin_loss(clean, labels, clean) / LARGEST_MARGIN).clamp(min=1)
     return cross_entropy(logits / scale[:, None], labels, clean)
 
 
 def log_margin(logits: Logits, labels: Labels, clean: Logits) -> Tensor:
     """The margin of log-probabilities, of a model that returns probabilities where logits are expected."""
-    return margin(logits.clamp(min=1e-38).log(), labels, clean)
+    return margin_loss(logits.clamp(min=1e-38).log(), labels, clean)
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr, "rescaled": rescaled, "log": log_margin}
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin_loss, "dlr": dlr, "rescaled": rescaled, "log": log_margin}
 
 
 def descend(
@@ -84,7 +84,7 @@ def descend(
     for step in range(steps + 1):
         here, own = x[left], labels[left]
         logits, gradient = _look(victim, here, own, clean[left], LOSSES[loss], draws, pairs, threat, step_size, needed=step < steps)
-        score = -margin(logits, own, logits)
+        score = -margin_loss(logits, own, logits)
         better = score < lowest[left] if not random or draws > 1 else torch.ones_like(score, dtype=torch.bool)
         best[left] = torch.where(better[:, None, None, None], here, best[left])
         lowest[left] = torch.where(better, score, lowest[left])

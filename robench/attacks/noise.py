@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from robench.attacks.descent import direction, margin, project, random_start
+from robench.attacks.descent import direction, margin_loss, project, random_start
 from robench.models.classifier import Classifier
 from robench.types import ThreatModel
 
@@ -25,7 +25,7 @@ def noise(model: Classifier, images: Images, labels: Labels, threat: ThreatModel
             far = direction(torch.randn_like(images), threat) * threat.eps
             points = project(images + (random_start(images, threat) if draw % 2 else far), images, threat)
             logits = model(points)
-            score = -margin(logits, labels, logits)
+            score = -margin_loss(logits, labels, logits)
             better = score < lowest
             best[better], lowest[better] = points[better], score[better]
     return best

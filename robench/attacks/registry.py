@@ -128,10 +128,14 @@ def _text(module: str) -> str:
 def _code_version(module: str) -> str:
     """What an attack of ours is computed by: verdicts of a search that has been changed since are not taken for its own."""
     sources = [_text(each) for each in keyed_modules(module)]
-    return f"robench {__version__}, code {hashlib.sha256(''.join(sources).encode()).hexdigest()[:8]}"
+    code = hashlib.sha256("".join(sources).encode()).hexdigest()[:8]
+    return f"robench {__version__}, code {IN_OTHER_WORDS.get(code, code)}"
 
 
 BESIDE = "robench.attacks."
+# Texts that compute what an earlier one did, in other words, keep its key, so that columns of version 0.1 stay finished. That they do is
+# tested against the earlier texts, ``tests/version-0.1/keyed``.
+IN_OTHER_WORDS = {"63f881e7": "bce2d992", "eea53106": "211748bb", "a63ec54a": "1519b32a"}
 FAST_BUDGET = 0.03  # the rest of a twentieth is Square's, and what breaking the others costs
 NOISE_DRAWS = 25  # of each kind
 
