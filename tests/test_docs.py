@@ -4,17 +4,21 @@ import importlib.util
 import inspect
 import re
 import shlex
+from importlib.metadata import version
 from pathlib import Path
 
 import click
+import pandas
 import pytest
 from cases import linear_case
 from click.testing import CliRunner
 
 import robench
 from robench import types
+from robench.attacks import attack_of_file
 from robench.audit.checks import CHECKS
 from robench.cli import main
+from robench.data import DATASETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("reports/**/README.md")])
@@ -111,6 +115,43 @@ def test_the_page_on_adding_an_attack_runs_as_it_stands(tmp_path, monkeypatch):
     found = {"model": model, "images": images, "labels": labels}
     exec(notebook.replace("robench.evaluate(", "told = robench.evaluate(").replace("suite=", "eps=0.1, suite="), found)
     assert list(found["told"].summary["attack"]) == ["clean", "signs", "pgd20", "signs(draws=50)", "union"]
+
+
+def section_of_adding(title):
+    return (ROOT / "docs" / "adding.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.slow
+def test_the_section_on_an_attack_of_another_library_runs_as_it_stands(tmp_path, monkeypatch):
+    section = section_of_adding("An attack of another library")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mifgsm.py").write_text(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1])
+    (check,) = re.findall(r"^    (robench .+)$", section, re.MULTILINE)
+    done = CliRunner().invoke(main, shlex.split(check)[1:])
+    assert done.exit_code == 0 and "16 of 16 claims hold" in done.output, done.output
+    model, images, labels, _ = linear_case(0.1, "Linf", n=10)
+    told = robench.evaluate(model, images, labels, suite=attack_of_file("mifgsm.py:mifgsm"), eps=0.1, out="run")
+    assert list(told.summary["attack"]) == ["clean", "mifgsm", "union"]
+    assert f"torchattacks {version('torchattacks')}" in Path("run/report.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_section_on_a_data_set_runs_as_it_stands(tmp_path, monkeypatch):
+    section = section_of_adding("A data set")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(DATASETS, "tints", None)  # taken away at the end
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], {"__name__": "tints"})
+    assert len(robench.load_dataset("tints", "train").classes) == 3
+    lines = re.findall(r"^    python tints.py (.+)$", section, re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ["train", "attack"]
+    for line in lines:
+        done = CliRunner().invoke(main, shlex.split(line))
+        assert done.exit_code == 0, done.output
+    clean, attacked = (
+        pandas.read_csv("reports/tints-single-0-Linf-0.1/summary.csv").set_index("attack").loc[["clean", "pgd5"], "robust_accuracy"]
+    )
+    assert clean > 0.9 > attacked
+    assert "tints" in CliRunner().invoke(main, ["list", "datasets"]).output
 
 
 def test_values_that_the_page_on_adding_names_exist():
