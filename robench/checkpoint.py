@@ -93,6 +93,8 @@ def _read_header(path: Path) -> Header:
                 raise RobenchError(f"{path} is no safetensors file, or truncated ({size} bytes); copy it again")
             header = json.loads((start[8:] + file.read(max(length, 1) - 1))[:length])
             end = max((index(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"), default=0)
+            if end < 0:
+                raise ValueError
             text = header.get("__metadata__", {}).get(_KEY)
     except (lzma.LZMAError, EOFError) as error:
         _refuse_greedy(path, error)

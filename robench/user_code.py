@@ -18,7 +18,7 @@ def load_module(path: Path, said: str) -> ModuleType:
 
     Args:
         path: the file.
-        said: what a message begins with, such as "--attack 'mine.py:shift'".
+        said: what a message begins with, such as "`attack='mine.py:shift'`".
 
     Raises:
         RobenchError: it is no Python file, or it raised.

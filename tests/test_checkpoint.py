@@ -213,6 +213,17 @@ def promising(size, dictionary=1 << 20):
     return lzma.compress(struct.pack("<Q", len(header)) + header + bytes(1000), filters=filters)
 
 
+@pytest.mark.parametrize("end", [-1, -200])
+@pytest.mark.parametrize("pack", [lzma.compress, bytes])
+def test_a_file_whose_tensors_end_before_they_begin_is_refused(tmp_path, pack, end):
+    header = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, end]}}).encode()
+    path = tmp_path / ("model.safetensors.xz" if pack is lzma.compress else "model.safetensors")
+    path.write_bytes(pack(struct.pack("<Q", len(header)) + header + bytes(1000)))
+    for read in (read_description, load_checkpoint):
+        with pytest.raises(RobenchError, match="no safetensors file: its header is not readable"):
+            read(path)
+
+
 @pytest.mark.parametrize("read", [read_description, load_checkpoint])
 def test_a_packed_file_that_promises_more_than_weights_do_is_refused(tmp_path, read):
     path = tmp_path / "model.safetensors.xz"

@@ -20,7 +20,7 @@ from torch import nn
 from robench.attacks import parse_columns
 from robench.evaluation.engine import evaluate_columns
 from robench.evaluation.results import read_results
-from robench.evaluation.run_folder import Chunk, RunFolder, attack_folder, chunk_seed, split
+from robench.evaluation.run_folder import BLIND, Chunk, ChunkVerdicts, RunFolder, attack_folder, chunk_seed, follows, split
 from robench.models.classifier import Classifier
 from robench.models.subject import classifier_of_module
 from robench.report import write_report
@@ -320,6 +320,28 @@ def test_a_kill_between_a_renewed_stage_and_the_next_leaves_nothing_stale(tmp_pa
         run(tmp_path, [suite], spec=spec)
     state["kill"] = False
     assert outcomes(run(tmp_path, [suite], spec=spec), "both/second")[1] == Outcome.SKIPPED
+
+
+def test_a_stage_that_was_left_out_does_not_follow_a_gate_that_is_undecided_now():
+    def verdicts(outcome, mode=""):
+        n = len(outcome)
+        numbers, zeros = np.arange(n), np.zeros(n, np.float32)
+        return ChunkVerdicts(
+            index=numbers, label=numbers, clean_pred=numbers, outcome=np.array(outcome, "U13"), adv_pred=numbers, distance=zeros,
+            margin=zeros, forwards=0, backwards=0, seconds=0.0, machine="", mode=mode,
+        )  # fmt: skip
+
+    behind, blind = (verdicts(["robust", "robust"], f"left out: {why}") for why in ("gate broke nothing", BLIND))
+    assert follows(behind, verdicts(["robust", "robust"])) and follows(blind, verdicts(["robust", "invalid"]))
+    assert not follows(behind, verdicts(["robust", "invalid"]))
+    assert not follows(behind, verdicts(["robust", "broken"]))
+    assert not follows(verdicts(["robust", "skipped"]), verdicts(["robust", "robust"]))
+
+
+def test_a_column_is_no_attack_of_a_suite(tmp_path):
+    images, labels = brightness_data([0.01, 0.2])
+    with pytest.raises(RobenchError, match="is of type Column; expected a function"):
+        evaluate(BrightnessClassifier(), images, labels, suite=[three_stages()])
 
 
 def three_stages():

@@ -8,7 +8,6 @@ from dataclasses import FrozenInstanceError, asdict, dataclass
 import pytest
 import torch
 from cases import BrightnessClassifier, brightness_data, fake
-from robench.sweep import SweepRequest
 from test_engine import SPEC, outcomes, run
 
 from robench import attack
@@ -20,8 +19,9 @@ from robench.models.classifier import Classifier
 from robench.norms import NORMS, Linf
 from robench.report.metadata import threat_text
 from robench.run.request import AttackRequest, default_suite
+from robench.run.sweep import SweepRequest
 from robench.types import NORMS as NAMES
-from robench.types import Column, Outcome, RobenchError, RunSpec, ThreatModel, parse_norm
+from robench.types import Column, Dataset, Outcome, RobenchError, RunSpec, ThreatModel, parse_norm
 
 CLEAN = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.0, 1.0, 0.25, 0.5]]).view(2, 1, 2, 2)
 MOVED = torch.tensor([[0.5, 0.5, 0.5, 0.75], [0.25, 0.75, 0.5, 0.25]]).view(
@@ -199,6 +199,8 @@ def test_a_new_norm_is_one_class_for_the_threat_model_and_the_judge():
         ThreatModel("L0", 4000)
     with pytest.raises(RobenchError, match="only AutoAttack's are defined in L0"):
         AuditRequest(norm="L0")
+    with pytest.raises(RobenchError, match="bright has no radius of its own in L0: give `eps`"):
+        AttackRequest(norm="L0").threat(Dataset("bright", "test", images, labels, ("dark", "bright")))
     assert threat_text({"norm": "L0", "eps_text": "2"}) == "at most 2 pixel values may change"
 
 

@@ -152,7 +152,7 @@ def test_an_interrupted_sweep_goes_on_to_the_undisturbed_curve(checkpoint, tmp_p
 
 
 def test_the_default_radii_are_shares_of_the_data_sets_own(checkpoint):
-    from robench import sweep as module
+    from robench.run import sweep as module
 
     radii = module._radii(SweepRequest(), {"ckpt": checkpoint})
     assert radii == [0, 0.025, 0.05, 0.1, 0.2, 0.4]
@@ -162,7 +162,7 @@ def test_the_default_radii_are_shares_of_the_data_sets_own(checkpoint):
 
 
 def test_the_default_folder_names_the_model_and_what_differs_from_the_defaults():
-    from robench import sweep as module
+    from robench.run import sweep as module
 
     names = [module._name({"ckpt": Path("checkpoints/a.safetensors")}), module._name({"model": ExternalModel("dir/mine.py:make")})]
     assert names == ["a", "mine-make"]

@@ -58,7 +58,7 @@ def said(model, images, **more):
 @pytest.mark.parametrize(
     ("model", "sign"),
     [
-        (ZeroGradient, f"gradient of the loss is exactly zero on {N} of {N} correct samples.*fast or square in `suite`"),
+        (ZeroGradient, f"gradient of the loss is exactly zero on {N} of {N} correct samples.*fast or square"),
         (NotANumber, f"NaN or infinite on {N} of {N}"),
         (NoGradient, "passes no gradient .RuntimeError: .*does not require grad"),
         (ThroughNumPy, "passes no gradient .RuntimeError: Can't call numpy"),

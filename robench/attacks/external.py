@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robench.authoring import attack_of, description_of, plain_name
-from robench.types import Attack, Column, RobenchError
+from robench.types import Attack, RobenchError
 from robench.user_code import load_module
 
 GROUP = "robench.attacks"  # of entry points
@@ -88,4 +88,4 @@ def called(given: Any) -> str:
     """What attacks, alone or in a list, are called when the call is recorded."""
     if isinstance(given, list | tuple):
         return f"[{', '.join(map(called, given))}]"
-    return repr(given) if isinstance(given, str) else given.name if isinstance(given, Attack | Column) else plain_name(given)
+    return repr(given) if isinstance(given, str) else given.name if isinstance(given, Attack) else plain_name(given)

@@ -66,8 +66,8 @@ SUITES: dict[str, SuiteEntry] = {
 }
 
 
-# Names separated by commas, one value or function, or a list of names, values, functions and columns that are made already.
-Asked = str | Attack | AttackFn | Column | Sequence[str | Attack | AttackFn | Column]
+# Names separated by commas, one value or function, or a list of names, values and functions.
+Asked = str | Attack | AttackFn | Sequence[str | Attack | AttackFn]
 
 
 def parse_columns(
@@ -80,8 +80,8 @@ def parse_columns(
     """The columns that ``"fgsm,pgd20,autoattack"`` or ``["pgd20", my_attack]`` stands for, in order, each once.
 
     Args:
-        suite: names, separated by commas, where ``pgd20@FILE`` crafts on the checkpoint FILE; an attack or a function; a column, which
-            is taken as it is; or a list of all these.
+        suite: names, separated by commas, where ``pgd20@FILE`` crafts on the checkpoint FILE; an attack or a function; or a list of
+            all these.
         threat: the threat model.
         n_classes: of the classifier that is attacked.
         options: what the user changed about attacks.
@@ -121,18 +121,16 @@ def _refuse_another(first: Column, second: Column) -> None:
         )
 
 
-def check_suite(suite: Asked) -> list[str | Attack | Column]:
-    """The names in a suite, all of them known, the attacks of the functions in it, and its columns; needs no data and no model.
+def check_suite(suite: Asked) -> list[str | Attack]:
+    """The names in a suite, all of them known, and the attacks of the functions in it; needs no data and no model.
 
     Raises:
         RobenchError: it is empty, a name is unknown, a function is no attack, or an attack of an installed package cannot be loaded.
     """
     given = [suite] if isinstance(suite, str) or not isinstance(suite, Iterable) else list(suite)
-    asked: list[str | Attack | Column] = []
+    asked: list[str | Attack] = []
     for each in given:
-        if isinstance(each, Column):
-            asked.append(each)
-        elif isinstance(each, str):
+        if isinstance(each, str):
             asked += [_checked_name(name.strip()) for name in each.split(",") if name.strip()]
         else:
             asked.append(_checked_value(as_attack(each)))
@@ -245,9 +243,7 @@ def _column(attack: Attack, context: Context) -> Column:
     return _named(searching(in_norm(attack, attack.name, context), context.options.pass_options), attack.pass_options)
 
 
-def _columns(asked: str | Attack | Column, context: Context) -> list[Column]:
-    if isinstance(asked, Column):
-        return [asked]
+def _columns(asked: str | Attack, context: Context) -> list[Column]:
     if isinstance(asked, Attack):
         return [_column(asked, context)]
     name, at, path = asked.partition("@")

@@ -34,7 +34,7 @@ class ExternalImages:
     heads: tuple[str, ...] = ()
 
 
-class Standing(NamedTuple):
+class RobustCount(NamedTuple):
     """Samples that are robust, and at most, where attacks failed or images are invalid and nothing is known."""
 
     robust: int
@@ -136,17 +136,17 @@ class Evidence:
         """The columns of the audited radius."""
         return self.runs[AUDITED_RADIUS].columns
 
-    def external_bounds(self) -> Standing | None:
+    def external_bounds(self) -> RobustCount | None:
         """On the stored images that break most, how many samples are right; None without any."""
         counts = []
         for each in self.external:
             rows = self.rows(each.column)
             if rows is not None:
                 right = int((rows["outcome"] == Outcome.ROBUST).sum())
-                counts.append(Standing(right, right + int(rows["outcome"].isin(Outcome.UNDECIDED).sum())))
+                counts.append(RobustCount(right, right + int(rows["outcome"].isin(Outcome.UNDECIDED).sum())))
         return min(counts, key=lambda standing: standing.most) if counts else None
 
-    def union(self, columns: list[str]) -> Standing:
+    def union(self, columns: list[str]) -> RobustCount:
         """How many samples no attack breaks; those that failed say nothing, nor does the model of a clean image that it cannot classify.
 
         Args:
@@ -160,4 +160,4 @@ class Evidence:
                 outcomes = rows["best"].to_numpy()
                 left = left & ~np.isin(outcomes, (Outcome.BROKEN,))
                 open_ |= np.isin(outcomes, Outcome.UNDECIDED)
-        return Standing(int((left & ~open_).sum()), int(left.sum()))
+        return RobustCount(int((left & ~open_).sum()), int(left.sum()))

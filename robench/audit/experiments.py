@@ -28,7 +28,7 @@ from robench.models.output import MAIN_HEAD
 from robench.models.subject import Subject, classifier_of_checkpoint
 from robench.run.execute import Place, execute
 from robench.run.plan import plan
-from robench.run.request import AttackRequest
+from robench.run.request import AttackRequest, threat_of
 from robench.types import Column, Dataset, Outcome, ThreatModel
 
 
@@ -48,8 +48,7 @@ class Experiments:
 
     @cached_property
     def threat(self) -> ThreatModel:
-        request = self.request
-        return ThreatModel.parse(request.norm, request.eps or self.data.default_eps.get(request.norm, "0"))
+        return threat_of(self.request.norm, self.request.eps or None, self.data)
 
     @cached_property
     def n(self) -> int:
@@ -69,7 +68,9 @@ class Experiments:
     ) -> Results:
         """Runs columns at a radius, or reads what is there already."""
         threat = threat or self.threat
-        asked = AttackRequest(columns, threat.norm, threat.eps_text, n or self.n, seed=self.request.seed)
+        asked = AttackRequest(
+            norm=threat.norm, eps=threat.eps_text, n=n or self.n, seed=self.request.seed, columns=tuple(columns)
+        )  # fmt: skip
         folder = self.folder / ("run" if at == AUDITED_RADIUS else f"run-{at}")
         run = plan(asked, self.subject, self.data, folder, device=self.device)
         results = execute(run, Place.on(self.device), command=self.command, show_progress=self.show_progress)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from robench.audit.comparisons import REST
-from robench.audit.evidence import AUDITED_RADIUS, Evidence, Standing
+from robench.audit.evidence import AUDITED_RADIUS, Evidence, RobustCount
 from robench.audit.panel import CONSEQUENCES, steps_of
 from robench.report.accuracy import interval, percent, title
 from robench.types import Finding, Level, Outcome
@@ -146,7 +146,7 @@ class JudgedNumber(NamedTuple):
     said: str
 
 
-def _plain(evidence: Evidence, external: Standing | None) -> JudgedNumber:
+def _plain(evidence: Evidence, external: RobustCount | None) -> JudgedNumber:
     """What would have been reported: by the stored images, else by FGSM and PGD-20, whichever is lower; at most, where samples are open."""
     n, open_ = len(evidence.correct()), int(evidence.unclassified().sum())
     if external is not None:

@@ -30,7 +30,9 @@ def in_options(text: str, command: click.Command | None) -> str:
 
     def option(found: re.Match[str]) -> str:
         name, value = found.groups()
-        return found[0] if name not in options else options[name] if value is None else f"{options[name]} {value}"
+        if name not in options or value is None:
+            return found[0] if name not in options else options[name]
+        return f"{options[name]} {value.strip('()')}"  # several numbers are a tuple in Python
 
     return _NAMED.sub(option, text)
 

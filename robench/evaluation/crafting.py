@@ -125,8 +125,9 @@ def craft(
     labels, victim = victim_labels[chosen], cheaper_twin(victim, attack.pass_options, images)
     victim_guard = guard if victim is classifier else Guard(victim)
     for trial in smaller_passes(victim, len(images)):
+        referee: Any = None  # that of an earlier try is let go before memory is asked for again
         with trial:
-            call = Call(victim, len(images))
+            call = WatchedCall(victim, len(images))
             with victim.counting() as passes:
                 referee = Referee(
                     images, labels, conditions.threat, classify=partial(unwatched, victim.exact),
@@ -171,7 +172,7 @@ def _cut(classifier: Classifier, attack: Attack, conditions: Conditions) -> Retu
     return ReturnPolicy.ANY if conditions.count_queries else attack.returns
 
 
-class Call:
+class WatchedCall:
     """The call of an attack, as a block. An attack is somebody else's code: whatever it raises is a result about it, and kept. A lost
     device is none, nor is memory that would suffice for smaller passes.
 

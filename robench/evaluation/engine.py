@@ -106,7 +106,7 @@ def _steps(column: Column) -> int:
     return column.stages[0].identity.steps or 0 if len(column.stages) == 1 else 0
 
 
-class Call(NamedTuple):
+class PlannedCall(NamedTuple):
     """A call that a group needs: the column, its stage, attacks that the same steps serve, and the verdicts where they are there."""
 
     column: Column
@@ -115,13 +115,13 @@ class Call(NamedTuple):
     verdicts: ChunkVerdicts | None = None
 
 
-def _calls(group: ColumnGroup, finished: Mapping[str, ChunkVerdicts]) -> list[Call]:
+def _calls(group: ColumnGroup, finished: Mapping[str, ChunkVerdicts]) -> list[PlannedCall]:
     """The stages of a cascade; or the longest of the attacks that are missing, whose steps serve the shorter ones."""
     first = group.columns[0]
     if first.is_cascade:
-        return [Call(first, stage, verdicts=finished.get(attack_folder(first, stage))) for stage in first.stages]
+        return [PlannedCall(first, stage, verdicts=finished.get(attack_folder(first, stage))) for stage in first.stages]
     missing = [column for column in group.columns if attack_folder(column, column.stages[0]) not in finished]
-    return [Call(missing[-1], missing[-1].stages[0], tuple(column.stages[0] for column in missing[:-1]))]
+    return [PlannedCall(missing[-1], missing[-1].stages[0], tuple(column.stages[0] for column in missing[:-1]))]
 
 
 def compute(
@@ -349,7 +349,7 @@ def refuse_unclassified(folder: RunFolder, chunks: list[Chunk]) -> None:
         if clean is None or (clean.clean_pred >= 0).any():
             return
         message = message or clean.message
-    raise RobenchError(f"{message}; it can classify no other one either, so there is nothing to attack")
+    raise RobenchError(f"{message}; it can classify none of the other images either, so there is nothing to attack")
 
 
 def _forecast(worklist: Worklist, groups: list[ColumnGroup], chunks: list[Chunk]) -> None:

@@ -55,14 +55,14 @@ def external_column(source: str, dataset: Dataset, n: int) -> Column:
     return Column(identity.name, (attack_of,), is_cascade=False)
 
 
-class Made(NamedTuple):
+class StoredColumn(NamedTuple):
     """What identifies images that were made before, and the images, float32 (n, C, H, W) in [0, 1]."""
 
     identity: AttackIdentity
     images: Tensor
 
 
-def _of_file(path: Path, dataset: Dataset, n: int) -> Made:
+def _of_file(path: Path, dataset: Dataset, n: int) -> StoredColumn:
     if not path.is_file():
         raise RobenchError(
             f"`adv={path}`: no such file; expected a .pt file of images, or RUN:ATTACK of a run of `robench attack --save-adv`"
@@ -91,7 +91,9 @@ def _of_file(path: Path, dataset: Dataset, n: int) -> Made:
                 f"`adv={path}`: {wrong} of its first {n} labels are not those of {dataset.name}; its images are of other data, or in "
                 "another order"
             )
-    return Made(AttackIdentity(f"adv@{path.stem}", LIBRARY, images=ImagesOfFile(digest_tensors({"images": images}))), images[:n])
+    return StoredColumn(
+        AttackIdentity(f"adv@{path.stem}", LIBRARY, images=ImagesOfFile(digest_tensors({"images": images}))), images[:n]
+    )
 
 
 class Stored(NamedTuple):
@@ -120,7 +122,7 @@ def _images_and_labels(content: Any, path: Path) -> Stored:
     return Stored(content, labels)
 
 
-def _of_run(run: Path, attack: str, dataset: Dataset, n: int, said: str) -> Made:
+def _of_run(run: Path, attack: str, dataset: Dataset, n: int, said: str) -> StoredColumn:
     description = read_run(run)
     if description["spec"]["data"] != dataset.digest:
         raise RobenchError(f"{said}: that run is about {description['data']['name']} with other images; its order is not ours")
@@ -148,7 +150,7 @@ def _of_run(run: Path, attack: str, dataset: Dataset, n: int, said: str) -> Made
     name = f"{attack}@{description['model']['name']}"
     source = SourceModel(name.partition("@")[2], description["spec"]["model"])
     folders = tuple(stage["folder"] for stage in column["members"])
-    return Made(AttackIdentity(name, LIBRARY, crafted_on=source, images=ImagesOfRun(description["spec"], folders)), images)
+    return StoredColumn(AttackIdentity(name, LIBRARY, crafted_on=source, images=ImagesOfRun(description["spec"], folders)), images)
 
 
 def saved_images(run: Path, attack: str, dataset: Dataset, n: int) -> Tensor:

@@ -18,11 +18,13 @@ T = TypeVar("T")
 class Try:
     """One try of something that may run out of memory, as a block; where it did, the block is left and the passes are halved."""
 
-    def __init__(self, classifier: Classifier, n: int) -> None:
-        self._classifier, self._n = classifier, n
+    def __init__(self, classifier: Classifier, n: int, *, again: bool = False) -> None:
+        self._classifier, self._n, self._again = classifier, n, again
         self.ran_out = False
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        if self._again and torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         largest = self._classifier.largest_pass or self._n
@@ -50,9 +52,7 @@ def smaller_passes(classifier: Classifier, n: int) -> Iterator[Try]:
     trial = Try(classifier, n)
     yield trial
     while trial.ran_out:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        trial = Try(classifier, n)
+        trial = Try(classifier, n, again=True)
         yield trial
 
 

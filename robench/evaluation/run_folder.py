@@ -164,10 +164,13 @@ def keeps_images(verdicts: ChunkVerdicts, is_cascade: bool) -> bool:
 
 def follows(verdicts: ChunkVerdicts, previous: ChunkVerdicts) -> bool:
     """Whether a stage's verdicts still hold behind those of the stage before it, which may have been computed again since: it skipped
-    nothing that is open, and was not left out for want of what is broken now."""
+    nothing that is open, and was not left out for want of what is broken, or undecided, now."""
     decided, skipped = np.isin(previous.outcome, (Outcome.BROKEN, Outcome.SKIPPED)), verdicts.outcome == Outcome.SKIPPED
-    missed = decided & ~skipped if verdicts.mode.startswith(LEFT_OUT) else np.zeros_like(decided)
-    return not (missed | (skipped & ~decided)).any()
+    if (skipped & ~decided).any():
+        return False
+    if not verdicts.mode.startswith(LEFT_OUT):
+        return True
+    return not (decided & ~skipped).any() and (BLIND in verdicts.mode or not previous.undecided.any())
 
 
 class RunFolder:

@@ -43,7 +43,7 @@ def _normalised(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> O
         return (images - shift) / scale
 
     given = (",".join(f"{value:g}" for value in each) for each in (mean, std))
-    return OtherWay(name, "give `mean={}` `std={}`".format(*given), change)
+    return OtherWay(name, "give `mean=({})` `std=({})`".format(*given), change)
 
 
 OTHER_WAYS = {

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 GRADIENT_IMAGES = 32  # images whose gradient is looked at
 SINGLE_IMAGES = 4  # images that are asked again by themselves
 LOGIT_TOLERANCE = 0.01  # of the largest logit: more than last bits
-REMEDY = "ask attacks that need none as well, such as fast or square in `suite`, or `robench audit`"
+REMEDY = "ask attacks that need none as well, such as fast or square"
 
 
 def warning_signs(classifier: Classifier, images: Images, labels: Labels, logits: Logits) -> Iterator[str]:

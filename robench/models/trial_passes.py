@@ -136,7 +136,12 @@ def mode_changed(module: nn.Module, before: Mapping[str, Mode]) -> tuple[str, ..
         module: after the pass.
         before: its modes, see ``modes``.
     """
-    changed = {name: now for name, now in modes(module).items() if before.get(name, now)[1:] != now[1:]}
+    then = {name: before.get(name, now) for name, now in modes(module).items()}
+    changed = {
+        name: now
+        for name, now in modes(module).items()
+        if (now.training and not then[name].training) or now.batches != then[name].batches
+    }
     layers = {name for name, part in module.named_modules() if isinstance(part, TRAINED)}
     parts = {name: now for name, now in changed.items() if name in layers} or changed
     if not parts:

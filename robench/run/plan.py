@@ -75,6 +75,7 @@ def plan(
     }
     settled = replace(request, precision=settled_precision(request, subject, data, folder))
     columns = [
+        *request.columns,
         *_crafted(settled, subject, data if whole is None else whole, data, n, sources),
         *(external_column(source, data, n) for source in request.adv),
     ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from robench.attacks import Asked, AttackOptions
 from robench.models.multihead import MAIN_HEAD
-from robench.types import Dataset, PassOptions, RobenchError, ThreatModel, norm_named, parse_eps, parse_norm
+from robench.types import Column, Dataset, PassOptions, RobenchError, ThreatModel, norm_named, parse_eps, parse_norm
 
 DEFAULT_CHUNK = 250
 
@@ -33,6 +33,7 @@ class AttackRequest:
         passes: "own", or "folded": while attacks search, see ``PassOptions``.
         precision: "fp32", "bf16", or "auto" for what the processor does faster; while attacks search.
         compiled: let torch.compile have the passes of the search.
+        columns: columns that are made already, as an audit's are; they stand in place of ``suite``.
     """
 
     suite: Asked | None = None
@@ -52,6 +53,7 @@ class AttackRequest:
     passes: str = "own"
     precision: str = "fp32"
     compiled: bool = False
+    columns: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "norm", norm_named(self.norm))
@@ -73,11 +75,11 @@ class AttackRequest:
     @property
     def names(self) -> Asked | None:
         """The suite, or its default."""
-        return self.suite if self.suite is not None else None if self.adv else default_suite(self.norm)
+        return self.suite if self.suite is not None else None if self.adv or self.columns else default_suite(self.norm)
 
     def threat(self, dataset: Dataset) -> ThreatModel:
-        default = dataset.default_eps.get(self.norm, "0")  # a norm that has none is refused by ThreatModel
-        return ThreatModel.parse(self.norm, default if self.eps is None else self.eps)
+        """The threat model, see ``threat_of``."""
+        return threat_of(self.norm, self.eps, dataset)
 
     def options(self, precision: str = "fp32") -> AttackOptions:
         """The attacks' options, where ``precision`` is settled."""
@@ -94,6 +96,18 @@ class AttackRequest:
         parts += [f"seed{self.seed}"] if self.seed != 0 else []
         parts += [f"chunk{self.chunk}"] if self.chunk != DEFAULT_CHUNK else []
         return "-".join(parts)
+
+
+def threat_of(norm: str, eps: str | None, dataset: Dataset) -> ThreatModel:
+    """A norm and a radius; where no radius is given, the data set's own.
+
+    Raises:
+        RobenchError: the data set has none for this norm; or see ``ThreatModel``.
+    """
+    named = parse_norm(norm).name
+    if eps is None and named not in dataset.default_eps:
+        raise RobenchError(f"{dataset.name} has no radius of its own in {named}: give `eps`")
+    return ThreatModel.parse(named, dataset.default_eps[named] if eps is None else eps)
 
 
 def default_suite(norm: str) -> str:

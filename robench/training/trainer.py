@@ -37,7 +37,7 @@ def train(
 ) -> Path:
     """Trains a model and writes its checkpoint; called again after a kill, it goes on after the last finished epoch.
 
-    In several processes only rank 0 reads and writes files. The last epoch is the model; the test set is only measured, never chosen on.
+    In several processes only rank 0 writes files. The last epoch is the model; the test set is only measured, never chosen on.
 
     Args:
         spec: what to train; ``precision`` "auto" is settled first, see ``settled``.
@@ -57,7 +57,7 @@ def train(
     path = Path(out) if out else Path("checkpoints") / spec.default_name
     _refuse(spec, path, ranks)
     state_path = path.with_name(path.name + ".training")
-    if not path.exists():
+    if not path.exists() and not state_path.exists():
         rehearse(spec, train_set, device)
     spec = settled(spec, train_set, path, state_path, device=device, ranks=ranks)
     wanted = asdict(spec) | {"train_set": train_set.digest}
