@@ -7,7 +7,28 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from robench.types import NO_REWRITE, PassOptions
+
+@dataclass(frozen=True)
+class PassOptions:
+    """How a classifier is computed while adversarial images are looked for; see ``robench.models.rewrite``.
+
+    Attributes:
+        folded: BatchNorm folded into convolutions and channels last, where the function stays the same but for last bits.
+        precision: "fp32" or "bf16".
+        compiled: by ``torch.compile``.
+    """
+
+    folded: bool = False
+    precision: str = "fp32"
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        words = ["folded"] * self.folded + ["bf16"] * (self.precision == "bf16") + ["compiled"] * self.compiled
+        return ", ".join(words) or "own"
+
+
+NO_REWRITE = PassOptions()
+
 
 # The names that the typed parts have among the parameters on disk; they are in the keys of finished columns.
 PASSES, PASSES_VERSION, TRANSFER, HEADS, WEIGHTS, IMAGES, LEFT = (

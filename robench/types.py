@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from robench.digest import digest_tensors
+from robench.identity import NO_REWRITE as NO_REWRITE
+from robench.identity import AttackIdentity, PassOptions
 from robench.norms import NORMS as GEOMETRIES
 from robench.norms import TOLERANCE as TOLERANCE
 from robench.norms import Norm, norm_named
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from robench.identity import AttackIdentity
 
     Images = Tensor  # float32 (N, C, H, W), pixel values in [0, 1]
     Labels = Tensor  # int64 (N,), main-task class in [0, n_classes)
@@ -223,28 +223,6 @@ class AttackFn(Protocol):
     def __call__(self, model: Any, images: Images, labels: Labels, threat: ThreatModel, seed: int, /) -> Images: ...
 
 
-@dataclass(frozen=True)
-class PassOptions:
-    """How a classifier is computed while adversarial images are looked for; see ``robench.models.rewrite``.
-
-    Attributes:
-        folded: BatchNorm folded into convolutions and channels last, where the function stays the same but for last bits.
-        precision: "fp32" or "bf16".
-        compiled: by ``torch.compile``.
-    """
-
-    folded: bool = False
-    precision: str = "fp32"
-    compiled: bool = False
-
-    def __str__(self) -> str:
-        words = ["folded"] * self.folded + ["bf16"] * (self.precision == "bf16") + ["compiled"] * self.compiled
-        return ", ".join(words) or "own"
-
-
-NO_REWRITE = PassOptions()
-
-
 class ReturnPolicy(StrEnum):
     """Which of the adversarial images that an attack came across it returns; when a call may be cut short follows from it."""
 
@@ -309,8 +287,6 @@ class Attack:
     @property
     def identity(self) -> AttackIdentity:
         """What its column is keyed by, as types: see ``AttackIdentity``, which reads ``params`` and writes them."""
-        from robench.identity import AttackIdentity
-
         return AttackIdentity.from_params(self.params, self.name, self.library)
 
     def identified(self, identity: AttackIdentity) -> Attack:
