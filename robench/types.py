@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from robench.digest import digest_tensors
 from robench.identity import NO_REWRITE as NO_REWRITE
-from robench.identity import AttackIdentity, PassOptions
+from robench.identity import AttackIdentity
+from robench.identity import PassOptions as PassOptions
 from robench.norms import NORMS as GEOMETRIES
 from robench.norms import TOLERANCE as TOLERANCE
-from robench.norms import Norm, norm_named
+from robench.norms import Norm
+from robench.norms import norm_named as norm_named
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -151,7 +151,7 @@ def calibration(outcomes: list[ControlResult]) -> str:
     return table(["check", "worst honest", "model", "mildest cheat on which it fails", "model"], rows)
 
 
-def _extreme(values: dict[str, float | None], which: Callable) -> list[str]:
+def _extreme(values: dict[str, float | None], which: Callable[..., Any]) -> list[str]:
     if not values:
         return ["", ""]
     name = which(values, key=lambda key: values[key])

@@ -72,7 +72,7 @@ def cifar_files(name: str, data_dir: Path) -> CifarFiles:
     return CifarFiles(folder, missing, damaged)
 
 
-def _read(folder: Path, file: str, md5: str) -> dict:
+def _read(folder: Path, file: str, md5: str) -> dict[str, Any]:
     """The content of one official pickle, which is opened only if it is the published one to the byte."""
     content = (folder / file).read_bytes()
     if hashlib.md5(content).hexdigest() != md5:

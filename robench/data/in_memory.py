@@ -108,7 +108,7 @@ def _without_rounding(images: Tensor) -> Tensor:
     return images.clamp_(0, 1) if -ROUNDING <= low <= high <= 1 + ROUNDING else images
 
 
-def _of_list(images: Sequence) -> Tensor:
+def _of_list(images: Sequence[Any]) -> Tensor:
     parts = [_array(each) for each in images]
     shapes = {part.shape for part in parts}
     if len(shapes) > 1 and len({shape[:2] for shape in shapes}) == 1 and {len(shape) for shape in shapes} == {2, 3}:

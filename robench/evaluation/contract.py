@@ -197,7 +197,7 @@ class GlobalState(NamedTuple):
 
 
 def _global_state() -> GlobalState:
-    return GlobalState(bytes(torch.get_rng_state().numpy().tobytes()), np.random.get_state()[1].tobytes(), random.getstate())  # type: ignore[union-attr, index]
+    return GlobalState(bytes(torch.get_rng_state().numpy().tobytes()), np.random.get_state()[1].tobytes(), random.getstate())  # type: ignore[index]
 
 
 def same_bytes(attack: Attack, threat: ThreatModel, device: str = "cpu") -> Claim:

@@ -162,7 +162,7 @@ def saved_images(run: Path, attack: str, dataset: Dataset, n: int) -> Tensor:
     return _of_run(run, attack, dataset, n, f"{run}:{attack}").images
 
 
-def _kept(run: Path, description: dict) -> str:
+def _kept(run: Path, description: dict[str, Any]) -> str:
     """The columns of a run that have images."""
     columns = (
         column for column in description["suites"] if any((run / "adv" / each["folder"]).is_dir() for each in column["members"])

@@ -84,7 +84,7 @@ class Contents:
     def _unordered(self, values: Any) -> None:
         self._say(" ".join(sorted(digest_of(value) for value in values)))
 
-    def _mapping(self, values: Mapping) -> None:
+    def _mapping(self, values: Mapping[Any, Any]) -> None:
         for name, value in sorted(values.items(), key=lambda pair: repr(pair[0]) if isinstance(pair[0], PLAIN) else ""):
             self.add(name)
             self.add(value)
@@ -131,7 +131,7 @@ class Contents:
         self.add(method.__self__)
         self.add(method.__func__)
 
-    def _partial(self, value: partial) -> None:
+    def _partial(self, value: partial[Any]) -> None:
         self._each([value.func, value.args, value.keywords])
 
     def _wrapped(self, value: Any) -> None:

@@ -42,7 +42,7 @@ class Subject:
     name: str
     classifier: Classifier
     digest: str
-    origin: dict
+    origin: dict[str, Any]
     _: KW_ONLY
     model: MultiHead | None = None
     heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

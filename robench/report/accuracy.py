@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -62,7 +62,7 @@ def _modes(of_chunks: pd.Series) -> str:
     return ways[0] if len(ways) == 1 else ", ".join(way or "alone" for way in ways)
 
 
-def _own_success(rows: pd.DataFrame, cost: pd.Series) -> dict:
+def _own_success(rows: pd.DataFrame, cost: pd.Series) -> dict[str, Any]:
     """What a stage did to the samples that it was given."""
     outcomes = rows["outcome"]
     broken = int((outcomes == Outcome.BROKEN).sum())
@@ -72,11 +72,11 @@ def _own_success(rows: pd.DataFrame, cost: pd.Series) -> dict:
     return success | _per_sample(cost, given - int(outcomes.isin(Outcome.UNDECIDED).sum()))
 
 
-def _per_sample(cost: pd.Series, decided: int) -> dict:
+def _per_sample(cost: pd.Series, decided: int) -> dict[str, Any]:
     return {f"{name}_per_sample": float(cost[name]) / decided if decided else float("nan") for name in cost.index}
 
 
-def robust_share(outcomes: pd.Series) -> dict:
+def robust_share(outcomes: pd.Series) -> dict[str, Any]:
     """What outcomes of all samples say: robust accuracy, empty where samples are undecided, its bounds and its 95 % interval."""
     counts, n = outcomes.value_counts(), len(outcomes)
     robust = int(counts.get(Outcome.ROBUST, 0))
@@ -92,7 +92,7 @@ def robust_share(outcomes: pd.Series) -> dict:
     }
 
 
-def _row(name: str, rows: pd.DataFrame, cost: pd.Series) -> dict:
+def _row(name: str, rows: pd.DataFrame, cost: pd.Series) -> dict[str, Any]:
     outcomes, share = rows["outcome"].value_counts(), robust_share(rows["outcome"])
     n, undecided, wrong = share["n"], share["undecided"], int(outcomes.get(Outcome.MISCLASSIFIED, 0))
     broken = wrong if name == CLEAN else int(outcomes.get(Outcome.BROKEN, 0))

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -244,7 +244,7 @@ def attack_title(attack: str) -> str:
     return attack if attack == ALL_SHARED else title(attack)
 
 
-def _what(description: dict) -> str:
+def _what(description: dict[str, Any]) -> str:
     threat, data = description["threat"], description["data"]
     spec = description["spec"]
     return f"{data['name']} (digest {spec['data'][:8]}), n = {description['n']}, {threat['norm']} {threat['eps_text']}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -90,7 +91,7 @@ def siblings(results: Results) -> list[Results]:
     return others
 
 
-def _is_sibling(other: dict, description: dict) -> bool:
+def _is_sibling(other: dict[str, Any], description: dict[str, Any]) -> bool:
     theirs, ours = other["spec"], description["spec"]
     return theirs["eps"] != ours["eps"] and all(theirs.get(name) == ours.get(name) for name in SAME_IN_SIBLINGS)
 

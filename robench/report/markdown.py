@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -68,7 +68,7 @@ def _stamps(results: Results, summary: pd.DataFrame) -> str:
     )
 
 
-def _verdict(run: dict, summary: pd.DataFrame) -> str:
+def _verdict(run: dict[str, Any], summary: pd.DataFrame) -> str:
     clean = summary.iloc[0]
     lines = [
         f"Threat model: **{run['threat']['norm']}, eps {run['threat']['eps_text']}** (pixels in [0, 1]). "

@@ -78,7 +78,7 @@ def provenance(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-def _training(run: dict) -> list[tuple[str, str]]:
+def _training(run: dict[str, Any]) -> list[tuple[str, str]]:
     """What is known of a checkpoint of ours; of somebody else's model nothing is."""
     origin = run["model"]["origin"]
     if "recipe" not in origin:
@@ -109,14 +109,14 @@ def commands(results: Results) -> list[str]:
     return results.description["commands"] or ["robench.evaluate(...), called from Python"]
 
 
-def threat_text(threat: dict) -> str:
+def threat_text(threat: dict[str, Any]) -> str:
     """What the adversary may do, in words."""
     norm = threat["norm"]
     moves = NORMS[norm].moves if norm in NORMS else f"the image may move by at most {{eps}} in {norm}"
     return moves.format(eps=threat["eps_text"])
 
 
-def inline(values: dict) -> str:
+def inline(values: dict[str, Any]) -> str:
     """Names and values on one line, or "none"."""
     return ", ".join(f"{name} {_text(value)}" for name, value in values.items()) or "none"
 

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Mapping
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -62,7 +63,7 @@ def _of(results: Results, name: str, columns: list[str] | None = None) -> pd.Dat
     return union.assign(outcome=union["best"])
 
 
-def _points(axis: str, name: str, frames: Mapping[float, pd.DataFrame], run_names: Mapping[float, str]) -> list[dict]:
+def _points(axis: str, name: str, frames: Mapping[float, pd.DataFrame], run_names: Mapping[float, str]) -> list[dict[str, Any]]:
     """One attack's rows, in ascending order; the envelope is of everything up to a row."""
     rows, so_far = [], []
     for value, frame in sorted(frames.items()):
@@ -77,7 +78,7 @@ def _points(axis: str, name: str, frames: Mapping[float, pd.DataFrame], run_name
     return rows
 
 
-def write_curves(folder: Path, curves: list[pd.DataFrame], described: dict, command: str) -> Path:
+def write_curves(folder: Path, curves: list[pd.DataFrame], described: dict[str, Any], command: str) -> Path:
     """Writes curve.csv, curve.png and curve.md.
 
     Args:
@@ -107,7 +108,7 @@ def write_curves(folder: Path, curves: list[pd.DataFrame], described: dict, comm
     return folder / "curve.md"
 
 
-def _axis(curve: pd.DataFrame, described: dict) -> str:
+def _axis(curve: pd.DataFrame, described: dict[str, Any]) -> str:
     norm = described["threat"]["norm"]
     return f"eps in {norm}" if curve["axis"].iloc[0] == EPS else f"steps of PGD at {norm} {described['steps_eps']}"
 
@@ -146,7 +147,7 @@ def value_text(curve: pd.DataFrame, value: float) -> str:
     return format_eps(value) if curve["axis"].iloc[0] == EPS else f"{value:g}"
 
 
-def draw_curves(curves: list[pd.DataFrame], described: dict) -> Figure:
+def draw_curves(curves: list[pd.DataFrame], described: dict[str, Any]) -> Figure:
     """Every curve in a panel of its own: points as measured with 95 % intervals, a line for the envelope."""
     figure = Figure(figsize=(5.6 * len(curves), 3.9), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]

@@ -7,6 +7,7 @@ import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,14 +111,16 @@ def _check_test_set(train_set: Dataset, test_set: Dataset) -> None:
             )
 
 
-def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, wanted: dict, history: list) -> None:
+def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, wanted: dict[str, Any], history: list[Any]) -> None:
     state = {"spec": json.dumps(wanted), "model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(path, buffer.getvalue())
 
 
-def _resume(saved: bytes, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, wanted: dict) -> list[dict[str, float]]:
+def _resume(
+    saved: bytes, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, wanted: dict[str, Any]
+) -> list[dict[str, float]]:
     """Loads the state of an unfinished training into model and optimiser; returns its history, empty where there is none."""
     if not saved:
         return []
@@ -132,7 +135,7 @@ def _resume(saved: bytes, path: Path, model: nn.Module, optimizer: torch.optim.O
     return list(state["history"])
 
 
-def _refuse_difference(path: Path, earlier: dict, wanted: dict) -> None:
+def _refuse_difference(path: Path, earlier: dict[str, Any], wanted: dict[str, Any]) -> None:
     different = [name for name in wanted if earlier.get(name) != wanted[name]]
     if different:
         named = "; ".join(f"{name} is {earlier.get(name)!r} there and {wanted[name]!r} here" for name in different)
@@ -141,7 +144,7 @@ def _refuse_difference(path: Path, earlier: dict, wanted: dict) -> None:
 
 @torch.inference_mode()
 def _clean_accuracy(
-    model: MultiHead, heads: dict, targets: dict[str, Tensor], test_set: Dataset, device: str
+    model: MultiHead, heads: dict[str, Any], targets: dict[str, Tensor], test_set: Dataset, device: str
 ) -> dict[str, float]:  # fmt: skip
     """Accuracy on the test split of every head that has labels there."""
     correct = {name: 0 for name in heads if name in targets}
@@ -154,7 +157,15 @@ def _clean_accuracy(
 
 
 def _describe(
-    spec: TrainSpec, model: MultiHead, train_set: Dataset, *, wanted: dict, heads: dict, accuracy: dict, history: list, device: str
+    spec: TrainSpec,
+    model: MultiHead,
+    train_set: Dataset,
+    *,
+    wanted: dict[str, Any],
+    heads: dict[str, Any],
+    accuracy: dict[str, Any],
+    history: list[Any],
+    device: str,
 ) -> Checkpoint:
     import torchvision
 

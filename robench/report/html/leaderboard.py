@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from robench.report.accuracy import accuracy_text, title
 from robench.report.html import render_page
@@ -29,7 +30,7 @@ def render_leaderboard(leaderboard: Leaderboard, folder: Path, link: Callable[[P
     )
 
 
-def _group(place: int, what: str, entries: list[Entry], link: Callable[[Path], str]) -> dict:
+def _group(place: int, what: str, entries: list[Entry], link: Callable[[Path], str]) -> dict[str, Any]:
     columns = (
         Heading("model", number=False), Heading("note", number=False), Heading("natural %"), *ACCURACY[:2], Heading("n"), Heading("AutoAttack %"),
         Heading("attacks", number=False),
