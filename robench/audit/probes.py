@@ -101,7 +101,7 @@ def state(subjects: Subjects) -> Measured:
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     _ask(subjects.classifier, subjects.images)
     changed = [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
-    training = [name for name, part in module.named_modules() if part.training]
+    training = [name for name, part in module.named_modules() if getattr(part, "training", False)]
     with torch.no_grad():
         for name in changed:
             dict(module.named_buffers())[name].copy_(before[name])

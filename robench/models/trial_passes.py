@@ -125,7 +125,8 @@ def modes(module: nn.Module) -> dict[str, Mode]:
     for name, part in module.named_modules():
         taken = getattr(part, "num_batches_tracked", None) if isinstance(part, TRAINED) else None
         batches = int(taken) if isinstance(taken, Tensor) and taken.numel() == 1 else None
-        found[name] = Mode(type(part).__name__, part.training, batches)
+        training = getattr(part, "training", False)  # a frozen TorchScript program has no mode
+        found[name] = Mode(type(part).__name__, training, batches)
     return found
 
 
