@@ -1,4 +1,4 @@
-"""What is committed about the paper: the page follows from the verdicts, README from the page, and the weights are those that were judged."""
+"""What is committed about the paper: page, summary and the tables of the text follow from the verdicts, and the weights are those judged."""
 
 import re
 import shutil
@@ -42,10 +42,13 @@ def test_committed_weights_are_those_that_were_judged_and_say_how_they_were_trai
     assert described["clean_accuracy"]["main"] == pytest.approx(about.accuracy("clean"), abs=0.005 if about.n > 1000 else 0.03)
 
 
-def test_every_number_of_readmes_table_stands_in_the_summary():
+@pytest.mark.parametrize(
+    ("page", "header"), [("README.md", "| CIFAR-10, percent right |"), ("docs/paper.md", "| contrastive multitask model |")]
+)
+def test_every_number_of_the_tables_in_the_text_stands_in_the_summary(page, header):
     summary = pd.read_csv(PAPER / "summary.csv")
     known = {f"{100 * value:.2f}" for value in summary["accuracy"]}
-    table = (ROOT / "README.md").read_text().split("| contrastive multitask model |")[1].split("\n\n")[0]
+    table = (ROOT / page).read_text().split(header)[1].split("\n\n")[0]
     ours = [line for line in table.splitlines() if line.startswith("|") and "published" not in line and "---" not in line]
     numbers = [number for line in ours for number in re.findall(r"\b\d+\.\d\d\b", line)]
     assert len(numbers) > 20 and set(numbers) <= known
