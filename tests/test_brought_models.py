@@ -375,7 +375,7 @@ def test_a_missing_normalisation_is_named(images):
             return self.logits(images)
 
     right = Normalised()((images - 0.5) / 0.5).argmax(1)
-    assert "give `mean=0.5,0.5,0.5` `std=0.5,0.5,0.5`" in warned(Normalised(), images, right)
+    assert "give `mean=(0.5,0.5,0.5)` `std=(0.5,0.5,0.5)`" in warned(Normalised(), images, right)
 
 
 def test_a_result_draws_itself_in_a_notebook(images, labels):

@@ -112,6 +112,7 @@ def example():
         ("`step_size=0.5`: expected less", "--step-size 0.5: expected less"),
         ("`chunk` and `batch_size=9`", "--batch-size and --batch-size 9"),
         ("`n=0`; add `trust`", "--n 0; add --trust"),
+        ("give `step_size=(0.5,0.4)`", "give --step-size 0.5,0.4"),  # a tuple in Python
         ("`out=x` is a folder; `robench list models`", "`out=x` is a folder; `robench list models`"),  # no option of this command
         ("a folder step_size=0.5 of somebody's", "a folder step_size=0.5 of somebody's"),
         ("unknown attack 'pgd'; did you mean 'pgd20'?", "unknown attack 'pgd'; did you mean 'pgd20'?"),
