@@ -6,8 +6,9 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from robench.seeds import derive_seed
 from robench.types import RobenchError
@@ -25,7 +26,8 @@ def load_module(path: Path, said: str) -> ModuleType:
     """
     path = path.resolve()
     name = _module_name(path)
-    spec = importlib.util.spec_from_file_location(name, path)
+    loader = _FromText(name, str(path)) if path.suffix == ".py" else None
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     if spec is None or spec.loader is None:
         raise RobenchError(f"{said}: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
@@ -33,6 +35,14 @@ def load_module(path: Path, said: str) -> ModuleType:
     with somebody_elses_code(said, path.parent):
         spec.loader.exec_module(module)
     return module
+
+
+class _FromText(SourceFileLoader):
+    """Loads a file as its text is now: a compiled copy is taken for it while it has the same size and the same second of change."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
 
 
 def _module_name(path: Path) -> str:

@@ -503,6 +503,15 @@ def test_a_file_that_changed_after_its_import_is_not_taken_for_what_it_says_now(
     assert digest_function(imported) != digest_function(attack_of_file(f"{path}:fn").fn)
 
 
+def test_a_file_that_changed_within_the_second_is_read_again(tmp_path):
+    path = write(tmp_path / "quick.py", "def fn(model, images, labels, threat, seed):\n    return images + 1\n")
+    first = attack_of_file(f"{path}:fn").fn(None, 1, None, None, 0)
+    changed = path.stat().st_mtime_ns
+    write(path, "def fn(model, images, labels, threat, seed):\n    return images + 2\n")
+    os.utime(path, ns=(changed, changed))
+    assert (first, attack_of_file(f"{path}:fn").fn(None, 1, None, None, 0)) == (2, 3)
+
+
 def test_a_file_called_like_a_library_does_not_stand_in_for_it(tmp_path):
     write(tmp_path / "torch.py", "def fn(model, images, labels, threat, seed):\n    return images\n")
     assert attack_of_file(f"{tmp_path / 'torch.py'}:fn").name == "fn" and sys.modules["torch"] is torch
