@@ -18,7 +18,7 @@ from robench.audit.panel import consequences, grid, panel, rest
 from robench.audit.probes import PROBE_SAMPLES, PROBES, Subjects, run_probe
 from robench.audit.request import GRID_SAMPLES, AuditRequest
 from robench.audit.surrogate import SURROGATE, surrogate_attack
-from robench.data.augment import to_unit
+from robench.data.augment import in_unit
 from robench.evaluation.external_images import external_column
 from robench.evaluation.results import Results
 from robench.evaluation.run_folder import read_run
@@ -131,7 +131,7 @@ class Experiments:
             return {}
         device = self.subject.classifier.device
         images, labels = self.data.images[index], self.data.labels[index]
-        images = (to_unit(images) if images.dtype == torch.uint8 else images.float()).to(device)
+        images = in_unit(images).to(device)
         external = {
             column.name: each[index].to(device) for column in given if (each := column.stages[0].external_images) is not None
         }

@@ -12,7 +12,7 @@ from torch import nn
 
 from robench.attacks import parse_columns
 from robench.attacks.crafting_targets import Transfer, crafted_on
-from robench.data.augment import to_unit
+from robench.data.augment import in_unit
 from robench.digest import digest_tensors
 from robench.evaluation.judge import classes_of
 from robench.files import write_atomically
@@ -100,4 +100,4 @@ def _named(teacher: Classifier, images: Tensor) -> Tensor:
 
 
 def _unit(images: Tensor) -> Tensor:
-    return to_unit(images) if images.dtype == torch.uint8 else images.float()
+    return in_unit(images)

@@ -17,6 +17,11 @@ def to_unit(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255)
 
 
+def in_unit(images: Tensor) -> Tensor:
+    """Pixels as people keep them, uint8 or float in [0, 1], as float32 in [0, 1]."""
+    return to_unit(images) if images.dtype == torch.uint8 else images.float()
+
+
 def standard_view(images: Tensor, generator: Generator, *, mirror: bool, pad: int = 4) -> Tensor:
     """Zero padding, random crop back to the size, and random horizontal flip where mirroring keeps the label.
 

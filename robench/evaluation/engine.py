@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from robench.data.augment import to_unit
+from robench.data.augment import in_unit
 from robench.evaluation.cascade import Standing
 from robench.evaluation.chunk import attack_chunk, classify_chunk, leave_out, pass_over_gradients
 from robench.evaluation.crafting import ChunkData, Conditions
@@ -141,7 +141,7 @@ def compute(
     """
     with device_loss_in_one_message():
         images = images.to(job.classifier.device)
-        images = to_unit(images) if images.dtype == torch.uint8 else images.float()
+        images = in_unit(images)
         labels = labels.to(images.device, torch.int64)
         if not group.columns:
             yield Made(CLEAN, classify_chunk(job.classifier, images, labels, chunk), None)

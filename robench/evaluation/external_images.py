@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from robench.data.augment import to_unit
+from robench.data.augment import in_unit
 from robench.digest import digest_tensors
 from robench.evaluation.packed_images import read_packed
 from robench.evaluation.run_folder import keeps_images, read_chunk, read_run, split
@@ -77,7 +77,7 @@ def _of_file(path: Path, dataset: Dataset, n: int) -> StoredColumn:
             "dictionary of tensors, with torch.save"
         ) from None
     images, labels = _images_and_labels(content, path)
-    images = to_unit(images) if images.dtype == torch.uint8 else images.float()
+    images = in_unit(images)
     if len(images) < n:
         raise RobenchError(f"`adv={path}` has {len(images)} images for {n} samples; use `n={len(images)}`")
     if labels is not None:
@@ -129,7 +129,7 @@ def _of_run(run: Path, attack: str, dataset: Dataset, n: int, said: str) -> Stor
     column = next((column for column in description["suites"] if column["name"] == attack), None)
     if column is None:
         raise RobenchError(f"{said}: that run has no attack {attack!r}; with images: {_kept(run, description)}")
-    images = to_unit(dataset.images[:n]) if dataset.images.dtype == torch.uint8 else dataset.images[:n].float()
+    images = in_unit(dataset.images[:n])
     covered = torch.zeros(n, dtype=torch.bool)
     for chunk in split(description["n"], description["spec"]["chunk"]):
         if chunk.start >= n:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robench.data.augment import to_unit
+from robench.data.augment import in_unit
 from robench.evaluation.judge import NOT_FINITE, answers, classes_of, in_box
 from robench.evaluation.memory import retry_in_smaller_passes
 from robench.evaluation.packed_images import PackedImages, read_packed
@@ -129,7 +129,7 @@ def _replay_chunk(
         return counts
     index = torch.from_numpy(packed.index[rows])
     pixels = dataset.images[index]
-    images = to_unit(pixels) if pixels.dtype == torch.uint8 else pixels.float()
+    images = in_unit(pixels)
     labels, adv_images = dataset.labels[index], packed.unpack()[rows]
     near = threat.contains(images, adv_images) & in_box(adv_images)
     rounded = in_8_bits(images, adv_images, threat)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robench.data.augment import to_unit
+from robench.data.augment import in_unit
 from robench.evaluation.judge import classes_of, refuse_if_all_failed
 from robench.evaluation.memory import retry_in_smaller_passes
 from robench.evaluation.warning_signs import warning_signs
@@ -112,7 +112,7 @@ def _spread(n: int) -> Tensor:
 
 def _unit(pixels: Tensor, classifier: Classifier) -> Tensor:
     pixels = pixels.to(classifier.device)
-    return to_unit(pixels) if pixels.dtype == torch.uint8 else pixels.float()
+    return in_unit(pixels)
 
 
 def _guessing(classifier: Classifier, images: Tensor, labels: Tensor, logits: Tensor) -> str:

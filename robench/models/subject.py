@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.checkpoint import checkpoint_name, load_checkpoint
-from robench.data.augment import to_unit
+from robench.data.augment import in_unit
 from robench.models.adapting import adapt
 from robench.models.classifier import Classifier
 from robench.models.failures import first_line, is_out_of_memory
@@ -212,7 +212,7 @@ def classifier_of_model(external: ExternalModel, dataset: Dataset, device: str, 
 def _trial_images(dataset: Dataset) -> Tensor:
     """Images to ask a model with."""
     images = dataset.images[:TRIAL_IMAGES]
-    return to_unit(images) if images.dtype == torch.uint8 else images.float()
+    return in_unit(images)
 
 
 def _described(mean: Sequence[float], std: Sequence[float], head: str) -> dict[str, Any]:

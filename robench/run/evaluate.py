@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from robench.attacks import Asked, called, check_suite
-from robench.data.augment import to_unit
+from robench.data.augment import in_unit
 from robench.data.in_memory import Held, gather
 from robench.evaluation.device import use_device
 from robench.evaluation.judge import check_images
@@ -173,7 +171,7 @@ def _in_one_message() -> Iterator[None]:
 
 def _trial_images(images: Tensor) -> Images:
     few = images[:TRIAL_IMAGES]
-    return to_unit(few) if few.dtype == torch.uint8 else few.float()
+    return in_unit(few)
 
 
 def _dataset(held: Held, classes: tuple[str, ...], n_classes: int) -> Dataset:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from robench.attacks import parse_columns, source_paths
 from robench.attacks.crafting_targets import make_heads_target, on_heads
-from robench.data.augment import to_unit
+from robench.data.augment import in_unit
 from robench.evaluation.external_images import external_column
 from robench.evaluation.run_folder import read_run
 from robench.identity import AttackIdentity
@@ -121,4 +119,4 @@ def settled_precision(request: AttackRequest, subject: Subject, data: Dataset, f
         if crafted:
             return "bf16" if any(stage.passes.precision == "bf16" for stage in crafted) else "fp32"
     images = data.images[:TIMED_IMAGES].to(subject.classifier.device)
-    return quicker_precision(subject.classifier, to_unit(images) if images.dtype == torch.uint8 else images.float())
+    return quicker_precision(subject.classifier, in_unit(images))
