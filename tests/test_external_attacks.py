@@ -545,7 +545,7 @@ def test_an_attack_lies_at_most_seven_calls_below_the_command(here):
     below = calls[calls.index("cli/attack.py attack") + 1 :]
     assert below == [
         "run/attack.py attack", "run/execute.py execute", "evaluation/engine.py evaluate_columns", "evaluation/engine.py compute",
-        "evaluation/chunk.py attack_chunk", "evaluation/crafting.py craft",
+        "evaluation/attack_chunk.py attack_chunk", "evaluation/crafting.py craft",
     ]  # fmt: skip
     assert len(below) + 1 <= 7  # the last of the calls is that of the attack
 

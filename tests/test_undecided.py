@@ -14,7 +14,7 @@ import robench
 from robench.attacks import parse_columns
 from robench.audit import AuditRequest, audit_subject
 from robench.cli import main
-from robench.evaluation.chunk import classify_chunk
+from robench.evaluation.attack_chunk import classify_chunk
 from robench.evaluation.early_stop import Referee
 from robench.evaluation.judge import answers, judge, verdict_logits
 from robench.evaluation.replay import Replay, replay_run

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from robench.data.augment import in_unit
+from robench.evaluation.attack_chunk import attack_chunk, classify_chunk, leave_out, pass_over_gradients
 from robench.evaluation.cascade import Standing
-from robench.evaluation.chunk import attack_chunk, classify_chunk, leave_out, pass_over_gradients
 from robench.evaluation.crafting import ChunkData, Conditions
 from robench.evaluation.guard import Guard
 from robench.evaluation.run_folder import (
