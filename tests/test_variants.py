@@ -264,7 +264,7 @@ def test_the_papers_checkpoints_still_answer_to_their_command(path):
     images, labels = torch.zeros(256, 3, 32, 32, dtype=torch.uint8), torch.zeros(256, dtype=torch.int64)
     coarse = {"coarse_labels": labels, "coarse_classes": tuple(map(str, range(20)))} if len(classes) == 100 else {}
     data = Dataset(described["dataset"], "train", images, labels, classes, **coarse)
-    given = {"seed": recipe["seed"], "epochs": recipe["epochs"], "views": recipe["views"]}
+    given = {name: recipe[name] for name in ("seed", "epochs", "views", "precision")}
     spec = TrainSpec.of(described["arch"], data, recipe=recipe["recipe"], adversarial=recipe["adversarial"], **given)
     del recipe["train_set"]
     assert asdict(spec) == recipe  # or `robench train` would refuse a path that is finished
