@@ -68,3 +68,8 @@ def _tasks_on_this_node(environment: Mapping[str, str]) -> str:
             f"SLURM_NODEID {node!r} and SLURM_STEP_TASKS_PER_NODE {text!r} do not say how many tasks this node has; start them with srun"
         )
     return tasks[int(node)]
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

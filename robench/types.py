@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -172,6 +173,39 @@ class ExternalModel:
     @property
     def _dtype(self) -> list[str]:
         return ["--weights-dtype", self.weights_dtype] if self.weights_dtype != "float32" else []
+
+
+@dataclass(frozen=True)
+class ExternalData:
+    """Data as ``--dataset`` and the options around it name them.
+
+    Attributes:
+        reference: a name of ``robench list datasets`` or a path; None for the data of the checkpoint.
+        resize: of pictures in files: the short side in pixels, such as "256", or height x width; "none" takes them as they are.
+        crop: the centre that is kept, such as "224"; "none" keeps all.
+        interpolation: of the resize, such as "bicubic".
+        check: decode every file first, to see that it is whole.
+        subset: a named part of the data set, such as "robustbench".
+    """
+
+    reference: str | None
+    resize: str | None = None
+    crop: str | None = None
+    interpolation: str | None = None
+    check: bool = False
+    subset: str | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """What names it on a command line."""
+        given = {f"--{name}": getattr(self, name) for name in ("resize", "crop", "interpolation", "subset")}
+        named = {"--dataset": self.reference} | given
+        return [part for option, value in named.items() if value is not None for part in (option, value)]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but the reference is given."""
+        return self == ExternalData(self.reference)
 
 
 def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int | None = None) -> None:
@@ -355,14 +389,57 @@ class Outcome(StrEnum):
     UNDECIDED = nonmember((INVALID, ERROR))
 
 
+class StoredImages(Protocol):
+    """Images that are read when they are asked for, uint8 (N, C, H, W), all of one size. They can be pickled, as for another process.
+
+    Attributes:
+        shape: (N, C, H, W).
+        digest: sha256 over whatever decides the pixels, and their order.
+        name: of an image by its place, for messages.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, places: Sequence[int]) -> Tensor:
+        """The images at some places, uint8 (len(places), C, H, W).
+
+        Raises:
+            RobenchError: a file is gone, has changed or is damaged; says which.
+        """
+
+    def name(self, place: int) -> str: ...
+
+    def is_here(self) -> bool:
+        """Whether this process can read them; another machine may lack the files."""
+
+
+def pixels_of(images: Tensor | StoredImages, places: slice | Tensor) -> Tensor:
+    """Some of a data set's images, (n, C, H, W), uint8, or float32 in [0, 1].
+
+    Args:
+        images: held as a tensor, or stored.
+        places: a range without a step, or their numbers, int64 (n,).
+    """
+    if not hasattr(images, "read"):
+        return images[places]
+    numbers = range(*places.indices(len(images))) if isinstance(places, slice) else places.tolist()
+    return images.read(numbers)
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """One split of a labelled image set, held as one tensor.
+    """One split of a labelled image set: held as one tensor, or stored in files that are read when they are needed.
 
     Attributes:
         name: "digits", "cifar10", "cifar100", or the folder's name.
         split: "train" or "test".
-        images: uint8 (N, C, H, W); of people's own data also float32 in [0, 1]. Contiguous.
+        images: uint8 (N, C, H, W); of people's own data also float32 in [0, 1]. Contiguous. Or ``StoredImages``.
         labels: int64 (N,).
         classes: name of each class, in label order.
         default_eps: eps per norm where the user names none; by default CIFAR's, the three radii of Croce & Hein 2022,
@@ -371,11 +448,12 @@ class Dataset:
         coarse_classes: their names.
         mirror: whether a mirrored image keeps its label (a digit does not).
         path: of people's own data, where it lies.
+        reading: how its files became pixels, as run.json has it; empty where they are taken as they are.
     """
 
     name: str
     split: str
-    images: Tensor
+    images: Tensor | StoredImages
     labels: Tensor
     classes: tuple[str, ...]
     default_eps: Mapping[str, str] = field(default_factory=lambda: {"Linf": "8/255", "L2": "0.5", "L1": "12"})
@@ -383,10 +461,12 @@ class Dataset:
     coarse_classes: tuple[str, ...] = ()
     mirror: bool = True
     path: str = ""
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # Libraries draw their random starts in the order of memory: a verdict is to depend on values alone.
-        object.__setattr__(self, "images", self.images.contiguous())
+        if not self.is_stored:
+            # Libraries draw their random starts in the order of memory: a verdict is to depend on values alone.
+            object.__setattr__(self, "images", self.images.contiguous())
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -395,6 +475,15 @@ class Dataset:
         shown = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
         channels, height, width = self.image_shape
         return f"{len(self):,} {self.split} images, {channels} x {height} x {width}, {len(self.classes)} classes: {shown}"
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether images are read when they are asked for."""
+        return hasattr(self.images, "read")
+
+    def pixels(self, places: slice | Tensor) -> Tensor:
+        """Some of the images, see ``pixels_of``."""
+        return pixels_of(self.images, places)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -409,7 +498,9 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over shape, pixels and labels in their order."""
+        """sha256 over shape, pixels and labels in their order; of stored images over their files in place of pixels."""
+        if self.is_stored:
+            return hashlib.sha256(f"{self.images.digest} {digest_tensors({'labels': self.labels})}".encode()).hexdigest()
         return digest_tensors({"images": self.images, "labels": self.labels})
 
 

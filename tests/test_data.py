@@ -120,7 +120,7 @@ def test_a_folder_of_unequal_images_is_refused_with_their_sizes(tmp_path):
 def test_an_image_that_is_none_is_named(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "ant" / "0.png").write_text("not an image")
-    with pytest.raises(RobenchError, match=r"cannot read the image .*0\.png"):
+    with pytest.raises(RobenchError, match=r"1 of 2 pictures cannot be read: .*0\.png: no picture that PIL can read"):
         load_dataset(str(tmp_path), "test")
 
 

@@ -23,7 +23,7 @@ from robench.evaluation.environment import command_line, describe_environment
 from robench.evaluation.results import Results
 from robench.models.subject import Subject, subject_of
 from robench.run.inputs import load_inputs, refuse_unnamed, tell_remarks, warn_on_stderr
-from robench.types import Dataset, ExternalModel, Finding
+from robench.types import Dataset, ExternalData, ExternalModel, Finding
 
 __all__ = ["Audit", "AuditRequest", "audit", "audit_subject"]
 
@@ -46,7 +46,8 @@ class Audit:
 
 
 def audit(
-    request: AuditRequest, *, ckpt: Path | None = None, model: str | ExternalModel | None = None, dataset: str | None = None,
+    request: AuditRequest, *, ckpt: Path | None = None, model: str | ExternalModel | None = None,
+    dataset: str | ExternalData | None = None,
     data_dir: Path | None = None, device: str = "auto", threads: int | None = None, out: Path | None = None,
     warn: Callable[[str], None] = warn_on_stderr,
 ) -> Audit:  # fmt: skip
@@ -61,11 +62,12 @@ def audit(
         RobenchError: anything the user can mend; what was measured before is kept.
     """
     refuse_unnamed(ckpt, model, "audit")
-    inputs = load_inputs(ckpt, dataset, data_dir, request.head)
+    external = ExternalModel(model) if isinstance(model, str) else model
+    inputs = load_inputs(ckpt, dataset, data_dir, request.head, model=external, tell=True)
     data = inputs.data
-    learn_from = load_dataset(inputs.name, "train", data_dir) if inputs.name in DATASETS else data
+    learn_from = load_dataset(inputs.name, "train", data_dir) if inputs.name in DATASETS and not data.is_stored else data
     with use_device(device, threads) as chosen:
-        subject = subject_of(ckpt, model, data, chosen, request.head)
+        subject = subject_of(ckpt, external, data, chosen, request.head)
         tell_remarks(subject, data, request.samples(data), warn)
         folder = out or Path("reports") / request.folder_name(subject.name, data)
         return audit_subject(subject, data, request, folder, chosen, learn_from=learn_from, command=command_line())

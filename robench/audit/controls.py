@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
@@ -70,7 +71,7 @@ class Bench:
 
     def fitted(self, module: nn.Module, *, smoothing: float = 0.0, epochs: int = 15) -> nn.Module:
         """A module of somebody's own, trained by plain cross-entropy."""
-        images, labels = to_unit(self.train_set.images), self.train_set.labels
+        images, labels = to_unit(self.train_set.pixels(slice(None))), self.train_set.labels
         optimiser = torch.optim.Adam(module.parameters(), lr=2e-3)
         with seeded(0, torch.device("cpu")):
             for _ in range(epochs):
@@ -82,7 +83,7 @@ class Bench:
 
     def network(self, activation: Callable[[], nn.Module], depth: int, width: int) -> nn.Module:
         """An untrained fully connected network."""
-        size, n_classes = self.train_set.images[0].numel(), len(self.train_set.classes)
+        size, n_classes = math.prod(self.train_set.image_shape), len(self.train_set.classes)
         with seeded(0, torch.device("cpu")):
             layers: list[nn.Module] = [nn.Flatten()]
             for _ in range(depth):

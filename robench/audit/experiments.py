@@ -130,7 +130,7 @@ class Experiments:
         if not len(index):
             return {}
         device = self.subject.classifier.device
-        images, labels = self.data.images[index], self.data.labels[index]
+        images, labels = self.data.pixels(index), self.data.labels[index]
         images = in_unit(images).to(device)
         external = {
             column.name: each[index].to(device) for column in given if (each := column.stages[0].external_images) is not None

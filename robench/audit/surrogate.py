@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SURROGATE = "pgd50@surrogate"  # the attack's name
 LARGEST_SET = 20_000  # images that it learns from
+LARGEST_BYTES = 2**29  # of their pixels
 BATCH = 128
 STEPS = 600
 SMALL_BACKBONE_BELOW = 10_000  # images below which a small backbone learns as much
@@ -72,7 +74,7 @@ def _untrained(n_classes: int, images: int, n_channels: int) -> nn.Module:
 def _distil(module: nn.Module, teacher: Classifier, learn_from: Dataset, seed: int) -> None:
     """Learns the classes that the teacher names, on images and on noisy copies of them."""
     device = teacher.device
-    images = learn_from.images[:LARGEST_SET]
+    images = learn_from.pixels(slice(0, min(LARGEST_SET, LARGEST_BYTES // math.prod(learn_from.image_shape))))
     with torch.no_grad():
         named = torch.cat([_named(teacher, _unit(part).to(device)) for part in images.split(250)])
     known = named >= 0

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
+from robench.cli.data_options import data_options
 from robench.cli.group import hint, main, norm_option, print_run, shared, warn
 from robench.cli.model_options import model_options
-from robench.types import ExternalModel, parse_norm
+from robench.types import ExternalData, ExternalModel, parse_norm
 
 
 @main.command()
@@ -75,7 +76,7 @@ from robench.types import ExternalModel, parse_norm
     flag_value="local",
     help="Hand chunks to Ray: the address of a cluster, or nothing for one on this machine (pip install 'robench[ray]').",
 )
-@click.option("--dataset", help="One of `robench list datasets`, a folder, or a .npz file [default: the checkpoint's own].")
+@data_options("the checkpoint's own")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: reports/CHECKPOINT-NORM-EPS].")
 @click.option(
     "--fail-under",
@@ -84,7 +85,7 @@ from robench.types import ExternalModel, parse_norm
 )
 @shared
 def attack(
-    ckpt: Path | None, model: ExternalModel | None, dataset: str | None, data_dir: Path | None, device: str, threads: int | None,
+    ckpt: Path | None, model: ExternalModel | None, dataset: ExternalData | None, data_dir: Path | None, device: str, threads: int | None,
     out: Path | None, ray: str | None, chunk: str, fail_under: float | None, suite: str | None, attacks: tuple[str, ...], **asked: Any,
 ) -> None:  # fmt: skip
     """Attack a checkpoint, or anybody's model; the same command continues after a kill.
@@ -116,7 +117,7 @@ def attack(
 def _next_step(
     ckpt: Path | None,
     model: ExternalModel | None,
-    dataset: str | None,
+    dataset: ExternalData | None,
     *,
     norm: str,
     eps: str | None,
@@ -128,8 +129,8 @@ def _next_step(
     if not parse_norm(norm).has_pgd:
         return "verdicts, figures and the command to repeat it lie beside the report; `robench report RUN` writes them again"
     named = ["--ckpt", str(ckpt)] if ckpt is not None else model.options if model is not None else []
+    named += [] if dataset is None else dataset.options
     given = {
-        "--dataset": dataset,
         "--norm": norm if norm != "Linf" else None,
         "--eps": eps,
         "--head": head if head != "main" else None,
@@ -151,7 +152,7 @@ def _warn_of_clash() -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--ckpt", type=click.Path(path_type=Path), help="The model [default: where the run found it].")
 @model_options
-@click.option("--dataset", help="One of `robench list datasets`, a folder, or a .npz file [default: the run's].")
+@data_options("the run's")
 @shared
 def verify(run: Path, **options: Any) -> None:
     """Replay the stored adversarial images of a run, or of a bundle of one, against the model, without any attack.

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from robench.cli.data_options import data_options
 from robench.cli.group import main, norm_option, shared, warn
 from robench.cli.model_options import model_options
-from robench.types import ExternalModel
+from robench.types import ExternalData, ExternalModel
 
 
 @main.command()
@@ -51,11 +52,11 @@ from robench.types import ExternalModel
     is_flag=True,
     help="Audit models that are built to cheat, and honest ones, instead: on digits, or wrapped around --ckpt.",
 )
-@click.option("--dataset", help="One of `robench list datasets`, a folder, or a .npz file [default: the checkpoint's own].")
+@data_options("the checkpoint's own")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder [default: reports/audit-NAME].")
 @shared
 def audit(
-    ckpt: Path | None, model: ExternalModel | None, dataset: str | None, data_dir: Path | None, device: str, threads: int | None,
+    ckpt: Path | None, model: ExternalModel | None, dataset: ExternalData | None, data_dir: Path | None, device: str, threads: int | None,
     out: Path | None, self_test: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Judge a robustness number: is it real, and why not?

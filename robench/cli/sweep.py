@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from robench.cli.data_options import data_options
 from robench.cli.group import hint, main, norm_option, shared, warn
 from robench.cli.model_options import model_options
-from robench.types import ExternalModel
+from robench.types import ExternalData, ExternalModel
 
 
 @main.command()
@@ -28,12 +29,12 @@ from robench.types import ExternalModel
     "--head", default="main", show_default=True, help="The head that is judged, or the output of --model with the logits."
 )
 @click.option("--save-adv", is_flag=True, help="Keep the adversarial images of every radius.")
-@click.option("--dataset", help="One of `robench list datasets`, a folder, or a .npz file [default: the checkpoint's own].")
+@data_options("the checkpoint's own")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder [default: reports/sweep-CHECKPOINT].")
 @click.option("--ray", is_flag=False, flag_value="local", help="Hand chunks to Ray, as for `robench attack`.")
 @shared
 def sweep(
-    ckpt: Path | None, model: ExternalModel | None, eps: str | None, steps: str | None, dataset: str | None, data_dir: Path | None,
+    ckpt: Path | None, model: ExternalModel | None, eps: str | None, steps: str | None, dataset: ExternalData | None, data_dir: Path | None,
     device: str, threads: int | None, out: Path | None, ray: str | None, chunk: str, **asked: Any,
 ) -> None:  # fmt: skip
     """Draw robust accuracy against eps and against the steps of PGD.

@@ -1,23 +1,49 @@
-"""DATASETS: name -> one split as one tensor. OWN_DATA: what people's own data may look like."""
+"""DATASETS: name -> one split. EXTERNAL_DATA: what people's own data may look like."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from robench.types import Dataset, RobenchError
+from robench.data.location import data_folder as data_folder
+from robench.data.preprocessing import OwnPreprocessing, given_preprocessing
+from robench.data.reading import Reading
+from robench.types import Dataset, ExternalData, RobenchError
 
 SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """How to load a data set: ``load(split, data_dir or its own path) -> Dataset``, and one line about it for ``robench list``."""
+    """How to load a data set.
 
-    load: Callable[[str, Path], Dataset]
+    Attributes:
+        load: ``load(split, data_dir) -> Dataset``; ``load(split, path, reading)`` where it consists of pictures in files.
+        about: one line for ``robench list``.
+        of_pictures: whether it does, so that how they are read can be asked for.
+    """
+
+    load: Callable[..., Dataset]
     about: str
+    of_pictures: bool = False
+
+    def loaded(self, name: str, split: str, place: Path, reading: Reading) -> Dataset:
+        """The split, read as asked for.
+
+        Raises:
+            RobenchError: a reading was asked for that these data do not have; see ``load``.
+        """
+        if self.of_pictures:
+            return self.load(split, place, reading)
+        asked = [
+            option for option, given in (("resize", reading.given), ("check", reading.check), ("subset", reading.subset)) if given
+        ]
+        if asked:
+            raise RobenchError(
+                f"`{asked[0]}` is about pictures in files, and {name} is an array of pixels: leave it out, or resize inside the model"
+            )
+        return self.load(split, place)
 
 
 def _digits(split: str, data_dir: Path) -> Dataset:
@@ -38,19 +64,30 @@ def _cifar100(split: str, data_dir: Path) -> Dataset:
     return load_cifar("cifar100", split, data_dir)
 
 
+def _imagenet(split: str, data_dir: Path, reading: Reading) -> Dataset:
+    from robench.data.imagenet import load_imagenet
+
+    return load_imagenet(split, data_dir, reading)
+
+
 DATASETS: dict[str, DatasetEntry] = {
     "digits": DatasetEntry(
         _digits, "1,797 handwritten digits of scikit-learn, 32x32, 10 classes in 3 shapes; no download; Linf 0.2"
     ),
     "cifar10": DatasetEntry(_cifar10, "CIFAR-10, 60,000 images, 32x32, 10 classes; Linf 8/255"),
     "cifar100": DatasetEntry(_cifar100, "CIFAR-100, 60,000 images, 32x32, 100 classes in 20 superclasses; Linf 8/255"),
+    "imagenet": DatasetEntry(
+        _imagenet,
+        "ImageNet's 50,000 validation pictures, 1,000 classes, from your own copy in imagenet/; Linf 4/255",
+        of_pictures=True,
+    ),
 }
 
 
-def _folder(split: str, path: Path) -> Dataset:
+def _folder(split: str, path: Path, reading: Reading) -> Dataset:
     from robench.data.folder import load_folder
 
-    return load_folder(path, split)
+    return load_folder(path, split, reading)
 
 
 def _npz(split: str, path: Path) -> Dataset:
@@ -59,15 +96,19 @@ def _npz(split: str, path: Path) -> Dataset:
     return load_npz(path, split)
 
 
-def _parquet(split: str, path: Path) -> Dataset:
+def _parquet(split: str, path: Path, reading: Reading) -> Dataset:
     from robench.data.parquet import load_parquet
 
-    return load_parquet(path, split)
+    return load_parquet(path, split, reading)
 
 
 EXTERNAL_DATA: dict[str, DatasetEntry] = {
-    "FOLDER": DatasetEntry(_folder, "your images, one sub-folder per class, alone or below train/ and test/; Linf 8/255"),
-    "FOLDER of parquet": DatasetEntry(_parquet, "an image set as the Hugging Face Hub keeps it, train-*.parquet, test-*.parquet"),
+    "FOLDER": DatasetEntry(
+        _folder, "your images, one sub-folder per class, alone or below train/ and test/; Linf 8/255", of_pictures=True
+    ),
+    "FOLDER of parquet": DatasetEntry(
+        _parquet, "an image set as the Hugging Face Hub keeps it, train-*.parquet, test-*.parquet", of_pictures=True
+    ),
     "FILE.npz": DatasetEntry(_npz, "your arrays: images and labels, or x_test and y_test (and x_train, y_train), and classes"),
 }
 
@@ -83,38 +124,36 @@ def external_data(path: Path) -> DatasetEntry | None:
     return EXTERNAL_DATA["FOLDER of parquet" if parquet_files(path) else "FOLDER"]
 
 
-def data_folder(data_dir: str | Path | None = None) -> Path:
-    """Where data sets lie: ``data_dir``, else ``$ROBENCH_DATA``, else the user's cache."""
-    if data_dir:
-        return Path(data_dir).expanduser()
-    if os.environ.get("ROBENCH_DATA"):
-        return Path(os.environ["ROBENCH_DATA"]).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "robench"
-
-
-def load_dataset(name: str, split: str = "test", data_dir: str | Path | None = None) -> Dataset:
+def load_dataset(
+    name: str | ExternalData, split: str = "test", data_dir: str | Path | None = None, *, own: OwnPreprocessing | None = None, tell: bool = False
+) -> Dataset:  # fmt: skip
     """One split of a data set by name, or of people's own data by its path.
 
     Args:
-        name: a name in ``DATASETS``, or a path.
+        name: a name in ``DATASETS``, or a path; with how its pictures are to be read.
         split: "train" or "test".
         data_dir: see ``data_folder``.
+        own: what the model's files say about preprocessing.
+        tell: say on stderr how pictures are read.
 
     Raises:
         RobenchError: no such data set or folder; the files are absent, damaged, or not what they should be.
     """
+    asked = name if isinstance(name, ExternalData) else ExternalData(name)
+    named = str(asked.reference)
     if split not in SPLITS:
         raise RobenchError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
-    if name in DATASETS:
-        return DATASETS[name].load(split, data_folder(data_dir))
-    external = external_data(Path(name))
+    given = given_preprocessing(asked.resize, asked.crop, asked.interpolation, own and own.preprocessing)
+    reading = Reading(given=given, own=own, check=asked.check, subset=asked.subset, told=tell)
+    if named in DATASETS:
+        return DATASETS[named].loaded(named, split, data_folder(data_dir), reading)
+    external = external_data(Path(named))
     if external is not None:
-        return external.load(split, Path(name))
-    if Path(name).is_file():
-        raise RobenchError(f"`dataset={name}`: expected a folder of images per class, a folder of parquet files, or a .npz file")
+        return external.loaded(named, split, Path(named), reading)
+    if Path(named).is_file():
+        raise RobenchError(f"`dataset={named}`: expected a folder of images per class, a folder of parquet files, or a .npz file")
     raise RobenchError(
-        f"unknown dataset {name!r}{did_you_mean(name, DATASETS)}; `robench list datasets` shows all {len(DATASETS)}, and a path to "
+        f"unknown dataset {named!r}{did_you_mean(named, DATASETS)}; `robench list datasets` shows all {len(DATASETS)}, and a path to "
         "a folder with one sub-folder of images per class, or to a .npz file, works too"
     )
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from robench.data.arrays import to_labels
-from robench.data.folder import balanced_order, read_image, stack
+from robench.data.folder import balanced_order, held_if_small
+from robench.data.packed_pictures import PackedPictures, pack_pictures
+from robench.data.reading import AS_THEY_ARE, Reading
 from robench.types import Dataset, RobenchError
 
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class", "cls")
+ROWS = 64  # pictures in memory at a time while they are unpacked
 SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
 
 
@@ -23,31 +29,36 @@ def parquet_files(root: Path) -> list[Path]:
     return sorted(root.glob("*.parquet")) or sorted((root / "data").glob("*.parquet"))
 
 
-def load_parquet(root: Path, split: str) -> Dataset:
+def load_parquet(root: Path, split: str, reading: Reading = AS_THEY_ARE) -> Dataset:
     """``test-*.parquet`` (or validation) and ``train-*.parquet``; without such names all files are the test split.
 
     A row has an image (bytes of a file, alone or as the Hub's ``{bytes, path}``) and an integer label. Class names come from the Hub's
-    note in the file. Samples are dealt class by class, as in a folder of images.
+    note in the file. Samples are dealt class by class, as in a folder of images. The pictures are unpacked once into robench's cache.
 
     Raises:
-        RobenchError: pyarrow is not installed, no file of the split, no image or label column, an unreadable image.
+        RobenchError: pyarrow is not installed, no file of the split, no image or label column, an unreadable image; images of unequal
+            size, and nothing says what to make of them.
     """
-    rows, schema, source = _read(_of_split(parquet_files(root), split, root), root)
-    names = schema.names
-    image_column, label_column = (
-        _column(names, known, what, root) for known, what in ((IMAGE_COLUMNS, "image"), (LABEL_COLUMNS, "label"))
-    )
-    classes = _class_names(schema.metadata or {}, label_column)
-    values = rows.column(label_column).to_pylist()
+    reading.refuse_subset(str(root))
+    table = _open(_of_split(parquet_files(root), split, root), root)
+    values = table.column(table.label)
     if None in values:
-        raise RobenchError(f"{source}: {values.count(None)} of {len(values)} labels are missing")
-    labels = to_labels(np.asarray(values), len(values), classes, f"{source}: {label_column}")
-    pixels = [_decode(cell, f"{source}, row {row}") for row, cell in enumerate(rows.column(image_column).to_pylist())]
+        raise RobenchError(f"{table.source}: {values.count(None)} of {len(values)} labels are missing")
+    labels = to_labels(np.asarray(values), len(values), table.classes, f"{table.source}: {table.label}")
     order = balanced_order(labels.tolist())
-    known = classes or tuple(map(str, range(int(labels.max()) + 1)))
+    key = hashlib.sha256(
+        "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in table.files).encode()
+    )
+    packed, facts = pack_pictures(
+        key.hexdigest()[:24], table.pictures(labels.tolist()), table.source, expected=sum(file.stat().st_size for file in table.files),
+        check=reading.check,
+    )  # fmt: skip
+    settled = reading.settled(facts.sizes(), str(root))
+    stored = PackedPictures(packed, table.source, facts, np.array(order), settled.size, settled.preprocessing)
+    known = table.classes or tuple(map(str, range(int(labels.max()) + 1)))
     return Dataset(
-        name=root.resolve().name, split=split, images=stack([pixels[i] for i in order], root), labels=labels[order], classes=known,
-        path=str(root),
+        name=root.resolve().name, split=split, images=held_if_small(stored, settled.preprocessing), labels=labels[order], classes=known,
+        path=str(root), reading=settled.described,
     )  # fmt: skip
 
 
@@ -64,25 +75,67 @@ def _of_split(files: list[Path], split: str, root: Path) -> list[Path]:
     raise RobenchError(f"{root} has {', '.join(file.name for file in files[:4])}, but no {SPLITS[split][0]}-*.parquet")
 
 
-class Rows(NamedTuple):
-    """A ``pyarrow.Table`` of all rows, its ``pyarrow.Schema``, and what it is called in messages."""
+@dataclass(frozen=True)
+class Table:
+    """The rows of parquet files, which are read part by part.
 
-    rows: Any
-    schema: Any
+    Attributes:
+        files: in their order.
+        source: what they are called in messages.
+        image, label: names of the columns.
+        classes: names of the classes, empty where the files have none.
+    """
+
+    files: list[Path]
     source: str
+    image: str
+    label: str
+    classes: tuple[str, ...]
+
+    def column(self, name: str) -> list[Any]:
+        """All values of a column that is small."""
+        import pyarrow.parquet
+
+        with _readable(self.source):
+            return [
+                value for file in self.files for value in pyarrow.parquet.read_table(file, columns=[name]).column(name).to_pylist()
+            ]
+
+    def pictures(self, labels: list[int]) -> Iterator[tuple[bytes, int]]:
+        """Contents and labels, row by row, few of them in memory at a time."""
+        import pyarrow.parquet
+
+        row = 0
+        for file in self.files:
+            with _readable(self.source), pyarrow.parquet.ParquetFile(file) as opened:
+                for batch in opened.iter_batches(batch_size=ROWS, columns=[self.image]):
+                    for cell in batch.column(0).to_pylist():
+                        yield _content(cell, f"{self.source}, row {row}"), labels[row]
+                        row += 1
 
 
-def _read(files: list[Path], root: Path) -> Rows:
+def _open(files: list[Path], root: Path) -> Table:
     try:
-        import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise RobenchError(f"{root} holds parquet files, which need pyarrow: pip install 'robench[parquet]'") from None
+    with _readable(str(root)):
+        schema = pyarrow.parquet.read_schema(files[0])
+    image, label = (
+        _column(schema.names, known, what, root) for known, what in ((IMAGE_COLUMNS, "image"), (LABEL_COLUMNS, "label"))
+    )
+    source = str(files[0] if len(files) == 1 else root)
+    return Table(files, source, image, label, _class_names(schema.metadata or {}, label))
+
+
+@contextmanager
+def _readable(source: str) -> Iterator[None]:
+    import pyarrow
+
     try:
-        tables = [pyarrow.parquet.read_table(file) for file in files]
-        return Rows(pyarrow.concat_tables(tables), tables[0].schema, str(files[0] if len(files) == 1 else root))
+        yield
     except (pyarrow.ArrowException, OSError) as error:
-        raise RobenchError(f"{root}: its parquet files cannot be read: {error}") from None
+        raise RobenchError(f"{source}: its parquet files cannot be read: {error}") from None
 
 
 def _column(names: list[str], known: tuple[str, ...], what: str, root: Path) -> str:
@@ -100,11 +153,11 @@ def _class_names(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...]:
         return ()
 
 
-def _decode(cell: Any, named: str) -> np.ndarray:
-    """uint8 (H, W, 3)."""
+def _content(cell: Any, named: str) -> bytes:
+    """The bytes of a picture file."""
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(content, bytes):
         raise RobenchError(
             f"{named}: the image is {type(content).__name__}, expected the bytes of an image file in the parquet file"
         )
-    return read_image(io.BytesIO(content), named)
+    return content

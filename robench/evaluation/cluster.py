@@ -20,7 +20,7 @@ from robench.evaluation.engine import ColumnGroup, Job, Made, Worklist, compute,
 from robench.evaluation.run_folder import Chunk, ChunkVerdicts, RunFolder, split
 from robench.models.classifier import Classifier
 from robench.progress import progress
-from robench.types import Column, RobenchError, ThreatModel
+from robench.types import Column, RobenchError, StoredImages, ThreatModel, pixels_of
 
 LOCAL = "local"
 RETRIES = 10  # of a task whose worker or node died; what an attack raises is a verdict, and not tried again
@@ -100,10 +100,12 @@ def _named(device: str, threads: int) -> str:
 
 
 def evaluate_on_ray(
-    classifier: Classifier, images: Tensor, labels: Tensor, columns: list[Column], *, threat: ThreatModel, folder: RunFolder,
+    classifier: Classifier, images: Tensor | StoredImages, labels: Tensor, columns: list[Column], *, threat: ThreatModel, folder: RunFolder,
     cluster: Cluster, save: bool = False, share: bool = True, show_progress: bool = True,
 ) -> None:  # fmt: skip
     """As ``evaluate_columns``, on a cluster: what a task returns is stored here, so that no folder is shared.
+
+    Of stored images a worker reads its own chunks where it sees the files; where it does not, the driver sends their pixels.
 
     Args:
         cluster: see ``connect``.
@@ -116,15 +118,17 @@ def evaluate_on_ray(
     _carry_code(classifier, columns)
     job, worklist = Job(classifier, threat, folder.spec.seed, save), Worklist(folder, save)
     groups = [ColumnGroup(()), *sorted(group_columns(columns, share=share), key=_dearest_first)]
-    chunks = split(len(images), folder.spec.chunk)
-    shared = ray.put((job, groups))
+    chunks = split(len(labels), folder.spec.chunk)
+    stored = None if isinstance(images, Tensor) else images
+    shared = ray.put((job, groups, stored))
     options = {"max_retries": RETRIES, "num_cpus": cluster.threads} | ({"num_gpus": 1} if cluster.device == "cuda" else {})
     task = ray.remote(_task).options(**options)
+    shipped = False  # whether a worker has said that it does not see the files
     for wave in (groups[:1], groups[1:]):  # every attack needs the clean chunk
         waiting = [(place, chunk) for place, group in enumerate(groups) if group in wave for chunk in chunks]
         ticks = progress(waiting, ",".join(group.name for group in wave), show_progress, "task")
         next(ticks, None)  # shows the beginning; every further one says that a task is done
-        running: dict[Any, Chunk] = {}
+        running: dict[Any, Assignment] = {}
         todo = iter(waiting)
         while True:
             for place, chunk in todo:
@@ -132,18 +136,23 @@ def evaluate_on_ray(
                 if finished is None:
                     next(ticks, None)
                     continue
-                part = slice(chunk.start, chunk.stop)
-                asked = Assignment(place, images[part], labels[part], chunk, finished)
-                reference = task.remote(shared, asked, cluster)
-                running[reference] = chunk
+                pixels = pixels_of(images, slice(chunk.start, chunk.stop)) if stored is None or shipped else None
+                asked = Assignment(place, pixels, labels[chunk.start : chunk.stop], chunk, finished)
+                running[task.remote(shared, asked, cluster)] = asked
                 if len(running) >= AHEAD * cluster.slots:
                     break
             if not running:
                 break
             (done,), _ = ray.wait(list(running), num_returns=1)
-            chunk = running.pop(done)
-            for made in _result(done, chunk):
-                folder.write(made.folder, chunk, made.verdicts, made.images)
+            asked = running.pop(done)
+            results = _result(done, asked.chunk)
+            if results is None:
+                shipped = _told_of_shipping(shipped, images)
+                asked = asked._replace(images=pixels_of(images, slice(asked.chunk.start, asked.chunk.stop)))
+                running[task.remote(shared, asked, cluster)] = asked
+                continue
+            for made in results:
+                folder.write(made.folder, asked.chunk, made.verdicts, made.images)
             next(ticks, None)
         refuse_unclassified(folder, chunks)
 
@@ -166,7 +175,18 @@ def _dearest_first(group: ColumnGroup) -> int:
     return -sum(len(column.stages) for column in group.columns if column.is_cascade)
 
 
-def _result(reference: Any, chunk: Chunk) -> list[Made]:
+def _told_of_shipping(already: bool, images: Tensor | StoredImages) -> bool:
+    """Says once that pixels travel, which a shared folder would save."""
+    if not already and not isinstance(images, Tensor):
+        print(
+            f"robench: a worker does not see {images.name(0)}, so that pixels are sent to it; a folder that all nodes share is faster",
+            file=sys.stderr,
+        )
+    return True
+
+
+def _result(reference: Any, chunk: Chunk) -> list[Made] | None:
+    """What a task has made, None where it lacks the pixels."""
     import ray
 
     try:
@@ -186,20 +206,28 @@ def _result(reference: Any, chunk: Chunk) -> list[Made]:
 
 
 class Assignment(NamedTuple):
-    """What a task is to do: a group's place in the list, the chunk's images and labels as the data set has them, its place, and what is
-    finished of it."""
+    """What a task is to do: a group's place in the list, the chunk's images as the data set has them, None where the task reads them itself,
+    its labels, its place, and what is finished of it."""
 
     group: int
-    images: Tensor
+    images: Tensor | None
     labels: Tensor
     chunk: Chunk
     finished: dict[str, ChunkVerdicts]
 
 
-def _task(shared: tuple[Job, list[ColumnGroup]], asked: Assignment, cluster: Cluster) -> list[Made]:
-    """Runs on a worker."""
-    job, groups = shared
+def _task(shared: tuple[Job, list[ColumnGroup], StoredImages | None], asked: Assignment, cluster: Cluster) -> list[Made] | None:
+    """Runs on a worker; None where it can read no pixels."""
+    job, groups, stored = shared
+    if asked.images is None and (stored is None or not stored.is_here()):
+        return None
     with use_device(cluster.device, cluster.threads) as chosen:
         local = replace(job, classifier=job.classifier.to(chosen))
         group = groups[asked.group]
-        return list(compute(local, group, asked.images, asked.labels, chunk=asked.chunk, finished=asked.finished))
+        images = (
+            asked.images
+            if stored is None or asked.images is not None
+            else pixels_of(stored, slice(asked.chunk.start, asked.chunk.stop))
+        )
+        assert images is not None
+        return list(compute(local, group, images, asked.labels, chunk=asked.chunk, finished=asked.finished))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from robench.processes import Processes
+from robench.processes import usable_cores as usable_cores
 from robench.types import RobenchError
 
 
@@ -42,11 +43,6 @@ def use_device(device: str = "auto", threads: int | None = None) -> Iterator[str
     finally:
         torch.set_num_threads(before[0])
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before[1:]
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_of_rank(device: str, processes: Processes) -> str:

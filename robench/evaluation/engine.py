@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from robench.evaluation.attack_chunk import attack_chunk, classify_chunk, leave_
 from robench.evaluation.cascade import Standing
 from robench.evaluation.crafting import ChunkData, Conditions
 from robench.evaluation.guard import Guard
+from robench.evaluation.read_ahead import ReadAhead
 from robench.evaluation.run_folder import (
     BLIND,
     CLEAN,
@@ -33,7 +35,7 @@ from robench.models.classifier import Classifier
 from robench.models.failures import is_device_failure
 from robench.processes import Processes
 from robench.progress import duration, progress
-from robench.types import Attack, Column, RobenchError, ThreatModel
+from robench.types import Attack, Column, RobenchError, StoredImages, ThreatModel
 
 if TYPE_CHECKING:
     from robench.evaluation.packed_images import PackedImages
@@ -277,15 +279,15 @@ class Worklist:
 
 
 def evaluate_columns(
-    classifier: Classifier, images: Tensor, labels: Tensor, columns: list[Column], *, threat: ThreatModel, folder: RunFolder,
+    classifier: Classifier, images: Tensor | StoredImages, labels: Tensor, columns: list[Column], *, threat: ThreatModel, folder: RunFolder,
     processes: Processes | None = None, save: bool = False, share: bool = True, show_progress: bool = True,
 ) -> None:  # fmt: skip
     """Computes every chunk whose file does not exist yet and which is this process's share: first without attack, then suite by suite.
 
     Args:
         classifier: on its device.
-        images: (N, C, H, W), uint8 or float32 in [0, 1].
-        labels: int64 (N,).
+        images: (N or more, C, H, W), uint8 or float32 in [0, 1]; or stored, and read chunk by chunk.
+        labels: int64 (N,), of the first N images.
         columns: the columns to fill.
         threat: the threat model.
         folder: where verdicts go.
@@ -299,17 +301,22 @@ def evaluate_columns(
             raises is recorded as its outcome on that chunk, and the run goes on.
     """
     processes = processes or Processes()
-    chunks = split(len(images), folder.spec.chunk)[processes.rank :: processes.world_size]
+    chunks = split(len(labels), folder.spec.chunk)[processes.rank :: processes.world_size]
     job = Job(classifier, threat, folder.spec.seed, save)
     worklist = Worklist(folder, save)
     groups = group_columns(columns, share=share)
 
-    for phase in _phases(worklist, groups, chunks, len(images), show_progress):
-        for group, chunk in progress(phase.work, phase.name, show_progress, phase.unit):
-            finished = worklist.take(group, chunk)
-            if finished is not None:
-                part = slice(chunk.start, chunk.stop)
-                for made in compute(job, group, images[part], labels[part], chunk=chunk, finished=finished):
+    with closing(ReadAhead(images)) as ahead:
+        for phase in _phases(worklist, groups, chunks, len(labels), show_progress):
+            for place, (group, chunk) in enumerate(progress(phase.work, phase.name, show_progress, phase.unit)):
+                finished = worklist.take(group, chunk)
+                if finished is None:
+                    continue
+                pixels = ahead.pixels(chunk)
+                if ahead.is_stored:
+                    for _, later in islice((each for each in phase.work[place + 1 :] if not worklist.is_complete(*each)), 1):
+                        ahead.expect(later)
+                for made in compute(job, group, pixels, labels[chunk.start : chunk.stop], chunk=chunk, finished=finished):
                     folder.write(made.folder, chunk, made.verdicts, made.images)
 
 

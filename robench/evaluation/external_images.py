@@ -46,7 +46,7 @@ def external_column(source: str, dataset: Dataset, n: int) -> Column:
     else:
         made = _of_file(Path(source), dataset, n)
     identity, shape = made.identity, tuple(made.images.shape[1:])
-    if shape != dataset.images.shape[1:]:
+    if shape != dataset.image_shape:
         raise RobenchError(f"`adv={source}`: images of shape {shape}, {dataset.name} has {dataset.image_shape}")
     attack_of = Attack(
         name=identity.name, fn=_never, norms=tuple(NORMS), gradients=False, params=identity.to_params(), library=identity.library,
@@ -129,7 +129,7 @@ def _of_run(run: Path, attack: str, dataset: Dataset, n: int, said: str) -> Stor
     column = next((column for column in description["suites"] if column["name"] == attack), None)
     if column is None:
         raise RobenchError(f"{said}: that run has no attack {attack!r}; with images: {_kept(run, description)}")
-    images = in_unit(dataset.images[:n])
+    images = in_unit(dataset.pixels(slice(0, n)))
     covered = torch.zeros(n, dtype=torch.bool)
     for chunk in split(description["n"], description["spec"]["chunk"]):
         if chunk.start >= n:

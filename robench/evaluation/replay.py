@@ -128,7 +128,7 @@ def _replay_chunk(
     if not len(rows):
         return counts
     index = torch.from_numpy(packed.index[rows])
-    pixels = dataset.images[index]
+    pixels = dataset.pixels(index)
     images = in_unit(pixels)
     labels, adv_images = dataset.labels[index], packed.unpack()[rows]
     near = threat.contains(images, adv_images) & in_box(adv_images)

@@ -13,7 +13,7 @@ from robench.evaluation.judge import classes_of, refuse_if_all_failed
 from robench.evaluation.memory import retry_in_smaller_passes
 from robench.evaluation.warning_signs import warning_signs
 from robench.models.classifier import Classifier
-from robench.types import Dataset, RobenchError
+from robench.types import Dataset, RobenchError, StoredImages, pixels_of
 
 CHECKED_SAMPLES = 100  # samples
 RANDOMNESS_SAMPLES = 32  # of them, to see whether a model is random
@@ -69,7 +69,7 @@ def sanity_check(classifier: Classifier, data: Dataset, n: int) -> tuple[str, ..
         RobenchError: the model cannot classify these images, or has other classes than the data; says both.
     """
     index = _spread(n)
-    images, labels = _unit(data.images[index], classifier), data.labels[index].to(classifier.device)
+    images, labels = _unit(data.pixels(index), classifier), data.labels[index].to(classifier.device)
     try:
         logits = _answered(classifier, images)
     except RobenchError as error:
@@ -82,22 +82,25 @@ def sanity_check(classifier: Classifier, data: Dataset, n: int) -> tuple[str, ..
     )
 
 
-def settle_randomness(classifier: Classifier, images: Tensor) -> None:
+def settle_randomness(classifier: Classifier, images: Tensor | StoredImages, n: int | None = None) -> None:
     """Finds out whether the model is random, in as small passes as its memory needs, on the first of the images; where it can classify none
     of those, on others that are spread over all.
 
     Args:
-        images: uint8, or float32 in [0, 1].
+        classifier: the model.
+        images: see ``Dataset``.
+        n: the first of them that count, all by default.
 
     Raises:
         RobenchError: it can classify none of those either.
     """
+    n = len(images) if n is None else n
     try:
-        _settle(classifier, _unit(images[:RANDOMNESS_SAMPLES], classifier))
+        _settle(classifier, _unit(pixels_of(images, slice(0, min(n, RANDOMNESS_SAMPLES))), classifier))
     except RobenchError:
-        if len(images) <= RANDOMNESS_SAMPLES:
+        if n <= RANDOMNESS_SAMPLES:
             raise
-        _settle(classifier, _unit(images[_spread(len(images))], classifier))
+        _settle(classifier, _unit(pixels_of(images, _spread(n)), classifier))
 
 
 def _settle(classifier: Classifier, images: Tensor) -> None:

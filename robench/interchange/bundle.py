@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from robench import __version__
+from robench.data.recorded import as_recorded
 from robench.evaluation.results import read_results
 from robench.evaluation.run_folder import CLEAN, keeps_images, read_chunk, read_run, split
 from robench.files import write_atomically
@@ -120,7 +121,7 @@ def _command(name: str, description: dict[str, Any]) -> str:
     weights = Path(origin["weights file"]) if "weights file" in origin else None
     mean, std = tuple(origin.get("mean", ())), tuple(origin.get("std", ()))
     external = ExternalModel(str(origin.get("model", "FILE.py:FACTORY")), weights, mean=mean, std=std)
-    return shlex.join(["robench", "verify", name, *external.options, "--dataset", data.get("path") or data["name"]])
+    return shlex.join(["robench", "verify", name, *external.options, *as_recorded(data).options])
 
 
 def _readme(name: str, command: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from robench.data import load_dataset
+from robench.data.recorded import as_recorded
 from robench.evaluation.run_folder import read_run
 from robench.files import write_atomically
 from robench.interchange import robustbench
@@ -37,8 +38,8 @@ def export_run(
     """
     described = read_run(run)
     if form == "adv":
-        origin, source = described["model"]["origin"], dataset or described["data"].get("path") or described["data"]["name"]
-        data = load_dataset(source, "test", data_dir)
+        origin = described["model"]["origin"]
+        data = load_dataset(as_recorded(described["data"], dataset), "test", data_dir)
         data = of_head(data, origin.get("head", MAIN_HEAD)) if "checkpoint" in origin else data
         path = out or run / "export" / f"{described['model']['name']}-{attack.replace('/', '-')}.pt"
         write_adv(run, attack, data, path)

@@ -211,7 +211,7 @@ def classifier_of_model(external: ExternalModel, dataset: Dataset, device: str, 
 
 def _trial_images(dataset: Dataset) -> Tensor:
     """Images to ask a model with."""
-    images = dataset.images[:TRIAL_IMAGES]
+    images = dataset.pixels(slice(0, TRIAL_IMAGES))
     return in_unit(images)
 
 

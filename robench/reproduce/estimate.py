@@ -110,8 +110,8 @@ def _pass_seconds(test_set: Dataset, spec: TrainSpec, device: str) -> PassSecond
     with torch.random.fork_rng(devices=[]):
         model = MultiHead(spec.backbone, spec.heads(test_set))
     model = model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
-    images, labels = (each[:DEFAULT_CHUNK].to(device) for each in (test_set.images, test_set.labels))
-    images = to_unit(images)
+    part = slice(0, DEFAULT_CHUNK)
+    images, labels = to_unit(test_set.pixels(part).to(device)), test_set.labels[part].to(device)
 
     @torch.no_grad()
     def forward() -> Tensor:

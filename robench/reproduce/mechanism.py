@@ -47,7 +47,7 @@ def explain(
         much as the last attack's stored ones, but without its knowledge, see ``_same_size``; "none" and "stored" beside them.
     """
     n = min(n, SAMPLES)
-    images, labels = to_unit(dataset.images[:n]), dataset.labels[:n]
+    images, labels = to_unit(dataset.pixels(slice(0, n))), dataset.labels[:n]
     gradient = _gradient(classifier, images, labels)
     deltas = {attack: saved_images(source_run, attack, dataset, n) - images for attack in attacks}
     white_box = _craft(classifier, images, labels, threat, attacks[-1]) - images

@@ -22,7 +22,7 @@ from robench.run.execute import Place, execute
 from robench.run.inputs import load_inputs, refuse_unnamed, tell_remarks, warn_on_stderr
 from robench.run.plan import plan, samples
 from robench.run.request import AttackRequest
-from robench.types import ExternalModel, RobenchError
+from robench.types import ExternalData, ExternalModel, RobenchError
 
 
 def attack(
@@ -30,7 +30,7 @@ def attack(
     *,
     ckpt: Path | None = None,
     model: str | ExternalModel | None = None,
-    dataset: str | None = None,
+    dataset: str | ExternalData | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -48,7 +48,7 @@ def attack(
         request: the attacks.
         ckpt: a checkpoint of ours; or
         model: one of the ways of ``robench list models``, such as ``file.py:factory``.
-        dataset: a name or a folder; the checkpoint's own by default.
+        dataset: a name or a folder, with how pictures are to be read; the checkpoint's own by default.
         data_dir: see ``robench.data.data_folder``.
         device, threads: see ``use_device``.
         out: the run folder, ``reports/<name>-<norm>-<eps>`` by default.
@@ -65,18 +65,19 @@ def attack(
     processes = Processes.here()
     external = ExternalModel(model) if isinstance(model, str) else model
     _refuse(request, ckpt, external, ray, processes)
-    inputs = load_inputs(ckpt, dataset, data_dir, request.head)
+    tell = show_progress and processes.rank == 0
+    inputs = load_inputs(ckpt, dataset, data_dir, request.head, model=external, tell=tell)
     data, n = inputs.data, samples(request.n, len(inputs.data))
     with ExitStack() as stack:
         place = _place(stack, processes, device, threads, ray)
         subject = subject_of(ckpt, external, data, place.device, request.head)
         tell_remarks(subject, data, n, warn if processes.rank == 0 else None)
-        if data.path and show_progress and processes.rank == 0:
+        if data.path and tell:
             print(f"robench: {data.path}: {data}", file=sys.stderr)
         folder = out or Path("reports") / request.folder_name(subject.name, request.threat(data), data, inputs.trained_on)
         task = MAIN_HEAD if ckpt is None else request.head
         run = plan(request, subject, data, folder, device=place.device, whole=inputs.whole, task=task)
-        results = execute(run, place, command=command_line(), show_progress=show_progress and processes.rank == 0)
+        results = execute(run, place, command=command_line(), show_progress=tell)
     if results is None:
         return None
     write_report(folder)

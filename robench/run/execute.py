@@ -62,7 +62,6 @@ def execute(run: Run, place: Place, *, command: str = "", show_progress: bool = 
     """
     _refuse_same_names(run.columns)
     subject, data, threat, path, n, processes = run.subject, run.data, run.threat, run.path, run.n, place.processes
-    images, labels = data.images[:n], data.labels[:n]
     spec = RunSpec(
         model=subject.digest, data=data.digest, norm=threat.norm, eps=threat.eps, seed=run.seed, chunk=run.chunk,
         device_type=place.device_type,
@@ -71,7 +70,7 @@ def execute(run: Run, place: Place, *, command: str = "", show_progress: bool = 
     finished = read_run(path)["n"] if (path / "run.json").exists() else n
     if n < finished:
         raise RobenchError(f"{path} is a run on {finished} samples; fewer ({n}) would take its tables away: choose another `out`")
-    settle_randomness(subject.classifier, images)
+    settle_randomness(subject.classifier, data.images, n)
     votes = {"votes": subject.classifier.draws} if subject.classifier.draws > 1 else {}
     location = {"path": data.path} if data.path else {}
     environment = describe_environment(place.device, torch.get_num_threads())
@@ -82,7 +81,7 @@ def execute(run: Run, place: Place, *, command: str = "", show_progress: bool = 
         folder.describe(
             {
                 "model": {"name": subject.name, "origin": subject.origin} | votes,
-                "data": _describe_data(data) | location,
+                "data": _describe_data(data) | location | dict(data.reading),
                 "threat": {"norm": threat.norm, "eps": threat.eps, "eps_text": threat.eps_text},
                 "n": n,
                 "suites": _columns_with_earlier(run.columns, earlier["suites"]),
@@ -98,7 +97,7 @@ def execute(run: Run, place: Place, *, command: str = "", show_progress: bool = 
     describe(finished)  # a run that is extended keeps its tables until the new ones are complete
     try:
         place.evaluate(
-            subject.classifier, images, labels, run.columns, threat=threat, folder=folder, save=run.save, share=run.share,
+            subject.classifier, data.images, data.labels[:n], run.columns, threat=threat, folder=folder, save=run.save, share=run.share,
             show_progress=show_progress,
         )  # fmt: skip
     except RobenchError:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robench.checkpoint import read_description
 from robench.data import DATASETS, load_dataset
 from robench.evaluation.sanity_check import sanity_check
 from robench.models.multihead import MAIN_HEAD
+from robench.models.own_preprocessing import own_preprocessing
 from robench.models.subject import Subject, of_head
-from robench.types import Dataset, ExternalModel, RobenchError
+from robench.types import Dataset, ExternalData, ExternalModel, RobenchError
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,25 +45,32 @@ def refuse_unnamed(ckpt: Path | None, model: str | ExternalModel | None, purpose
         )
 
 
-def load_inputs(ckpt: Path | None, dataset: str | None, data_dir: Path | None, head: str) -> Inputs:
+def load_inputs(
+    ckpt: Path | None, dataset: str | ExternalData | None, data_dir: Path | None, head: str, *, model: ExternalModel | None = None,
+    tell: bool = False,
+) -> Inputs:  # fmt: skip
     """The test split that a checkpoint or a model is judged on.
 
     Args:
         ckpt: the checkpoint, None for a model of somebody else's, whose heads have no labels of their own.
-        dataset: a name or a path; the checkpoint's own by default.
+        dataset: a name or a path, with how pictures are to be read; the checkpoint's own by default.
         data_dir: see ``robench.data.data_folder``.
         head: the task that is judged.
+        model: of somebody else's, whose files may say what pictures are to become.
+        tell: say on stderr how pictures are read.
 
     Raises:
         RobenchError: no data set is named, or it is not there, or has no labels for the head.
     """
     trained_on = read_description(ckpt)["dataset"] if ckpt is not None else None
-    name = dataset or trained_on
+    asked = dataset if isinstance(dataset, ExternalData) else ExternalData(dataset)
+    name = asked.reference or trained_on
     if name is None:
         raise RobenchError("`model` needs `dataset`: one of `robench list datasets`, or your own folder or .npz file")
-    if dataset is None and name not in DATASETS:
+    if asked.reference is None and name not in DATASETS:
         raise RobenchError(f"{ckpt} was trained on the folder {name!r}; say where it lies: `dataset=PATH`")
-    whole = load_dataset(name, "test", data_dir)
+    own = None if model is None else own_preprocessing(model)
+    whole = load_dataset(replace(asked, reference=name), "test", data_dir, own=own, tell=tell)
     return Inputs(name, whole, of_head(whole, MAIN_HEAD if ckpt is None else head), trained_on)
 
 

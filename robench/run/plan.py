@@ -118,5 +118,5 @@ def settled_precision(request: AttackRequest, subject: Subject, data: Dataset, f
         crafted = [stage for stage in stages if stage.images is None]
         if crafted:
             return "bf16" if any(stage.passes.precision == "bf16" for stage in crafted) else "fp32"
-    images = data.images[:TIMED_IMAGES].to(subject.classifier.device)
+    images = data.pixels(slice(0, TIMED_IMAGES)).to(subject.classifier.device)
     return quicker_precision(subject.classifier, in_unit(images))

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from robench.attacks import Asked
-from robench.checkpoint import checkpoint_name, read_description
-from robench.data import load_dataset
+from robench.checkpoint import checkpoint_name
 from robench.evaluation.environment import command_line
 from robench.evaluation.results import Results, failures, read_results
+from robench.models.multihead import MAIN_HEAD
 from robench.report.markdown import aligned
 from robench.report.sweeps import curve_table, eps_curve, steps_curve, write_curves
 from robench.run.attack import attack
+from robench.run.inputs import load_inputs
 from robench.run.request import DEFAULT_CHUNK, AttackRequest
 from robench.types import ExternalModel, RobenchError, ThreatModel, format_eps, parse_eps, parse_norm
 
@@ -131,8 +132,10 @@ def _radii(request: SweepRequest, options: dict[str, Any]) -> list[float]:
         if not radii or radii[-1] == 0:
             raise RobenchError(f"`eps={request.eps!r}`: expected radii above 0, separated by commas, such as 0,2/255,8/255")
     else:
-        name = options.get("dataset") or (read_description(options["ckpt"])["dataset"] if options.get("ckpt") else "digits")
-        own_eps = request.attack.threat(load_dataset(name, "test", options.get("data_dir"))).eps
+        inputs = load_inputs(
+            options.get("ckpt"), options.get("dataset"), options.get("data_dir"), MAIN_HEAD, model=_external(options)
+        )
+        own_eps = request.attack.threat(inputs.whole).eps
         radii = [share * own_eps for share in SHARES]
     return [ThreatModel(request.attack.norm, eps).eps for eps in radii]
 
@@ -149,6 +152,11 @@ def _steps(request: SweepRequest) -> list[int]:
     if not texts or not all(text.isdecimal() and int(text) > 0 for text in texts):
         raise RobenchError(f"`steps={request.steps!r}`: expected numbers of steps above 0, separated by commas, such as 1,10,100")
     return sorted({int(text) for text in texts})
+
+
+def _external(options: dict[str, Any]) -> ExternalModel | None:
+    model = options.get("model")
+    return ExternalModel(model) if isinstance(model, str) else model
 
 
 def _name(options: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robench.data import load_dataset
+from robench.data.recorded import as_recorded
 from robench.evaluation.device import use_device
 from robench.evaluation.replay import Replay, replay_run
 from robench.evaluation.run_folder import read_run
@@ -15,7 +16,7 @@ from robench.models.classifier import judge_by_votes
 from robench.models.multihead import MAIN_HEAD
 from robench.models.sources import source_of
 from robench.models.subject import of_head, subject_of
-from robench.types import ExternalModel, RobenchError
+from robench.types import ExternalData, ExternalModel, RobenchError
 
 
 class Verified(NamedTuple):
@@ -26,7 +27,7 @@ class Verified(NamedTuple):
 
 
 def verify(
-    run: Path, *, ckpt: Path | None = None, model: str | ExternalModel | None = None, dataset: str | None = None, data_dir: Path | None = None,
+    run: Path, *, ckpt: Path | None = None, model: str | ExternalModel | None = None, dataset: str | ExternalData | None = None, data_dir: Path | None = None,
     device: str = "auto", threads: int | None = None,
 ) -> Verified:  # fmt: skip
     """Replays a run's stored adversarial images against the model.
@@ -48,7 +49,7 @@ def verify(
 
 
 def _replay(
-    folder: Path, run: Path, *, ckpt: Path | None, model: str | ExternalModel | None, dataset: str | None, data_dir: Path | None,
+    folder: Path, run: Path, *, ckpt: Path | None, model: str | ExternalModel | None, dataset: str | ExternalData | None, data_dir: Path | None,
     device: str, threads: int | None,
 ) -> Verified:  # fmt: skip
     """As ``verify``, of the folder that ``run`` is or was unpacked into."""
@@ -56,7 +57,7 @@ def _replay(
     origin, head = described["model"]["origin"], described["model"]["origin"].get("head", MAIN_HEAD)
     if ckpt is None and (model is None or (isinstance(model, ExternalModel) and not model.reference)):
         ckpt, model = _named_by(run, origin, model)
-    data = load_dataset(dataset or described["data"].get("path") or described["data"]["name"], "test", data_dir)
+    data = load_dataset(as_recorded(described["data"], dataset), "test", data_dir)
     data = of_head(data, head) if model is None else data
     with use_device(device, threads) as chosen:
         subject = subject_of(ckpt, model, data, chosen, head)
