@@ -9,7 +9,7 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 import pytest
 import torch
 
-from robench.data import load_dataset
+from robench.data import file_index, load_dataset, packed_pictures
 from robench.types import Dataset
 
 torch.set_num_threads(1)
@@ -23,6 +23,14 @@ def digits_train():
 @pytest.fixture(scope="session")
 def digits_test():
     return load_dataset("digits", "test")
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path_factory):
+    """What robench keeps of pictures goes into a folder of the test, and not into the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    for module in (file_index, packed_pictures):
+        monkeypatch.setattr(module, "cache_folder", lambda: folder)
 
 
 def first_digits(digits):

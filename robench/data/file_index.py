@@ -157,7 +157,7 @@ def _look(path: Path, decode: bool) -> _Look | str:
 
 
 def _refuse(root: Path, damaged: dict[str, str], total: int) -> None:
-    some = "; ".join(f"{root / name}: {said}" for name, said in list(damaged.items())[:LISTED])
+    some = "; ".join(f"{root / name}: {said}" for name, said in sorted(damaged.items())[:LISTED])
     more = f"; and {len(damaged) - LISTED} more" if len(damaged) > LISTED else ""
     raise RobenchError(
         f"{len(damaged)} of {total:,} pictures cannot be read: {some}{more}. Copy them again, or take them out of the folder"

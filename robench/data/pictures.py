@@ -36,6 +36,8 @@ class Header(NamedTuple):
 def check_picture(content: bytes, *, decode: bool = False) -> Header:
     """The header of a picture; one whose end is missing, or of a kind whose end says nothing, is decoded to see whether it is whole.
 
+    Of a PNG the checksums are compared. A JPEG has none: one that was overwritten in its middle decodes to other pixels, and nobody can tell.
+
     Args:
         content: of the file.
         decode: decode it in any case.
@@ -52,6 +54,9 @@ def check_picture(content: bytes, *, decode: bool = False) -> Header:
         end = ENDS.get(image.format or "")
         if decode or end is None or end not in content[-TAIL:]:
             image.load()
+    if image.format == "PNG":  # decoding does not look at checksums
+        with _in_one_message(), Image.open(io.BytesIO(content)) as image:
+            image.verify()
     return Header(height, width, orientation if 1 <= orientation <= 8 else 1)
 
 
