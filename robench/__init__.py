@@ -19,6 +19,7 @@ _PUBLIC = {  # docs/python.md says what each is
     "ThreatModel": "robench.types",
     "Outcome": "robench.types",
     "Dataset": "robench.types",
+    "ExternalData": "robench.types",
     "load_dataset": "robench.data",
     "train": "robench.training.trainer",
     "TrainSpec": "robench.training.spec",

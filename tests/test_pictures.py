@@ -473,3 +473,85 @@ def test_imagenet_that_is_not_there_says_what_is_expected(tmp_path):
 
 def test_imagenets_classes_are_a_thousand_and_no_two_alike():
     assert len(set(synsets())) == len(set(names())) == 1000 and list(synsets()) == sorted(synsets())
+
+
+# From Python
+
+
+class Small(torch.nn.Module):
+    """Two classes by the mean of the first channel."""
+
+    def forward(self, images):
+        value = images[:, 0].mean((1, 2))
+        return torch.stack([value, 1 - value], 1) * 10
+
+
+def pairs(n=40, dtype="uint8"):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 3, 6, 6), generator=generator, dtype=torch.uint8)
+    images[0, 0, 0, 0], images[0, 0, 0, 1] = 0, 255
+    labels = (images[:, 0].float().mean((1, 2)) < 127.5).long()
+    return (images if dtype == "uint8" else images.float() / 256), labels
+
+
+class Own(torch.utils.data.Dataset):
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, place):
+        return self.images[place], int(self.labels[place])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("loaded", [False, True], ids=["data set", "loader"])
+def test_what_is_more_than_memory_should_hold_is_evaluated_from_a_file(monkeypatch, dtype, loaded):
+    from robench import evaluate
+    from robench.data import in_memory
+
+    images, labels = pairs(dtype=dtype)
+    own = Own(images, labels)
+    source = torch.utils.data.DataLoader(own, batch_size=7) if loaded else own
+    spooled, gathered = [], in_memory.Spool.images
+    monkeypatch.setattr(in_memory.Spool, "images", lambda spool: spooled.append(spool) or gathered(spool))
+    held = evaluate(Small(), dataset=source, suite="fgsm", eps="4/255", n=30)
+    assert not spooled
+    monkeypatch.setattr(in_memory, "HELD_BYTES", images[:10].nbytes)
+    monkeypatch.setattr(in_memory, "BLOCK_BYTES", images[:5].nbytes)
+    stored = evaluate(Small(), dataset=source, suite="fgsm", eps="4/255", n=30)
+    assert len(spooled) == 1 and stored.verdicts.equals(held.verdicts) and len(held.verdicts) == 2 * 30
+
+
+def test_a_spool_turns_to_floats_when_the_first_float_comes_and_leaves_no_file(tmp_path, monkeypatch):
+    from robench.data.spool import Spool
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    whole, spool = torch.randint(0, 256, (600, 3, 4, 5), dtype=torch.uint8), Spool()
+    spool.add(whole[:300])
+    spool.add(whole[300:])
+    spool.add(torch.rand(2, 3, 4, 5))
+    images = spool.images()
+    assert images.shape == (602, 3, 4, 5) and torch.equal(images[:600], whole.float() / 255) and not list(tmp_path.iterdir())
+    with pytest.raises(RobenchError, match="images differ in size"):
+        again = Spool()
+        again.add(whole)
+        again.add(whole[:, :, :3])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_evaluate_takes_a_path_with_its_reading_and_refuses_two_sources(photos, tmp_path):
+    from robench import evaluate
+
+    asked = ExternalData(str(photos), **RESIZED)
+    result = evaluate(Small(), dataset=asked, suite="fgsm", out=tmp_path / "run")
+    assert len(result.verdicts) == 2 * 8
+    images, labels = pairs()
+    with pytest.raises(RobenchError, match="`images` with `labels`, or `dataset`, not both"):
+        evaluate(Small(), images, labels, dataset=asked)
+    with pytest.raises(RobenchError, match="give `images` with `labels`, or `dataset`$"):
+        evaluate(Small())
+    with pytest.raises(RobenchError, match="digits has 10 classes, but the model has 2 outputs"):
+        evaluate(Small(), dataset="digits")

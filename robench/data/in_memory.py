@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from robench.data.arrays import ROUNDING, refuse_deep_images, to_images, to_labels
+from robench.data.spool import Spool
 from robench.types import RobenchError
 
 if TYPE_CHECKING:
     from robench.types import Labels
 
+HELD_BYTES = 2**29  # of pixels as they are brought: what yields more is kept in a file
+BLOCK_BYTES = 2**26  # of pixels that go there at a time
 IMAGE_NAMES = ("image", "img", "images", "pixel_values", "x")
 LABEL_NAMES = ("label", "labels", "fine_label", "target", "y")
 
@@ -49,7 +52,11 @@ def gather(images: Any, labels: Any = None) -> Held:
     classes: tuple[str, ...] = ()
     if labels is None:
         classes = _names(images)
-        images, labels = _labelled(images)
+        items = _items(images)
+        first, is_all = _first(items, HELD_BYTES)
+        if not is_all:
+            return _spooled(first, items, classes)
+        images, labels = _together(first)
     _refuse_other_dimensions(images)
     pixels = _images(images)
     return Held(pixels, _labels(labels, len(pixels)), classes)
@@ -176,11 +183,40 @@ class Labelled(NamedTuple):
     labels: Any
 
 
-def _labelled(source: Any) -> Labelled:
-    """Of what yields both, batch by batch or one by one."""
-    if isinstance(source, Tensor | np.ndarray) or (not isinstance(source, Iterable) and not hasattr(source, "__getitem__")):
-        raise RobenchError(f"labels are missing: a {type(source).__name__} brings none; give `labels`")
-    items = [_sample(item) for item in _items(source)]
+def _first(items: Iterator[Labelled], at_most: int) -> tuple[list[Labelled], bool]:
+    """The first items that a data set yields, up to so many bytes of pixels, and whether there are no more."""
+    taken, size = [], 0
+    for item in items:
+        taken.append(item)
+        size += _bytes_of(item.images)
+        if size > at_most:
+            return taken, False
+    return taken, True
+
+
+def _bytes_of(image: Any) -> int:
+    """Of the pixels of an image or a batch."""
+    if isinstance(image, Tensor):
+        return image.numel() * image.element_size()
+    if hasattr(image, "getbands"):
+        return image.width * image.height * len(image.getbands())
+    return np.asarray(image).nbytes if isinstance(image, np.ndarray | np.generic | list | tuple) else 0
+
+
+def _spooled(first: list[Labelled], items: Iterator[Labelled], classes: tuple[str, ...]) -> Held:
+    """What is more than memory should hold, block by block into a file."""
+    spool, labels, block = Spool(), [], first
+    while block:
+        images, given = _together(block)
+        pixels = _images(images)
+        spool.add(pixels)
+        labels.append(_labels(given, len(pixels)))
+        block, _ = _first(items, BLOCK_BYTES)
+    return Held(spool.images(), torch.cat(labels), classes)
+
+
+def _together(items: list[Labelled]) -> Labelled:
+    """Of single images or batches, all in one."""
     if not items:
         raise RobenchError("there are no images to evaluate")
     images, labels = [each.images for each in items], [each.labels for each in items]
@@ -199,12 +235,15 @@ def _labelled(source: Any) -> Labelled:
     return Labelled(whole, np.concatenate(arrays))
 
 
-def _items(source: Any) -> list[Any]:
-    """What a data set yields; its own code may raise anything."""
+def _items(source: Any) -> Iterator[Labelled]:
+    """What a data set yields, batch by batch or one by one; its own code may raise anything."""
+    if isinstance(source, Tensor | np.ndarray) or (not isinstance(source, Iterable) and not hasattr(source, "__getitem__")):
+        raise RobenchError(f"labels are missing: a {type(source).__name__} brings none; give `labels`")
     try:
-        if isinstance(source, Iterable):
-            return list(source)
-        return [source[place] for place in range(len(source))]
+        for item in source if isinstance(source, Iterable) else (source[place] for place in range(len(source))):
+            yield _sample(item)
+    except RobenchError:
+        raise
     except Exception as error:
         raise RobenchError(
             f"the {type(source).__name__} that brings images and labels raised {type(error).__name__}: {error}; mend it, or give images and labels as "

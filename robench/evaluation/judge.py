@@ -15,6 +15,7 @@ from robench.types import TOLERANCE, Outcome, RobenchError, ThreatModel
 if TYPE_CHECKING:
     from robench.types import Images, Labels, Logits
 
+CHECKED = 2**28  # pixel values that are looked at together
 NOT_FINITE = "its logits are not finite"
 
 
@@ -163,7 +164,9 @@ def check_images(images: Tensor, labels: Tensor, n_classes: int | None) -> None:
         raise RobenchError("there are no images to evaluate")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise RobenchError(f"images are {images.dtype}; expected float in [0, 1], or uint8")
-    _refuse_pixels(images)
+    block = max(1, CHECKED // max(images[0].numel(), 1))
+    for start in range(0, len(images), block):
+        _refuse_pixels(images[start : start + block], start)
     if labels.is_floating_point() or labels.is_complex():
         raise RobenchError(f"labels are {labels.dtype}; expected int64 classes")
     if n_classes is not None and (labels.min() < 0 or labels.max() >= n_classes):
@@ -172,7 +175,8 @@ def check_images(images: Tensor, labels: Tensor, n_classes: int | None) -> None:
         raise RobenchError(f"labels range from {low} to {high}; the model has {n_classes} classes, 0 to {n_classes - 1}{from_one}")
 
 
-def _refuse_pixels(images: Images) -> None:
+def _refuse_pixels(images: Images, start: int) -> None:
+    """Refuses images of which the first is image ``start`` of all."""
     if not images.is_floating_point():
         return
     odd = ~images.isfinite()
@@ -180,7 +184,7 @@ def _refuse_pixels(images: Images) -> None:
         touched = odd.flatten(1).any(1).nonzero().flatten().tolist()
         pixels, of = int(odd.sum()), len(touched)
         raise RobenchError(
-            f"images hold infinity or NaN in {pixels} pixel{'s' * (pixels > 1)} of {of} image{'s' * (of > 1)}, the first is image {touched[0]}; "
+            f"images hold infinity or NaN in {pixels} pixel{'s' * (pixels > 1)} of {of} image{'s' * (of > 1)}, the first is image {start + touched[0]}; "
             "leave those images out, or mend them"
         )
     low, high = float(images.min()), float(images.max())

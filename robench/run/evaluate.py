@@ -7,11 +7,12 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robench.attacks import Asked, called, check_suite
+from robench.data import load_dataset
 from robench.data.augment import in_unit
 from robench.data.in_memory import Held, gather
 from robench.evaluation.device import use_device
@@ -25,9 +26,9 @@ from robench.report.accuracy import summarise, verdict_rows
 from robench.report.markdown import terminal_table
 from robench.run.execute import Place, execute
 from robench.run.inputs import remarks_on
-from robench.run.plan import plan
+from robench.run.plan import plan, samples
 from robench.run.request import DEFAULT_CHUNK, AttackRequest, default_suite, parse_chunk
-from robench.types import Dataset, RobenchError, check_normalisation, format_eps, parse_eps
+from robench.types import Dataset, ExternalData, RobenchError, check_normalisation, format_eps, parse_eps, pixels_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,9 +78,11 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module | Callable[[Images], Any],
-    images: Any,
+    images: Any = None,
     labels: Any = None,
     *,
+    dataset: Any = None,
+    n: int | None = None,
     suite: Asked | None = None,
     norm: str = "Linf",
     eps: str | float | None = None,
@@ -110,9 +113,12 @@ def evaluate(
         images: float in [0, 1] or uint8, (N, C, H, W) or (N, H, W, C): a tensor, a NumPy array, a list of either or of PIL images; or a
             DataLoader, a torch or a Hugging Face data set, which brings its own labels. See ``robench.data.in_memory.gather``.
         labels: integers (N,) or (N, 1), or one-hot (N, n_classes).
+        dataset: in place of both: a name of ``robench list datasets`` or a path, as ``--dataset``, an ``ExternalData`` that says how its
+            pictures are read, a ``Dataset``, or whatever of ``images`` brings its own labels.
+        n: the first n samples, all by default.
         suite: as ``--suite``, or one or a list of names, of functions ``fn(model, images, labels, threat, seed) -> adv_images`` and of
             ``Attack.of(fn, steps=20)``; by default pgd20 (not in L1) and autoattack.
-        norm, eps: the threat model, a norm in any case; by default 8/255 in Linf, 0.5 in L2 and 12 in L1.
+        norm, eps: the threat model, a norm in any case; by default the data set's own radius, else 8/255 in Linf, 0.5 in L2 and 12 in L1.
         seed: of the attacks.
         batch_size: samples a chunk, or "auto".
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -133,18 +139,19 @@ def evaluate(
         raise RobenchError("`save_adv` keeps images in a run folder: name one with `out`")
     suite = default_suite(norm) if suite is None else suite if isinstance(suite, str) else tuple(check_suite(suite))
     request = AttackRequest(
-        suite, norm, None if eps is None else format_eps(parse_eps(eps)), seed=seed, chunk=parse_chunk(str(batch_size)), restarts=restarts, budget=budget,
+        suite, norm, None if eps is None else format_eps(parse_eps(eps)), n=n, seed=seed, chunk=parse_chunk(str(batch_size)), restarts=restarts, budget=budget,
         step_size=None if step_size is None else str(step_size), passes=passes, precision=precision, save_adv=save_adv,
     )  # fmt: skip
     with _in_one_message(), use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
-        held = gather(images, labels)
-        check_normalisation(mean, std, held.images.shape[1] if held.images.ndim == 4 else None)
+        brought = _brought(images, labels, dataset, tell=show_progress)
+        check_normalisation(mean, std, brought.images.shape[1] if len(brought.images.shape) == 4 else None)
         subject = classifier_of_module(
             model, None, chosen, name=getattr(model, "__name__", type(model).__name__), mean=tuple(map(float, mean)),
-            std=tuple(map(float, std)), head=str(head), images=_trial_images(held.images), weights_dtype=weights_dtype,
+            std=tuple(map(float, std)), head=str(head), images=in_unit(pixels_of(brought.images, slice(0, TRIAL_IMAGES))),
+            weights_dtype=weights_dtype,
         )  # fmt: skip
-        data = _dataset(held, tuple(classes) or held.classes, subject.classifier.n_classes)
-        for remark in remarks_on(subject, data, len(data)):
+        data = _dataset(brought, tuple(classes), subject.classifier.n_classes)
+        for remark in remarks_on(subject, data, samples(n, len(data))):
             warnings.warn(remark, stacklevel=2)
         run = plan(request, subject, data, Path(out) if out else Path(scratch) / "run", device=chosen)
         results = execute(run, Place.on(chosen), command=asked, show_progress=show_progress)
@@ -169,13 +176,30 @@ def _in_one_message() -> Iterator[None]:
         ) from error
 
 
-def _trial_images(images: Tensor) -> Images:
-    few = images[:TRIAL_IMAGES]
-    return in_unit(few)
+def _brought(images: Any, labels: Any, dataset: Any, *, tell: bool) -> Held | Dataset:
+    """What a call evaluates on.
+
+    Raises:
+        RobenchError: it names nothing, or images and a data set; see ``gather`` and ``load_dataset``.
+    """
+    if (images is None) == (dataset is None):
+        raise RobenchError("give `images` with `labels`, or `dataset`" + ("" if images is None else ", not both"))
+    if dataset is None:
+        return gather(images, labels)
+    if labels is not None:
+        raise RobenchError("`dataset` brings its own labels: leave `labels` out, or give `images`")
+    if isinstance(dataset, str | Path | ExternalData):
+        return load_dataset(dataset if isinstance(dataset, ExternalData) else str(dataset), tell=tell)
+    return dataset if isinstance(dataset, Dataset) else gather(dataset)
 
 
-def _dataset(held: Held, classes: tuple[str, ...], n_classes: int) -> Dataset:
+def _dataset(brought: Held | Dataset, given: tuple[str, ...], n_classes: int) -> Dataset:
     """The images as a split; classes are numbers where they have no names."""
+    if isinstance(brought, Dataset):
+        if len(brought.classes) != n_classes:
+            raise RobenchError(f"{brought.name} has {len(brought.classes)} classes, but the model has {n_classes} outputs")
+        return replace(brought, classes=given) if given else brought
+    held, classes = brought, given or brought.classes
     if classes and len(classes) != n_classes:
         raise RobenchError(f"{len(classes)} names of classes, but the model has {n_classes} outputs")
     check_images(held.images, held.labels, n_classes)
@@ -196,6 +220,9 @@ def _call(given: dict[str, Any]) -> str:
     settings = [
         f"{name}={called(value)}" if name == "suite" else f"{name}={value!r}"
         for name, value in given.items()
-        if name not in ("model", "images", "labels", "classes", "out", "show_progress") and repr(value) != repr(defaults[name])
+        if name not in ("model", "images", "labels", "dataset", "classes", "out", "show_progress")
+        and repr(value) != repr(defaults[name])
     ]
-    return f"robench.evaluate({', '.join(['model', 'images', 'labels', *settings])})"
+    data = given["dataset"]
+    named = f"dataset={data!r}" if isinstance(data, str | Path | ExternalData) else "dataset=dataset"
+    return f"robench.evaluate({', '.join(['model', *(['images', 'labels'] if data is None else [named]), *settings])})"
