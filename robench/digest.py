@@ -20,7 +20,7 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name].detach()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         for part in _with_values(tensor):
-            total.update(part.cpu().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8).numpy())
+            total.update(part.cpu().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

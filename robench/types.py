@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from enum import StrEnum, nonmember
 from functools import cached_property
 from pathlib import Path
@@ -189,6 +189,7 @@ class ExternalData:
     """
 
     reference: str | None
+    _: KW_ONLY
     resize: str | None = None
     crop: str | None = None
     interpolation: str | None = None
@@ -464,9 +465,10 @@ class Dataset:
     reading: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        images: Any = self.images
         if not self.is_stored:
             # Libraries draw their random starts in the order of memory: a verdict is to depend on values alone.
-            object.__setattr__(self, "images", self.images.contiguous())
+            object.__setattr__(self, "images", images.contiguous())
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -499,9 +501,10 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """sha256 over shape, pixels and labels in their order; of stored images over their files in place of pixels."""
+        images: Any = self.images
         if self.is_stored:
-            return hashlib.sha256(f"{self.images.digest} {digest_tensors({'labels': self.labels})}".encode()).hexdigest()
-        return digest_tensors({"images": self.images, "labels": self.labels})
+            return hashlib.sha256(f"{images.digest} {digest_tensors({'labels': self.labels})}".encode()).hexdigest()
+        return digest_tensors({"images": images, "labels": self.labels})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

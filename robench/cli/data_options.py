@@ -23,7 +23,7 @@ def data_options(default: str) -> Callable[[Callable[..., Any]], Callable[..., A
         def wrapped(
             *, dataset: str | None, resize: str | None, crop: str | None, interpolation: str | None, check: bool, subset: str | None, **rest: Any
         ) -> Any:  # fmt: skip
-            asked = ExternalData(dataset, resize, crop, interpolation, check, subset)
+            asked = ExternalData(dataset, resize=resize, crop=crop, interpolation=interpolation, check=check, subset=subset)
             return command(dataset=None if asked == ExternalData(None) else asked, **rest)
 
         options = [

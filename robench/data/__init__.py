@@ -143,7 +143,7 @@ def load_dataset(
     named = str(asked.reference)
     if split not in SPLITS:
         raise RobenchError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
-    given = given_preprocessing(asked.resize, asked.crop, asked.interpolation, own and own.preprocessing)
+    given = given_preprocessing(asked.resize, asked.crop, asked.interpolation, None if own is None else own.preprocessing)
     reading = Reading(given=given, own=own, check=asked.check, subset=asked.subset, told=tell)
     if named in DATASETS:
         return DATASETS[named].loaded(named, split, data_folder(data_dir), reading)

@@ -31,7 +31,7 @@ WORTH_KEEPING = 200  # files; fewer are looked at again in a second
 SCHEMA = 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FileIndex:
     """Facts of picture files, a row each.
 

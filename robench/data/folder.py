@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -80,11 +81,10 @@ def dataset_of_files(
     index = index_files(root, files, check=reading.check)
     settled = reading.settled(index.sizes(upright=upright), str(root), default)
     stored = PictureFiles.of_index(root, index, settled.size, settled.preprocessing, upright=upright)
-    more = {} if default_eps is None else {"default_eps": default_eps}
-    return Dataset(
-        name=name, split=split, images=held_if_small(stored, settled.preprocessing), labels=torch.as_tensor(np.asarray(labels, np.int64)), classes=classes, path=path,
-        reading=settled.described, **more,
-    )  # fmt: skip
+    images = held_if_small(stored, settled.preprocessing)
+    known = torch.as_tensor(np.asarray(labels, np.int64))
+    data = Dataset(name, split, images, known, classes, path=path, reading=settled.described)
+    return data if default_eps is None else replace(data, default_eps=default_eps)
 
 
 def held_if_small(stored: StoredImages, preprocessing: Preprocessing | None) -> Tensor | StoredImages:

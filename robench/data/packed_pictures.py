@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Facts:
     """What is known of packed pictures, a row each: where each begins, its length, its label, sha256, size as it is shown.
 
@@ -49,7 +49,7 @@ class Facts:
         return {(int(height), int(width)): int(count) for (height, width), count in zip(found, counts, strict=True)}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PackedPictures:
     """The pictures of one file as ``StoredImages``.
 
@@ -164,8 +164,8 @@ def _packed(rows: Iterable[tuple[bytes, int]], target: io.BufferedWriter, source
         start += len(content)
     starts, lengths, labels, hashes, heights, widths = zip(*columns, strict=True)
     return Facts(
-        np.array(starts, np.int64), np.array(lengths, np.int64), np.array(labels, np.int64), np.stack(hashes), np.array(heights, np.int32),
-        np.array(widths, np.int32),
+        start=np.array(starts, np.int64), length=np.array(lengths, np.int64), label=np.array(labels, np.int64), sha256=np.stack(hashes),
+        height=np.array(heights, np.int32), width=np.array(widths, np.int32),
     )  # fmt: skip
 
 

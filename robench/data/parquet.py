@@ -54,7 +54,9 @@ def load_parquet(root: Path, split: str, reading: Reading = AS_THEY_ARE) -> Data
         check=reading.check,
     )  # fmt: skip
     settled = reading.settled(facts.sizes(), str(root))
-    stored = PackedPictures(packed, table.source, facts, np.array(order), settled.size, settled.preprocessing)
+    stored = PackedPictures(
+        file=packed, source=table.source, facts=facts, order=np.array(order), size=settled.size, preprocessing=settled.preprocessing
+    )  # fmt: skip
     known = table.classes or tuple(map(str, range(int(labels.max()) + 1)))
     return Dataset(
         name=root.resolve().name, split=split, images=held_if_small(stored, settled.preprocessing), labels=labels[order], classes=known,

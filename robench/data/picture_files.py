@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PictureFiles:
     """The pictures of a folder as ``StoredImages``.
 
@@ -51,7 +51,9 @@ class PictureFiles:
         """The files of an index, in its order."""
         total = hashlib.sha256(f"{preprocessing or ''!s} {upright} {len(index)}\n".encode())
         total.update(np.ascontiguousarray(index.sha256).data)
-        return cls(root, index.names, index.bytes, size, total.hexdigest(), preprocessing, upright)
+        return cls(
+            root=root, names=index.names, bytes=index.bytes, size=size, digest=total.hexdigest(), preprocessing=preprocessing, upright=upright
+        )  # fmt: skip
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

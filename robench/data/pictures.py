@@ -87,11 +87,11 @@ def read_picture(source: Path | BinaryIO, *, upright: bool = True, preprocessing
 @contextmanager
 def _in_one_message() -> Iterator[None]:
     """Whatever PIL raises about a file becomes one sentence."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         yield
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise RobenchError("no picture that PIL can read") from None
     except Image.DecompressionBombError as error:
         raise RobenchError(f"{error}; scale it down first") from None

@@ -22,4 +22,5 @@ def as_recorded(described: Mapping[str, Any], given: str | ExternalData | None =
     named = replace(asked, reference=reference, subset=asked.subset or described.get("subset"))
     if "steps" not in described or asked.resize or asked.crop or asked.interpolation:
         return named
-    return replace(named, **Preprocessing.of_json(described["steps"]).to_options())
+    steps = Preprocessing.of_json(described["steps"]).to_options()
+    return replace(named, resize=steps["resize"], crop=steps["crop"], interpolation=steps["interpolation"])

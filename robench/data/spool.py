@@ -68,7 +68,7 @@ class Spool:
 
 
 def _new_file() -> IO[bytes]:
-    return tempfile.NamedTemporaryFile(prefix="robench-images-", delete=False)  # noqa: SIM115 (lives as long as the spool)
+    return tempfile.NamedTemporaryFile(prefix="robench-images-", delete=False)
 
 
 def _append(file: IO[bytes], block: Tensor) -> None:

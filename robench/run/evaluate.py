@@ -33,7 +33,7 @@ from robench.types import Dataset, ExternalData, RobenchError, check_normalisati
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-    from torch import Tensor, nn
+    from torch import nn
 
     from robench.types import Images
 
