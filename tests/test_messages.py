@@ -23,9 +23,16 @@ NAMED = re.compile(r"`([a-z][a-z_]*)(?:=[^`]*)?`")
 AS_CODE = {"broken", "union", "stored", "version"}  # columns of reports, and an attribute that a function may have
 # What builds a command line, or is a command's own page.
 EXCEPTED = {
-    "types.py": {"--weights", "--model", "--trust", "--weights-dtype", "--"},  # OwnModel.options
+    "types.py": {
+        "--weights",
+        "--model",
+        "--trust",
+        "--weights-dtype",
+        "--",
+        "--dataset",
+    },  # ExternalModel.options, ExternalData.options
     "reproduce/settings.py": {"--table", "--quick", "--recipe", "--precision", "--epochs", "--adversarial-epochs", "--seeds"},
-    "interchange/bundle.py": {"--ckpt", "--dataset"},  # the command that verifies a bundle
+    "interchange/bundle.py": {"--ckpt"},  # the command that verifies a bundle
     "audit/selftest.py": {"--self-test"},  # the command, as an audit records it
     "adapters/robustbench.py": {"--force-reinstall", "--no-deps"},  # of pip
     "evaluation/environment.py": {"--always", "--dirty", "--abbrev"},  # of git

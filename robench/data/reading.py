@@ -77,7 +77,7 @@ class Reading:
         if self.told:
             by = "x".join(map(str, size))
             print(
-                f"robench: {named}: pictures are taken as they are, {by}; {says.origin} says: {says}; `--resize` and `--crop` do so",
+                f"robench: {named}: pictures are taken as they are, {by}; {says.origin} says: {says}; a `resize` and a `crop` that are given do so",
                 file=sys.stderr,
             )
         return None
