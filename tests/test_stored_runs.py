@@ -202,7 +202,7 @@ def test_a_ray_task_reads_its_own_chunk_and_asks_for_pixels_where_it_cannot(phot
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False], ids=["a shared folder", "no shared folder"])
-def test_ray_ends_with_the_same_table(photos, one_tensor, monkeypatch, capfd, shared):
+def test_ray_ends_with_the_same_table(photos, one_tensor, monkeypatch, shared):
     pytest.importorskip("ray", reason="needs Ray: pip install 'robench[ray]'")
     if not shared:
         from robench.data.picture_files import PictureFiles
@@ -213,8 +213,10 @@ def test_ray_ends_with_the_same_table(photos, one_tensor, monkeypatch, capfd, sh
         import robench.data.picture_files as module
 
         ray.cloudpickle.register_pickle_by_value(module)
-    pd.testing.assert_frame_equal(attack("far", "--ray"), one_tensor)
-    assert ("a worker does not see" in capfd.readouterr().err) == (not shared)
+    done = robench("attack", "--model", "mine.py:make", "--dataset", "photos", *READ, *ASKED, "--out", "far", "--ray")
+    assert done.exit_code == 0, done.output
+    pd.testing.assert_frame_equal(verdicts("far"), one_tensor)
+    assert ("a worker does not see" in done.stderr) == (not shared)
 
 
 @pytest.mark.slow
