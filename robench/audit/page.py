@@ -14,6 +14,7 @@ from robench.files import write_atomically
 from robench.report.accuracy import percent, summarise
 from robench.report.html.run import render_audit
 from robench.report.markdown import layout_table, table
+from robench.report.metadata import preprocessing_text
 from robench.report.trained import trained_and_evaluated
 from robench.types import Finding, Level
 
@@ -58,6 +59,7 @@ def render(evidence: Evidence, findings: list[Finding], verdict: Verdict, about:
         "\n".join(f"- {reason}." for reason in verdict.why),
         f"Threat model {run['threat']['norm']}, eps {run['threat']['eps_text']}; {run['data']['name']}, {run['data']['split']} split, first "
         f"{run['n']:,} of {run['data']['n']:,} samples.{votes}",
+        f"Images are preprocessed: {preprocessing_text(run)}." if preprocessing_text(run) else "",
         "## What each step took away\n\n" + _took_away(verdict),
         "## Findings that matter\n\n" + ("\n\n".join(map(_long, grave)) if grave else "None: no check fails or warns."),
         "## The other checks\n\n" + _short(rest),

@@ -118,7 +118,7 @@ def print_run(run: Path, least: float | None = None, next_step: str = "") -> Non
 
     results = read_results(run)
     summary = summarise(results)
-    click.echo(terminal_table(summary))
+    click.echo(terminal_table(summary, results.description["data"]["n"]))
     failed = failures(results)
     if results.unfinished:
         hint(f"not shown, since chunks of it are missing: {', '.join(results.unfinished)}; name it in --suite again to complete it")

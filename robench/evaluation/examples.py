@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 EXAMPLES = 12  # samples of the first chunk whose images are kept for the report
 LARGE, LARGE_EXAMPLES = 96, 4  # pixels a side above which an image is large, and how many of such are kept
+ROOM = 5_000_000  # bytes of the images that an attack keeps where they are large: 4 of 224 x 224, 2 of 299 x 299, one of any size
 
 
 def with_examples(
     classifier: Classifier, verdicts: ChunkVerdicts, images: Images, adv_images: Images, places: np.ndarray
 ) -> ChunkVerdicts:
     """The same verdicts with images of those of the chosen samples of a chunk that were attacked."""
-    rows = np.flatnonzero(np.isin(places, choose_examples(verdicts, EXAMPLES if images.shape[-1] <= LARGE else LARGE_EXAMPLES)))
+    rows = np.flatnonzero(np.isin(places, choose_examples(verdicts, how_many(images))))
     clean, adv = images[rows].float(), adv_images[rows].detach().float()
     return replace(
         verdicts,
@@ -33,6 +34,13 @@ def with_examples(
         shown_adv=adv.cpu().numpy(),
         shown_confidence=np.stack([_confidence(classifier, clean), _confidence(classifier, adv)], 1),
     )
+
+
+def how_many(images: Images) -> int:
+    """Of how many samples both images are kept, as float32."""
+    if images.shape[-1] <= LARGE:
+        return EXAMPLES
+    return min(LARGE_EXAMPLES, max(1, ROOM // (2 * 4 * images.shape[1:].numel())))
 
 
 def choose_examples(verdicts: ChunkVerdicts, count: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from robench.types import ExternalModel, RobenchError
 
 SCHEMA = 1
 MANIFEST, README = "bundle.json", "VERIFY.txt"
-PAGES = ("run.json", "summary.csv", "verdicts.csv", "report.md", "report.html", "findings.json", "audit.md")
+PAGES = ("run.json", "summary.csv", "verdicts.csv", "classes.csv", "report.md", "report.html", "findings.json", "audit.md")
 LONGEST = 64 * 2**20  # bytes of a manifest
 DAY_ZERO = (1980, 1, 1, 0, 0, 0)  # so that the same run makes the same bytes
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from robench.evaluation.results import read_results
 from robench.files import write_atomically
 from robench.report.accuracy import summarise, verdict_rows
+from robench.report.breakdown import class_shares
 from robench.report.figures import draw_all
 from robench.report.html.run import render_run
 from robench.report.markdown import render
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def write_report(run: Path) -> pd.DataFrame:
-    """Writes report.html, report.md, summary.csv, verdicts.csv and figures/ into a run folder, from its verdicts alone.
+    """Writes report.html, report.md, summary.csv, verdicts.csv, classes.csv and figures/ into a run folder, from its verdicts alone.
 
     Returns:
         The summary as a DataFrame.
@@ -30,6 +31,7 @@ def write_report(run: Path) -> pd.DataFrame:
     summary = summarise(results)
     _write_csv(results.path / "summary.csv", summary)
     _write_csv(results.path / "verdicts.csv", verdict_rows(results.verdicts))
+    _write_csv(results.path / "classes.csv", class_shares(results))
     figures = draw_all(results, summary)
     for name, figure in figures.items():
         buffer = io.BytesIO()

@@ -50,10 +50,16 @@ def summarise(results: Results) -> pd.DataFrame:
             so_far = decide([verdicts[name] for name in stages[: place + 1]], stage)
             rows.append(_row(stage, so_far, cost.loc[stage]) | _own_success(verdicts[stage], cost.loc[stage]))
     if results.columns:
-        union = decide([verdicts[column] for column in results.columns], UNION)
+        union = union_rows(results)
         rows.append(_row(UNION, union.assign(outcome=union["best"]), cost.drop(CLEAN).sum()))
     modes = results.ledger.groupby("attack")["mode"].agg(_modes)
     return pd.DataFrame(rows).assign(mode=lambda table: table["attack"].map(modes).fillna(""))
+
+
+def union_rows(results: Results) -> pd.DataFrame:
+    """What all columns together say: a row per sample, ``outcome`` by the images that were returned, ``best`` by every query."""
+    verdicts = {str(name): rows for name, rows in results.verdicts.groupby("attack", sort=False)}
+    return decide([verdicts[column] for column in results.columns], UNION)
 
 
 def _modes(of_chunks: pd.Series) -> str:

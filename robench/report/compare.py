@@ -247,7 +247,8 @@ def attack_title(attack: str) -> str:
 def _what(description: dict[str, Any]) -> str:
     threat, data = description["threat"], description["data"]
     spec = description["spec"]
-    return f"{data['name']} (digest {spec['data'][:8]}), n = {description['n']}, {threat['norm']} {threat['eps_text']}"
+    part = f" of {data['n']}" if description["n"] < data["n"] else ""
+    return f"{data['name']} (digest {spec['data'][:8]}), n = {description['n']}{part}, {threat['norm']} {threat['eps_text']}"
 
 
 def relative(path: Path, out: Path) -> str:

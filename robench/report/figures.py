@@ -11,18 +11,22 @@ from robench.evaluation.results import Results
 from robench.evaluation.run_folder import CLEAN
 from robench.report.accuracy import UNION, accuracy_text, per_class, title
 from robench.report.anytime import draw_costs
+from robench.report.breakdown import has_many_classes
+from robench.report.metadata import short
 
+CAPTION = 20  # letters of a class's name that fit above a picture
 DRAWN = 6  # samples in the picture of examples; report.html shows them all
 INK, BLUE, ORANGE, GRAY = "#22272e", "#2f6db3", "#d9822b", "#9aa4b0"
 
 
 def draw_all(results: Results, summary: pd.DataFrame) -> dict[str, Figure]:
-    """Every figure that the run has data for, by file name."""
+    """Every figure that the run has data for, by file name; of many classes none is legible."""
     figures = {"robust_accuracy": draw_accuracies(summary, _subtitle(results))}
     examples = draw_examples(results)
     if examples is not None:
         figures["examples"] = examples
-    figures["per_class"] = draw_per_class(results, summary)
+    if not has_many_classes(results):
+        figures["per_class"] = draw_per_class(results, summary)
     costs = draw_costs(results)
     if costs is not None:
         figures["cost"] = costs
@@ -65,13 +69,13 @@ def draw_examples(results: Results) -> Figure | None:
         axes.axis("off")
     for line, index in enumerate(indices):
         label = int(verdicts.loc[(CLEAN, index), "label"])
-        _show(grid[line, 0], clean_images[index], f"{classes[label]}", INK)
+        _show(grid[line, 0], clean_images[index], short(classes[label], CAPTION), INK)
         for place, column in enumerate(columns):
             if index not in shown[column]:
                 continue
             adv_image = shown[column][index]
             predicted = int(verdicts.loc[(column, index), "adv_pred"])
-            caption = classes[predicted] if predicted >= 0 else "?"
+            caption = short(classes[predicted], CAPTION) if predicted >= 0 else "?"
             _show(grid[line, 1 + 2 * place], adv_image, caption, INK if predicted == label else ORANGE)
             delta = adv_image - clean_images[index]
             largest = float(np.abs(delta).max())
@@ -117,7 +121,7 @@ def draw_per_class(results: Results, summary: pd.DataFrame) -> Figure:
     image = axes.imshow(100 * shares.to_numpy(), cmap="Blues", vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(shares.shape[1]), [title(name) for name in shares.columns], rotation=30, ha="right", fontsize=8)
     counts = results.verdicts[results.verdicts["attack"] == CLEAN]["label"].value_counts()
-    named = [f"{classes[label]} ({counts.get(label, 0)})" for label in shares.index]
+    named = [f"{short(classes[label])} ({counts.get(label, 0)})" for label in shares.index]
     axes.set_yticks(range(len(shares)), named, fontsize=5 if small else 9)
     if not small:
         for (line, place), share in np.ndenumerate(shares.to_numpy()):

@@ -10,7 +10,8 @@ from robench.evaluation.results import Results
 from robench.evaluation.run_folder import LEFT_OUT
 from robench.report.accuracy import UNION, accuracy_text, is_stage, left_out, percent, table_rows, title
 from robench.report.anytime import outlook_lines
-from robench.report.metadata import READING, attack_settings, commands, notes, provenance
+from robench.report.breakdown import WORST_SAYS, attacks_of, class_shares, has_many_classes, worst_classes
+from robench.report.metadata import READING, attack_settings, commands, notes, preprocessing_text, provenance, short
 
 if TYPE_CHECKING:
     from robench.evaluation.replay import Replay
@@ -33,6 +34,7 @@ def render(results: Results, summary: pd.DataFrame, figures: list[str]) -> str:
         "## In the paper's layout\n\n" + layout_table({run["model"]["name"]: summary}) + "\n\nPercent of all samples.",
         "## Every attack\n\n" + _detail_table(summary) + "\n\n" + READING,
         _outlook(results),
+        _classes(results),
         *[f"## {FIGURES[name]}\n\n![{FIGURES[name]}](figures/{name}.png)" for name in figures],
         "## How it was obtained\n\n" + _provenance(results),
         "## Repeat it\n\n" + _commands(results),
@@ -43,6 +45,21 @@ def render(results: Results, summary: pd.DataFrame, figures: list[str]) -> str:
 def _outlook(results: Results) -> str:
     lines = outlook_lines(results)
     return "## What more attacking might still break\n\n" + "\n".join(lines) if lines else ""
+
+
+def _classes(results: Results) -> str:
+    """The worst of many classes; of fewer a figure shows all."""
+    if not has_many_classes(results):
+        return ""
+    shares = class_shares(results)
+    *others, last = attacks_of(shares)
+    rows = [
+        [short(row["class"]).replace("|", "\\|"), str(row["label"]), percent(row[last]), f"{percent(row['ci_low'])} to {percent(row['ci_high'])}",
+         str(row["samples"]), *(percent(row[name]) for name in others)]
+        for _, row in worst_classes(shares).iterrows()
+    ]  # fmt: skip
+    header = ["class", "label", f"{title(last)} %", "95 % interval", "samples", *map(title, others)]
+    return f"## The worst of {len(shares):,} classes\n\n{table(header, rows)}\n\n{WORST_SAYS} All classes are in `classes.csv`."
 
 
 def layout_table(summaries: dict[str, pd.DataFrame]) -> str:
@@ -74,6 +91,9 @@ def _verdict(run: dict[str, Any], summary: pd.DataFrame) -> str:
         f"Threat model: **{run['threat']['norm']}, eps {run['threat']['eps_text']}** (pixels in [0, 1]). "
         f"Data: {run['data']['name']}, {run['data']['split']} split, n = {run['n']:,}."
     ]
+    preprocessing = preprocessing_text(run)
+    if preprocessing:
+        lines.append(f"Images are preprocessed: {preprocessing}.")
     union = summary[summary["attack"] == UNION]
     if len(union):
         row = union.iloc[0]
@@ -151,8 +171,13 @@ def aligned(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def terminal_table(summary: pd.DataFrame) -> str:
-    """The summary for a terminal, one line an attack."""
+def terminal_table(summary: pd.DataFrame, total: int = 0) -> str:
+    """The summary for a terminal, one line an attack.
+
+    Args:
+        summary: of ``summarise``.
+        total: samples of the data; where there are more than the table is about, its first line says so.
+    """
     lines = []
     width = max(24, *(len(name) + 2 for name, row in table_rows(summary)))
     for name, row in table_rows(summary):
@@ -161,4 +186,6 @@ def terminal_table(summary: pd.DataFrame) -> str:
             continue
         bounds = f"[{percent(row['ci_low'])}, {percent(row['ci_high'])}]"
         lines.append(f"{name:<{width}}{accuracy_text(row):>16} %  {bounds:>16}  n={row['n']}")
+    if summary.iloc[0]["n"] < total:
+        lines[0] += f", the first of {total:,}"
     return "\n".join(lines)

@@ -65,11 +65,13 @@ def notes(results: Results, summary: pd.DataFrame) -> list[Note]:
 def provenance(results: Results) -> list[tuple[str, str]]:
     """How the model was trained and on what it is evaluated, then data, machine and versions."""
     run = results.description
+    preprocessing = preprocessing_text(run)
     return [
         *_training(run),
         *((f"model, {name}", inline({"": value}).strip()) for name, value in run["model"]["origin"].items()),
         ("digest of weights and code", run["spec"]["model"]),
         ("digest of the data", run["spec"]["data"]),
+        *([("preprocessing of images", preprocessing)] if preprocessing else []),
         ("attack seed", str(run["spec"]["seed"])),
         ("samples a chunk", str(run["spec"]["chunk"])),
         ("machine", "; ".join(sorted(set(results.ledger["machine"])))),
@@ -107,6 +109,23 @@ def attack_settings(results: Results) -> list[tuple[str, str, str, str]]:
 def commands(results: Results) -> list[str]:
     """What to type to have the run again."""
     return results.description["commands"] or ["robench.evaluate(...), called from Python"]
+
+
+def samples_text(run: dict[str, Any]) -> str:
+    """On how many samples a run is, and of how many where it leaves some out."""
+    n, all_of_them = run["n"], run["data"]["n"]
+    return f"n = {n:,}" if n >= all_of_them else f"the first {n:,} of {all_of_them:,} samples"
+
+
+def preprocessing_text(run: dict[str, Any]) -> str:
+    """What was done to images before they were attacked, and where the threat model acts; "" where run.json says nothing of it."""
+    how = run["data"].get("preprocessing")
+    return f"{how}; the threat model acts on pixels in [0, 1] after it and before normalisation" if how else ""
+
+
+def short(name: str, limit: int = 40) -> str:
+    """A class's name, cut where it is longer than ``limit``."""
+    return name if len(name) <= limit else name[: limit - 1].rstrip(" ,") + "…"
 
 
 def threat_text(threat: dict[str, Any]) -> str:

@@ -15,7 +15,9 @@ from robench.evaluation.results import Results
 from robench.report.accuracy import title
 from robench.types import Outcome
 
-PLAIN = 96  # pixels a side up to which a picture is kept without loss
+ROOM = 6_000_000  # characters of all pictures of a page, which is to stay below 10 MB with all its tables
+SMALL = 96  # pixels a side up to which a picture is shown enlarged, its pixels crisp
+LARGEST = 256  # pixels a side of a picture; of larger images every second, third, ... pixel is shown
 _Shown = tuple[np.ndarray, np.ndarray, np.ndarray]  # clean image, adversarial image, confidence on both
 
 
@@ -29,7 +31,7 @@ class Card:
         label, clean_pred, adv_pred: names of the classes: the true one, and what the model sees.
         broken: whether the attack's image is misclassified.
         outcome: a value of ``Outcome``.
-        clean, adv, delta: data URIs of the pictures.
+        clean, adv, delta: data URIs of the pictures, PNG.
         factor: by how much the perturbation is enlarged, as text; "" where there is none.
         clean_confidence, adv_confidence: as text with a percent sign; "" where it is not known.
     """
@@ -52,33 +54,70 @@ class Card:
 
 def gallery_context(results: Results) -> dict[str, Any] | None:
     """The cards and what they can be filtered by; the attack that leaves fewest is shown first. None where there are no images."""
-    made = cards(results)
-    if not made:
+    shown = {column: _last_stage(results, column) for column in results.columns}
+    shapes = {images[0].shape for by_index in shown.values() for images in by_index.values()}
+    if not shapes or any(channels not in (1, 3) for channels, _, _ in shapes):
         return None
     left = {name: int((rows["outcome"] == Outcome.ROBUST).sum()) for name, rows in results.verdicts.groupby("attack")}
-    attacks = list(dict.fromkeys((card.attack, card.attack_name) for card in made))
+    first = min(reversed([column for column in results.columns if shown[column]]), key=lambda each: left[each])
+    made = cards(results, shown, first)
+    labels, large = {card.label for card in made}, max(max(shape[1:]) for shape in shapes)
     return {
         "cards": made,
-        "attacks": attacks,
-        "first": min(reversed(attacks), key=lambda each: left[each[0]])[0],
-        "labels": [name for name in results.description["data"]["classes"] if any(card.label == name for card in made)],
+        "attacks": list(dict.fromkeys((card.attack, card.attack_name) for card in made)),
+        "first": first,
+        "labels": list(dict.fromkeys(name for name in results.description["data"]["classes"] if name in labels)),
         "outcomes": sorted({card.outcome for card in made}),
         "confident": any(card.clean_confidence for card in made),
+        "large": large > SMALL,
+        "says": _says(shapes, len(made), sum(map(len, shown.values()))),
     }
 
 
-def cards(results: Results) -> list[Card]:
-    """Every sample that the run holds images of, attack by attack; none where images are neither gray nor in colour."""
+def cards(results: Results, shown: dict[str, dict[int, _Shown]], first: str) -> list[Card]:
+    """Samples attack by attack: of every attack as many as pages have room for, the most of the attack that is shown first.
+
+    Args:
+        results: the run.
+        shown: column to index to what is shown, see ``_last_stage``.
+        first: a column.
+    """
     classes = results.description["data"]["classes"]
-    verdicts = results.verdicts.set_index(["attack", "index"])
-    made = []
-    for column in results.columns:
-        by_index = _last_stage(results, column)
-        for index in sorted(by_index):
-            if by_index[index][0].shape[0] not in (1, 3):
-                return []
-            made.append(_card(index, column, verdicts.loc[(column, index)], by_index[index], classes))
-    return made
+    wanted = {index for by_index in shown.values() for index in by_index}
+    verdicts = results.verdicts[results.verdicts["index"].isin(wanted)].set_index(["attack", "index"])
+    order = [
+        (rank, column != first, place, index, column)
+        for place, column in enumerate(shown)
+        for rank, index in enumerate(sorted(shown[column]))
+    ]
+    made, room = [], ROOM
+    for _, _, place, index, column in sorted(order):
+        card = _card(index, column, verdicts.loc[(column, index)], shown[column][index], classes)
+        room -= len(card.clean) + len(card.adv) + len(card.delta)
+        if made and room < 0:
+            break
+        made.append((place, card))
+    return [card for _, card in sorted(made, key=lambda each: (each[0], each[1].index))]
+
+
+def _says(shapes: set[tuple[int, ...]], made: int, kept: int) -> str:
+    """How pictures differ from the images, and how many are left out; "" where they are small and all there."""
+    height, width = max((shape[1:] for shape in shapes), key=max)
+    step = _step(height, width)
+    sentences = []
+    if step > 1:
+        every = {2: "second", 3: "third"}.get(step, f"{step}th")
+        sentences.append(f"Images have {height} x {width} pixels, of which pictures show every {every} one each way.")
+    elif max(height, width) > SMALL:
+        sentences.append(f"Pictures have all of the {height} x {width} pixels, in 8 bits; the page scales them to its width.")
+    if made < kept:
+        sentences.append(f"{kept - made:,} of {kept:,} are left out, which would make the page too large.")
+    return " ".join(sentences)
+
+
+def _step(height: int, width: int) -> int:
+    """How many pixels each way one pixel of a picture stands for."""
+    return math.ceil(max(height, width) / LARGEST)
 
 
 def _last_stage(results: Results, column: str) -> dict[int, _Shown]:
@@ -110,12 +149,11 @@ def _card(index: int, column: str, row: pd.Series, shown: _Shown, classes: list[
 
 
 def _picture(image: np.ndarray) -> str:
-    """A data URI of float (C, H, W) in [0, 1]: PNG, and JPEG where that would be large."""
+    """A data URI of float (C, H, W) in [0, 1], PNG: JPEG takes away what attacks add. A mean of pixels would, too, so large images lose some."""
     from PIL import Image
 
-    pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8).transpose(1, 2, 0)
-    kind, buffer = ("png" if max(pixels.shape[:2]) <= PLAIN else "jpeg"), io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(
-        buffer, kind, **({} if kind == "png" else {"quality": 92})
-    )
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    step = _step(*image.shape[1:])
+    pixels = np.round(255 * np.clip(image[:, ::step, ::step], 0, 1)).astype(np.uint8).transpose(1, 2, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

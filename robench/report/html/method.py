@@ -7,7 +7,7 @@ import pandas as pd
 from robench.evaluation.results import Results
 from robench.report.accuracy import in_autoattacks, is_stage, title
 from robench.report.html.parts import Cell, Heading, Table, count, number
-from robench.report.metadata import attack_settings, threat_text
+from robench.report.metadata import attack_settings, preprocessing_text, threat_text
 from robench.types import AUTOATTACK_UNITS
 
 UNIT = (
@@ -66,10 +66,11 @@ def _source(text: str) -> Cell:
 def run_threat(results: Results) -> list[tuple[str, str]]:
     """The threat model as names and texts."""
     run = results.description
-    threat = run["threat"]
+    threat, preprocessing = run["threat"], preprocessing_text(run)
     return [
         ("norm and radius", f"{threat['norm']}, eps {threat['eps_text']} in pixel units of [0, 1] ({threat['eps']:.6g}): {threat_text(threat)}, inside [0, 1]"),
         ("knowledge", "white box, but for attacks named `attack@model`".replace("`", "")),
         ("success", "any wrong class, on a fresh float32 pass of robench over the attack's image"),
         ("data", f"{run['data']['name']}, {run['data']['split']} split, first {run['n']:,} of {run['data']['n']:,}"),
+        *([("preprocessing", preprocessing)] if preprocessing else []),
     ]  # fmt: skip

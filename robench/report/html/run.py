@@ -22,9 +22,10 @@ from robench.report.html.result_sections import (
     chart_context,
     class_table,
     cost_context,
+    many_classes_context,
     superclass_table,
 )
-from robench.report.metadata import READING, commands, notes, provenance, threat_text
+from robench.report.metadata import READING, commands, notes, provenance, samples_text, threat_text
 
 
 def render_run(results: Results, summary: pd.DataFrame) -> str:
@@ -34,6 +35,7 @@ def render_run(results: Results, summary: pd.DataFrame) -> str:
         "run.html",
         title=f"Robustness of {run['model']['name']}",
         run=run,
+        samples=samples_text(run),
         verdict=verdict_context(results, summary),
         notes=notes(results, summary),
         audit=_audit(results),
@@ -48,6 +50,7 @@ def measurement_context(results: Results, summary: pd.DataFrame) -> dict[str, An
         "charts": chart_context(results, summary),
         "costs": cost_context(results),
         "classes": class_table(results),
+        "many_classes": many_classes_context(results),
         "superclasses": superclass_table(results),
         "alone": alone_table(results),
         "gallery": gallery_context(results),

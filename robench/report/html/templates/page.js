@@ -44,8 +44,23 @@
     show();
   }
 
-  // On paper everything that can be unfolded is unfolded.
-  const folded = () => [...document.querySelectorAll("details:not([open])")];
+  // Long tables: a field above, for rows whose heading holds every word that is typed.
+  for (const form of document.querySelectorAll("form.search")) {
+    const field = form.querySelector("input"), rows = [...form.nextElementSibling.querySelector("tbody").rows];
+    const names = rows.map((row) => (row.cells[0].title || row.cells[0].textContent).toLowerCase());
+    const show = () => {
+      const words = field.value.toLowerCase().split(/\s+/);
+      rows.forEach((row, place) => { row.hidden = !words.every((word) => names[place].includes(word)); });
+      form.querySelector("output").textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} shown`;
+    };
+    field.addEventListener("input", show);
+    form.addEventListener("submit", (event) => event.preventDefault());
+    form.hidden = false;
+    show();
+  }
+
+  // On paper everything that can be unfolded is unfolded, but for tables of many pages.
+  const folded = () => [...document.querySelectorAll("details:not([open], .long)")];
   let opened = [];
   addEventListener("beforeprint", () => { opened = folded(); for (const each of opened) each.open = true; });
   addEventListener("afterprint", () => { for (const each of opened) each.open = false; });
