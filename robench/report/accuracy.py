@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ class Interval(NamedTuple):
     high: float
 
 
+@lru_cache(maxsize=10_000)  # scipy takes a millisecond, and of a thousand classes many have the same counts
 def interval(successes: int, n: int) -> Interval:
     """95 % interval of a share: Wilson's, and Clopper-Pearson's at 0 and n. It covers the sampling of test images only."""
     from scipy.stats import binomtest

@@ -90,7 +90,8 @@ def cards(results: Results, shown: dict[str, dict[int, _Shown]], first: str) -> 
         for place, column in enumerate(shown)
         for rank, index in enumerate(sorted(shown[column]))
     ]
-    made, room = [], ROOM
+    made: list[tuple[int, Card]] = []
+    room = ROOM
     for _, _, place, index, column in sorted(order):
         card = _card(index, column, verdicts.loc[(column, index)], shown[column][index], classes)
         room -= len(card.clean) + len(card.adv) + len(card.delta)

@@ -13,6 +13,7 @@ from robench.report.accuracy import UNION, accuracy_text, percent, summarise
 from robench.report.curves import audit_folder
 from robench.report.html import render_page
 from robench.report.html.audit import findings_context
+from robench.report.html.classes import class_table, many_classes_context, superclass_table
 from robench.report.html.gallery import gallery_context
 from robench.report.html.method import UNIT, ledger_table, run_threat, settings_table
 from robench.report.html.parts import Bar
@@ -20,10 +21,7 @@ from robench.report.html.result_sections import (
     alone_table,
     attack_table,
     chart_context,
-    class_table,
     cost_context,
-    many_classes_context,
-    superclass_table,
 )
 from robench.report.metadata import READING, commands, notes, provenance, samples_text, threat_text
 
