@@ -1,21 +1,18 @@
-"""A training from its spec to its checkpoint, resumable: a state is weights, optimiser and the epochs that are done."""
+"""A training from its spec to its checkpoint, resumable."""
 
 from __future__ import annotations
 
-import io
-import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import robench
 from robench.checkpoint import read_description, save_checkpoint
 from robench.data.augment import to_unit
-from robench.files import write_atomically
 from robench.models.multihead import MultiHead
 from robench.training.loop import ALONE, Loop
 from robench.training.objectives import OBJECTIVES
@@ -23,9 +20,11 @@ from robench.training.precision import settled
 from robench.training.ranks import Ranks
 from robench.training.rehearsal import rehearse
 from robench.training.spec import TrainSpec
+from robench.training.state import StateFile, refuse_difference, resume, sigterm_as_interrupt
 from robench.types import Checkpoint, Dataset, RobenchError
 
 
+@sigterm_as_interrupt()
 def train(
     spec: TrainSpec,
     train_set: Dataset,
@@ -36,9 +35,10 @@ def train(
     ranks: Ranks = ALONE,
     show_progress: bool = True,
 ) -> Path:
-    """Trains a model and writes its checkpoint; called again after a kill, it goes on after the last finished epoch.
+    """Trains a model and writes its checkpoint; called again after a kill, it goes on after the last epoch that was kept.
 
-    In several processes only rank 0 writes files. The last epoch is the model; the test set is only measured, never chosen on.
+    Ctrl-C, SIGTERM and errors keep every finished epoch; a SIGKILL loses the epoch that runs, and what finished in half a minute before
+    it. In several processes only rank 0 writes files. The last epoch is the model; the test set is only measured, never chosen on.
 
     Args:
         spec: what to train; ``precision`` "auto" is settled first, see ``settled``.
@@ -52,6 +52,7 @@ def train(
         The checkpoint's path.
 
     Raises:
+        KeyboardInterrupt: by Ctrl-C; in the main thread also by SIGTERM, unless the caller handles that.
         RobenchError: the path holds a model or an unfinished training with other settings; the batch does not divide over the
             processes; the variant does not fit itself, see ``rehearse``; the loss is not finite.
     """
@@ -64,7 +65,7 @@ def train(
     wanted = asdict(spec) | {"train_set": train_set.digest}
     first = ranks.rank == 0
     if first and path.exists():
-        _refuse_difference(path, read_description(path)["recipe"], wanted)
+        refuse_difference(path, read_description(path)["recipe"], wanted)
     if ranks.from_first(path.exists()):
         return path
     _check_test_set(train_set, test_set)
@@ -75,14 +76,16 @@ def train(
     model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=device == "cpu" or None)
     state = ranks.from_first(state_path.read_bytes() if first and state_path.exists() else b"")
-    history = _resume(state, state_path, model, optimizer, wanted)
+    history = resume(state, state_path, model, optimizer, wanted)
+    states = StateFile(state_path, wanted)
     if first:
-        _save_state(state_path, model, optimizer, wanted, history)  # a folder that cannot be written shows now, not after an epoch
+        states.begin(model, optimizer, history)
     loop = Loop(spec, model, optimizer, train_set, device, ranks=ranks)
-    for epoch in range(len(history), spec.epochs):
-        history.append(loop.run_epoch(epoch, show_progress and first))
-        if first:
-            _save_state(state_path, model, optimizer, wanted, history)
+    with states.kept():
+        for epoch in range(len(history), spec.epochs):
+            history.append(loop.run_epoch(epoch, show_progress and first))
+            if first:
+                states.finished(model, optimizer, history)
     if not first:
         return path
     accuracy = _clean_accuracy(model.eval(), heads, OBJECTIVES[spec.arch].targets(test_set), test_set, device)
@@ -109,37 +112,6 @@ def _check_test_set(train_set: Dataset, test_set: Dataset) -> None:
             raise RobenchError(
                 f"the test split of {test_set.name} has other {what.replace('_', ' ')} ({tested}) than its train split ({trained})"
             )
-
-
-def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, wanted: dict[str, Any], history: list[Any]) -> None:
-    state = {"spec": json.dumps(wanted), "model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def _resume(
-    saved: bytes, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, wanted: dict[str, Any]
-) -> list[dict[str, float]]:
-    """Loads the state of an unfinished training into model and optimiser; returns its history, empty where there is none."""
-    if not saved:
-        return []
-    try:
-        state = torch.load(io.BytesIO(saved), map_location=next(model.parameters()).device, weights_only=True)
-        earlier = json.loads(state["spec"])
-    except Exception as error:  # torch.load raises half a dozen unrelated types on a damaged file
-        raise RobenchError(f"the unfinished training in {path} cannot be read ({error}); delete it to start anew") from None
-    _refuse_difference(path, earlier, wanted)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return list(state["history"])
-
-
-def _refuse_difference(path: Path, earlier: dict[str, Any], wanted: dict[str, Any]) -> None:
-    different = [name for name in wanted if earlier.get(name) != wanted[name]]
-    if different:
-        named = "; ".join(f"{name} is {earlier.get(name)!r} there and {wanted[name]!r} here" for name in different)
-        raise RobenchError(f"{path} is from a training with other settings: {named}. Choose another `out`, or delete it")
 
 
 @torch.inference_mode()
