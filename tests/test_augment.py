@@ -1,8 +1,25 @@
+import math
+from collections import Counter
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from robench.data.augment import VIEWS, _blur, _resized_crop, _rotate_hue, simclr_view, standard_view, to_unit
+from robench.data.augment import (
+    VIEWS,
+    _blend,
+    _blur,
+    _color_jitter,
+    _gray,
+    _order,
+    _resized_crop,
+    _rotate_hue,
+    _uniform,
+    simclr_view,
+    standard_view,
+    to_unit,
+)
 
 
 def batch(n=64, size=32, seed=0):
@@ -82,3 +99,38 @@ def test_blur_is_a_convolution_with_the_gaussian_of_its_sigma():
     kernel = torch.outer(taps, taps) / taps.sum() ** 2
     expected = F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect").transpose(0, 1), kernel[None, None]).transpose(0, 1)
     assert torch.allclose(_blur(images, rng(5)), expected, atol=1e-6)
+
+
+def jitter_of_0_1(view, generator):
+    """The colour jitter as it was before it ran without waiting for a GPU; its draws and sums on a CPU must stay these."""
+    order = torch.randperm(4, device=view.device, generator=generator).tolist()
+    factors = [_uniform(len(view), 0.2, 1.8, view, generator) for _ in range(3)]
+    angle = _uniform(len(view), -0.2, 0.2, view, generator) * (2 * math.pi)
+    for step in order:
+        if step < 3:
+            other = (0.0, _gray(view).mean((2, 3), keepdim=True), _gray(view))[step]
+            view = _blend(view, other, factors[step])
+        else:
+            to_yiq = torch.tensor(((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)))
+            cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
+            turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
+            matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq
+            view = torch.bmm(matrix, view.flatten(2)).view_as(view).clamp_(0, 1)
+    return view
+
+
+def test_the_jitter_on_a_cpu_is_that_of_version_0_1_bit_for_bit():
+    images, now, then = to_unit(batch(16)), rng(3), rng(3)
+    for _ in range(12):
+        assert torch.equal(_color_jitter(images, now), jitter_of_0_1(images, then))
+    assert torch.equal(now.get_state(), then.get_state())
+
+
+def test_the_order_of_jitters_on_a_gpu_follows_from_its_generators_state_and_all_are_as_frequent():
+    def of(offset):
+        state = torch.tensor([7, offset]).view(torch.uint8)  # seed and offset, as a CUDA generator gives them
+        return _order(SimpleNamespace(device=torch.device("cuda"), get_state=lambda: state))
+
+    assert of(4) == of(4) and {frozenset(of(offset)) for offset in range(9)} == {frozenset(range(4))}
+    counts = Counter(of(4 * step) for step in range(4800))
+    assert len(counts) == 24 and all(abs(count - 200) < 5 * math.sqrt(200) for count in counts.values())

@@ -6,10 +6,14 @@ Every function takes uint8 images (N, C, H, W) and a generator on their device, 
 from __future__ import annotations
 
 import math
+from functools import cache
+from itertools import permutations
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+
+from robench.seeds import derive_seed
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -99,7 +103,7 @@ def _blend(view: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
 
 def _color_jitter(view: Tensor, generator: Generator, strength: float = 0.8, hue: float = 0.2) -> Tensor:
     n = len(view)
-    order = torch.randperm(4, device=view.device, generator=generator).tolist()
+    order = _order(generator)
     factors = [_uniform(n, 1 - strength, 1 + strength, view, generator) for _ in range(3)]
     angle = _uniform(n, -hue, hue, view, generator) * (2 * math.pi)
     for step in order:
@@ -114,15 +118,36 @@ def _color_jitter(view: Tensor, generator: Generator, strength: float = 0.8, hue
     return view
 
 
+_ORDERS = tuple(permutations(range(4)))
+
+
+def _order(generator: Generator) -> tuple[int, ...]:
+    """The order of the four jitters, which the host has to know.
+
+    Drawn from the generator where that is on the host. From another device's it follows by a hash of its state, which the host keeps
+    (so nobody waits for the device) and which every view moves on.
+    """
+    if generator.device.type == "cpu":
+        return tuple(torch.randperm(4, generator=generator).tolist())
+    return _ORDERS[derive_seed("jitters", bytes(generator.get_state().tolist()).hex()) % len(_ORDERS)]
+
+
 _RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+
+
+@cache
+def _yiq(device: torch.device) -> tuple[Tensor, Tensor]:
+    """From RGB to YIQ and back, (3, 3) each; inverted on the host and copied to the device once."""
+    to_yiq = torch.tensor(_RGB_TO_YIQ, device="cpu")
+    return to_yiq.to(device), torch.linalg.inv(to_yiq).to(device)
 
 
 def _rotate_hue(view: Tensor, angle: Tensor) -> Tensor:
     """Turns the chroma plane of YIQ by ``angle`` radians, (N,)."""
-    to_yiq = torch.tensor(_RGB_TO_YIQ, device=view.device)
+    to_yiq, to_rgb = _yiq(view.device)
     cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
-    matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq
+    matrix = to_rgb @ turn @ to_yiq
     return torch.bmm(matrix, view.flatten(2)).view_as(view).clamp_(0, 1)
 
 

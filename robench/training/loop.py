@@ -68,7 +68,8 @@ class Loop:
                 group["lr"] = self.spec.lr * share
             for name, value in self.step(batch, generator).items():
                 totals[name] = totals.get(name, 0) + value.detach()
-            if show_progress and (step % 20 == 19 or step + 1 == self.steps):
+            # A report waits for the device.
+            if show_progress and ((watched and step % 20 == 19) or step + 1 == self.steps):
                 bar.set_postfix_str(line := self._report(totals, step, epoch, started), refresh=False)
         if show_progress and not watched:
             print(f"epoch {epoch + 1} of {self.spec.epochs}: {line}", file=sys.stderr, flush=True)
@@ -83,7 +84,7 @@ class Loop:
     def _report(self, totals: dict[str, Tensor], step: int, epoch: int, started: float) -> str:
         per_step = (time.perf_counter() - started) / (step + 1)
         left = per_step * (self.steps * (self.spec.epochs - epoch) - step - 1)
-        loss = sum(float(total) for total in totals.values()) / (step + 1)
+        loss = float(torch.stack(list(totals.values())).sum()) / (step + 1)
         return f"loss {loss:.3f}, {self.spec.batch_size / per_step:,.0f} images/s, {left / 60:.1f} min left in all"
 
     def step(self, batch: Tensor, generator: Generator) -> Mapping[str, Tensor]:
