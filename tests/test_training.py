@@ -4,15 +4,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from robench.checkpoint import load_checkpoint
 from robench.models.multihead import rebuild
-from robench.training import Ranks, TrainSpec, precision, train
+from robench.report.trained import trained_on, trained_short
+from robench.training import Ranks, TrainSpec, precision, train, trainer
 from robench.training.adversarial import n_fgsm, pgd
 from robench.training.loop import Loop
+from robench.training.precision import arithmetic
 from robench.training.recipes import authors_rate, paper_rate
 from robench.training.trainer import _computed_on
 from robench.types import Dataset, RobenchError
@@ -60,13 +63,63 @@ def test_a_checkpoint_says_on_what_it_was_trained(few, tmp_path, precision):
     assert checkpoint.recipe["precision"] == precision
 
 
-@pytest.mark.parametrize(
-    ("precision", "allowed", "said"), [("fp32", True, "TF32"), ("fp32", False, "float32"), ("bf16", True, "bf16")]
-)
-def test_on_a_gpu_it_also_says_in_what_convolutions_were_computed(precision, allowed, said, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+@pytest.mark.parametrize(("precision", "said"), [("fp32", "float32"), ("tf32", "TF32"), ("bf16", "bf16")])
+def test_on_a_gpu_it_also_says_in_what_convolutions_were_computed(precision, said, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU behind {device}")
     assert _computed_on("cuda:1", precision) == {"device": "GPU behind cuda:1", "convolutions": said}
+
+
+def allowed():
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+def allow(convolutions, products):
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
+
+
+@pytest.fixture
+def flags():
+    """They are put back after the test."""
+    before = allowed()
+    yield
+    allow(*before)
+
+
+@pytest.mark.parametrize("before", [(True, False), (False, True)])
+@pytest.mark.parametrize(("precision", "inside"), [("fp32", False), ("tf32", True), ("bf16", False)])
+def test_on_a_gpu_float32_is_exact_unless_tf32_is_asked_for_and_flags_are_put_back(precision, inside, before, flags):
+    allow(*before)
+    with pytest.raises(KeyboardInterrupt), arithmetic(precision, "cuda:0"):
+        assert allowed() == (inside, inside)
+        raise KeyboardInterrupt
+    assert allowed() == before
+    with arithmetic("tf32", "cpu"):
+        assert allowed() == before
+
+
+def test_a_training_computes_in_its_precision_and_is_measured_in_float32(few, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(trainer, "arithmetic", lambda *arguments: asked.append(arguments) or nullcontext())
+    trained(quick("single", few, epochs=1, precision="bf16"), few, tmp_path / "model.safetensors")
+    assert asked == [("bf16", "cpu"), ("fp32", "cpu")]
+
+
+def test_tf32_is_refused_where_there_is_none(few, tmp_path, monkeypatch):
+    spec = quick("single", few, precision="tf32")
+    with pytest.raises(RobenchError, match="`precision=tf32` is of NVIDIA GPUs since Ampere; on this CPU use fp32 or bf16"):
+        trained(spec, few, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(RobenchError, match="on this Tesla T4 use fp32 or bf16"):
+        precision.refuse_unknown_to("cuda", "tf32")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    precision.refuse_unknown_to("cuda", "tf32")
+
+
+def test_a_recipe_of_tf32_is_told_in_words():
+    origin = {"versions": {"device": "NVIDIA H200", "convolutions": "TF32"}, "recipe": {"precision": "tf32"}}
+    assert (trained_on(origin), trained_short(origin)) == ("NVIDIA H200 in TF32", "NVIDIA H200, tf32")
 
 
 def test_training_learns_and_measures_the_last_epoch(few, tmp_path):

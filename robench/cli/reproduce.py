@@ -18,7 +18,7 @@ from robench.cli.group import main, shared
 @click.option("--recipe", default="paper", show_default=True, help="paper (its text) or authors (their code).")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "bf16", "auto"]),
+    type=click.Choice(["fp32", "tf32", "bf16", "auto"]),
     default="fp32",
     show_default=True,
     help="Of the trainings that are still to be done, see `robench train --help`; finished models keep theirs.",

@@ -54,7 +54,8 @@ def _with_options(entry: tuple[str, Any]) -> str:
 @click.option("--seed", type=int, help="[default: 0]")
 @click.option(
     "--precision",
-    help="fp32, bf16, or auto for what this processor does faster: one without bf16 emulates it slowly [default: fp32].",
+    help="fp32, tf32 (NVIDIA GPUs since Ampere), bf16, or auto for which of fp32 and bf16 this processor does faster: one without bf16 "
+    "emulates it slowly [default: fp32].",
 )
 @click.option(
     "--out",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NOT_RECORDED = "not recorded"
-PRECISIONS = {"fp32": "float32", "bf16": "bf16"}
+PRECISIONS = {"fp32": "float32", "tf32": "TF32", "bf16": "bf16"}
 
 
 def trained_on(origin: Mapping[str, Any]) -> str:
@@ -26,6 +26,7 @@ def trained_short(origin: Mapping[str, Any]) -> str:
 
 
 def _tf32(origin: Mapping[str, Any]) -> bool:
+    """Whether it was torch's default, when fp32 was not yet exact for those who called ``train`` from Python."""
     return origin["versions"].get("convolutions") == "TF32" and origin["recipe"]["precision"] == "fp32"
 
 

@@ -29,7 +29,8 @@ class TrainSpec:
         lambda_main, lambda_aux, temperature: see ``Terms``.
         epochs, batch_size, lr, weight_decay: of Adam.
         seed: of weights, order, augmentation and adversarial noise.
-        precision: "fp32", "bf16" (autocast of the forward pass), or "auto" for what the device does faster.
+        precision: "fp32", "tf32" (convolutions and matrix products on NVIDIA GPUs since Ampere), "bf16" (autocast of the forward pass),
+            or "auto" for which of fp32 and bf16 the device does faster.
     """
 
     arch: str
@@ -105,8 +106,8 @@ class TrainSpec:
                 raise RobenchError(f"`{name}={getattr(self, name)}`: expected a number of at least 0")
         if self.train_eps is not None and not 0 < parse_eps(self.train_eps) <= 1:
             raise RobenchError(f"`train_eps={self.train_eps}` is not in pixel units of [0, 1]; did you mean {self.train_eps}/255?")
-        if self.precision not in ("fp32", "bf16", "auto"):
-            raise RobenchError(f"unknown precision {self.precision!r}; expected fp32, bf16 or auto")
+        if self.precision not in ("fp32", "tf32", "bf16", "auto"):
+            raise RobenchError(f"unknown precision {self.precision!r}; expected fp32, tf32, bf16 or auto")
 
     def heads(self, dataset: Dataset) -> Heads:
         """The heads that the model has on a data set.

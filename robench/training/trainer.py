@@ -16,12 +16,14 @@ from robench.data.augment import to_unit
 from robench.models.multihead import MultiHead
 from robench.training.loop import ALONE, Loop
 from robench.training.objectives import OBJECTIVES
-from robench.training.precision import settled
+from robench.training.precision import arithmetic, refuse_unknown_to, settled
 from robench.training.ranks import Ranks
 from robench.training.rehearsal import rehearse
 from robench.training.spec import TrainSpec
 from robench.training.state import StateFile, refuse_difference, resume, sigterm_as_interrupt
 from robench.types import Checkpoint, Dataset, RobenchError
+
+CONVOLUTIONS = {"fp32": "float32", "tf32": "TF32", "bf16": "bf16"}  # as a checkpoint says it, by precision
 
 
 @sigterm_as_interrupt()
@@ -53,8 +55,8 @@ def train(
 
     Raises:
         KeyboardInterrupt: by Ctrl-C; in the main thread also by SIGTERM, unless the caller handles that.
-        RobenchError: the path holds a model or an unfinished training with other settings; the batch does not divide over the
-            processes; the variant does not fit itself, see ``rehearse``; the loss is not finite.
+        RobenchError: the path holds a model or an unfinished training with other settings; the device has not the precision; the
+            batch does not divide over the processes; the variant does not fit itself, see ``rehearse``; the loss is not finite.
     """
     path = Path(out) if out else Path("checkpoints") / spec.default_name
     _refuse(spec, path, ranks)
@@ -62,6 +64,8 @@ def train(
     if not path.exists() and not state_path.exists():
         rehearse(spec, train_set, device)
     spec = settled(spec, train_set, path, state_path, device=device, ranks=ranks)
+    if not path.exists():
+        refuse_unknown_to(device, spec.precision)
     wanted = asdict(spec) | {"train_set": train_set.digest}
     first = ranks.rank == 0
     if first and path.exists():
@@ -81,14 +85,15 @@ def train(
     if first:
         states.begin(model, optimizer, history)
     loop = Loop(spec, model, optimizer, train_set, device, ranks=ranks)
-    with states.kept():
+    with states.kept(), arithmetic(spec.precision, device):
         for epoch in range(len(history), spec.epochs):
             history.append(loop.run_epoch(epoch, show_progress and first))
             if first:
                 states.finished(model, optimizer, history)
     if not first:
         return path
-    accuracy = _clean_accuracy(model.eval(), heads, OBJECTIVES[spec.arch].targets(test_set), test_set, device)
+    with arithmetic("fp32", device):
+        accuracy = _clean_accuracy(model.eval(), heads, OBJECTIVES[spec.arch].targets(test_set), test_set, device)
     described = _describe(spec, model, train_set, wanted=wanted, heads=heads, accuracy=accuracy, history=history, device=device)
     save_checkpoint(path, described)
     state_path.unlink(missing_ok=True)
@@ -169,5 +174,4 @@ def _computed_on(device: str, precision: str) -> dict[str, str]:
     """The device by name and, on CUDA, what its convolutions were computed in."""
     if not device.startswith("cuda"):
         return {"device": device}
-    convolutions = "bf16" if precision == "bf16" else "TF32" if torch.backends.cudnn.allow_tf32 else "float32"
-    return {"device": torch.cuda.get_device_name(device), "convolutions": convolutions}
+    return {"device": torch.cuda.get_device_name(device), "convolutions": CONVOLUTIONS[precision]}
