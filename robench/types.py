@@ -148,6 +148,8 @@ class ExternalModel:
         trust: whether a file that is a program may be run.
         weights_dtype: "float32" computes in it whatever the weights are; "as-is" leaves them.
         data_dir: where downloads lie, see ``robench.data.data_folder``.
+        classes: which of its outputs stand for the data's classes: "imagenet"; a file with the name of a class a line, in the order of
+            its outputs; or their numbers in the order of the data's classes, such as "0,217,482". Empty where they are the same.
     """
 
     reference: str
@@ -157,6 +159,7 @@ class ExternalModel:
     trust: bool = False
     data_dir: Path | None = None
     weights_dtype: str = "float32"
+    classes: str = ""
 
     def __post_init__(self) -> None:
         check_normalisation(self.mean, self.std)
@@ -167,6 +170,7 @@ class ExternalModel:
         given = {"--weights": str(self.weights or "")} | {
             f"--{name}": ",".join(map(repr, getattr(self, name))) for name in ("mean", "std")
         }
+        given |= {"--classes": self.classes}
         named = [part for option, value in given.items() if value for part in (option, value)]
         return ["--model", self.reference, *named, *(["--trust"] if self.trust else []), *self._dtype]
 

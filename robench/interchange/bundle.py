@@ -120,7 +120,9 @@ def _command(name: str, description: dict[str, Any]) -> str:
         return shlex.join(["robench", "verify", name, "--ckpt", Path(origin["checkpoint"]).name])
     weights = Path(origin["weights file"]) if "weights file" in origin else None
     mean, std = tuple(origin.get("mean", ())), tuple(origin.get("std", ()))
-    external = ExternalModel(str(origin.get("model", "FILE.py:FACTORY")), weights, mean=mean, std=std)
+    external = ExternalModel(
+        str(origin.get("model", "FILE.py:FACTORY")), weights, mean=mean, std=std, classes=str(origin.get("classes", ""))
+    )
     return shlex.join(["robench", "verify", name, *external.options, *as_recorded(data).options])
 
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from robench.models.binary import is_probability, other_images, values_of
+from robench.models.chosen_outputs import SomeOutputs, check_columns
 from robench.models.hidden import digest_of_hidden, register_hidden_modules
 from robench.models.module_digest import Contents
-from robench.models.output import MAIN_HEAD, Output, describe, remedy
+from robench.models.output import LOGITS, MAIN_HEAD, Output, describe, has_logits, remedy
 from robench.models.programs import Program, refuse_training_mode
 from robench.models.trial_passes import ask, first_answer, mode_changed, modes, state_kept
 from robench.types import RobenchError
@@ -108,7 +109,7 @@ class TwoClasses(nn.Module):
 
 def adapt(
     model: Any, images: Images | None, *, device: str = "cpu", head: str = MAIN_HEAD, mean: Sequence[float] = (), std: Sequence[float] = (),
-    weights_dtype: str = "float32", expected: int | None = None,
+    weights_dtype: str = "float32", expected: int | None = None, columns: Sequence[int] = (),
 ) -> Adapted:  # fmt: skip
     """A copy of anybody's model that fits; the original keeps its mode, its gradients and its place.
 
@@ -120,6 +121,7 @@ def adapt(
         mean, std: of the normalisation in front of it.
         weights_dtype: "float32" computes in it whatever the weights are; "as-is" leaves them.
         expected: classes of the data; None for as many as the model has.
+        columns: which of the logits stand for the classes of the data; empty for all.
 
     Raises:
         RobenchError: it is no model, or cannot classify the images.
@@ -148,11 +150,18 @@ def adapt(
     before = modes(module)
     rule, outputs = first_answer(module, inputs)
     notes += mode_changed(module, before) or _sets_training(module)
+    if has_logits(outputs):
+        notes.append(f"the model returned {describe(outputs)}; its logits are taken")
+        module = Output(module, LOGITS)
+        rule, outputs = first_answer(module, inputs)
     made = partial(Adapted, notes=(*notes, *more, *state_kept(module, inputs, rule)), hidden=hidden)
     if not isinstance(outputs, Tensor):  # of several outputs one must be named: whoever classifies says so
         return made(module, None, returned=describe(outputs), remedy=remedy(outputs))
     if outputs.is_complex() or not outputs.numel():
         raise RobenchError(f"the model returned {describe(outputs)}; expected one row of real logits an image, (N, n_classes)")
+    if columns:
+        check_columns(columns, outputs.shape[-1])
+        return made(SomeOutputs(module, columns).to(device), len(columns))
     if outputs.ndim == 2 and outputs.shape[1] > 1:
         return made(module, outputs.shape[1])
     values = values_of(module, torch.cat([inputs, _normalised(other_images(images), mean, std)]), rule)
@@ -201,10 +210,30 @@ class Noted(NamedTuple):
     notes: list[str]
 
 
+def uncompiled(model: Any) -> Any:
+    """A module that torch.compile wrapped, without the wrapper; anything else as it is."""
+    return model._orig_mod if _is_compiled(model) else model
+
+
+def _is_compiled(model: Any) -> bool:
+    # By name: the class is torch's own, and importing it takes a second (torch 2.14).
+    return isinstance(model, nn.Module) and type(model).__name__ == "OptimizedModule" and isinstance(model._orig_mod, nn.Module)
+
+
 def _as_module(model: Any) -> Noted:
-    module = as_module(model)
+    module = as_module(uncompiled(model))
     if not isinstance(module, Function):
-        return Noted(_copied(module), [])
+        module = _copied(module)
+        compiled = [name for name, part in module.named_modules() if _is_compiled(part)]
+        for name in compiled:
+            module.set_submodule(name, uncompiled(module.get_submodule(name)))
+        named = f" (of {', '.join(compiled[:3])})" if compiled else ""
+        notes = (
+            [f"torch.compile's wrapper{named} was taken off: the module inside is attacked"]
+            if compiled or _is_compiled(model)
+            else []
+        )
+        return Noted(module, notes)
     notes = (
         []
         if module is model

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from robench.digest import digest_tensors
 from robench.models.batches import ANY, BatchRule, find_rule, own_copy
+from robench.models.chosen_outputs import remedy_for_outputs
 from robench.models.failures import fails_at_random, first_line, is_device_failure, is_out_of_memory, narrowed
 from robench.models.output import MAIN_HEAD, describe, likely
 from robench.models.seeded import seeded
@@ -326,6 +327,16 @@ def bound_passes(classifier: Classifier, most: int | None) -> None:
     classifier.largest_pass = most
 
 
+def normalises(classifier: Classifier) -> bool:
+    """Whether anything is subtracted from or divides the images before the module sees them."""
+    return classifier._normalises
+
+
+def undone(classifier: Classifier, images: Images) -> Tensor:
+    """Images whose normalised form is ``images``: the module sees these as they are."""
+    return images * classifier.std + classifier.mean
+
+
 def judge_by_votes(classifier: Classifier, draws: int) -> None:
     """The verdict is voted by so many forward passes from now on, as a finished run says that it was; see ``settle_draws``."""
     classifier.draws = draws
@@ -358,9 +369,10 @@ def _checked(logits: Any, n: int, n_classes: int, dtype: torch.dtype) -> Tensor:
             f"`head`, such as `head={likely(logits, (n, n_classes))}`"
         )
     if logits.shape != (n, n_classes):
+        more = f" ({remedy_for_outputs(logits.shape[1], n_classes)})" if logits.ndim == 2 and logits.shape[1] > n_classes else ""
         raise RobenchError(
             f"the model returned shape {tuple(logits.shape)} for {n} images, expected {(n, n_classes)}; is it a model of another "
-            "dataset, or is the main head not first?"
+            f"dataset, or is the main head not first?{more}"
         )
     logits = (logits if logits.layout == torch.strided else logits.to_dense()).to(dtype)
     nothing = (logits == float("-inf")).all(1, keepdim=True)  # every class is ruled out, so that none is said

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robench.types import RobenchError
 
 MAIN_HEAD = "main"
+LOGITS = "logits"
 
 
 class Output(nn.Module):
@@ -37,6 +38,12 @@ def pick(outputs: Any, head: str) -> Any:
     if not isinstance(outputs, Tensor | Mapping) and head.isidentifier() and hasattr(outputs, head):
         return getattr(outputs, head)
     raise RobenchError(f"`head={head}`: the model has no such output; it returned {describe(outputs)}")
+
+
+def has_logits(outputs: Any) -> bool:
+    """Whether these are outputs of Hugging Face's transformers, of which one is called logits."""
+    of_transformers = any(kind.__name__ == "ModelOutput" for kind in type(outputs).__mro__)
+    return of_transformers and isinstance(getattr(outputs, LOGITS, None), Tensor)
 
 
 def describe(outputs: Any) -> str:

@@ -6,9 +6,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robench.models.loaded_model import LoadedModel
 from robench.types import Dataset, ExternalModel, RobenchError
+
+if TYPE_CHECKING:
+    from robench.models.chosen_outputs import Selection
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Source:
         about: one line for ``robench list models``.
         takes_weights: whether ``--weights`` makes sense with it.
         runs_code: whether loading runs code that robench and its libraries did not bring.
+        outputs: how many outputs the model has, where its files say so without being loaded.
     """
 
     pattern: str
@@ -28,6 +33,7 @@ class Source:
     about: str
     takes_weights: bool = False
     runs_code: bool = False
+    outputs: Callable[[ExternalModel], int] | None = None
 
 
 def _torchvision(external: ExternalModel, dataset: Dataset) -> LoadedModel:
@@ -46,6 +52,12 @@ def _hub(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     from robench.models.hub import load_hub
 
     return load_hub(external, dataset)
+
+
+def _outputs_of_hub(external: ExternalModel) -> int:
+    from robench.models.hub import count_outputs
+
+    return count_outputs(external)
 
 
 def _robustbench(external: ExternalModel, dataset: Dataset) -> LoadedModel:
@@ -90,11 +102,18 @@ SOURCES: dict[str, Source] = {  # the first whose pattern fits
         r"torchvision:.*", _torchvision, "a classifier of torchvision.models, with `weights=FILE`", takes_weights=True
     ),
     "timm:NAME": Source(r"timm:.*", _timm, "a model of timm, with `weights=FILE`", takes_weights=True),
-    "hf:ORG/NAME": Source(r"hf:.*", _hub, "a timm model on the Hugging Face Hub: config.json and model.safetensors, no code"),
+    "hf:ORG/NAME": Source(
+        r"hf:.*",
+        _hub,
+        "a timm or transformers model on the Hugging Face Hub: config.json and model.safetensors, no code",
+        outputs=_outputs_of_hub,
+    ),
     "robustbench:NAME": Source(
         r"robustbench:.*", _robustbench, "a model of RobustBench's zoo, such as Carmon2019Unlabeled; downloads are checked"
     ),
-    "FOLDER": Source(r".*", _folder, "a local copy of such a Hub model: config.json and model.safetensors"),
+    "FOLDER": Source(
+        r".*", _folder, "a local copy of such a Hub model: config.json and model.safetensors", outputs=_outputs_of_hub
+    ),
     "FILE.pt": Source(
         r".+\.(pt|pt2|ts|pth|jit|ckpt|bin|pkl|pickle|th|tar|safetensors|onnx)",
         _program,
@@ -121,8 +140,13 @@ def source_of(reference: str) -> Source:
     raise RobenchError(f"`model={reference!r}`: expected one of {', '.join(SOURCES)}; `robench list models` explains them")
 
 
-def load_external(external: ExternalModel, dataset: Dataset) -> LoadedModel:
-    """The model that ``--model`` names, with its weights.
+def load_external(external: ExternalModel, dataset: Dataset, selection: Selection | None = None) -> LoadedModel:
+    """The model that ``--model`` names, with its weights and all of its outputs.
+
+    Args:
+        external: the model.
+        dataset: what it is to be tested on.
+        selection: which of its outputs stand for the data's classes, None for all.
 
     Raises:
         RobenchError: see the sources; ``--weights`` is missing, unneeded, or does not fit.
@@ -131,16 +155,23 @@ def load_external(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     if external.weights is not None and not source.takes_weights:
         raise RobenchError(f"`weights={external.weights}`: `model={external.reference}` brings its own weights; leave it out")
     if external.weights is None:
-        return source.load(external, dataset)
-    from robench.models.weights import fit, read_weights
+        n_outputs = source.outputs(external) if selection and source.outputs else None
+        return source.load(external, selection.whole(dataset, n_outputs) if selection else dataset)
+    from robench.models.weights import count_outputs, fit, in_dtype, read_weights
 
     weights = read_weights(external.weights)  # first, since it is the quicker one to be refused
-    loaded = source.load(external, dataset)
-    fit(loaded.module, weights, external.reference, dataset)
+    whole = selection.whole(dataset, None) if selection else dataset
+    loaded = source.load(external, whole)
+    n_outputs = count_outputs(loaded.module, weights, len(whole.classes))
+    if selection and not selection.outputs and n_outputs not in (None, len(whole.classes)):
+        whole = selection.whole(dataset, n_outputs)
+        loaded = source.load(external, whole)
+    left_out = fit(loaded.module, weights, external.reference, whole)
+    in_dtype(loaded.module, weights, external.weights_dtype)
     return LoadedModel(
         loaded.module,
         loaded.name,
-        {**loaded.origin, **weights.origin},
+        {**loaded.origin, **weights.origin, **left_out},
         code=loaded.code,
         mean=weights.mean or loaded.mean,
         std=weights.std or loaded.std,

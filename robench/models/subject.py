@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from robench.checkpoint import checkpoint_name, load_checkpoint
 from robench.data.augment import in_unit
-from robench.models.adapting import adapt
+from robench.models.adapting import adapt, uncompiled
+from robench.models.chosen_outputs import Data, Selection, selection_of
 from robench.models.classifier import Classifier
 from robench.models.failures import first_line, is_out_of_memory
 from robench.models.multihead import MAIN_HEAD, HeadLogits, MultiHead, rebuild
@@ -130,6 +131,7 @@ def of_head(dataset: Dataset, head: str) -> Dataset:
 def classifier_of_module(
     module: nn.Module | Callable[[Tensor], Any], n_classes: int | None, device: str, name: str = "model", *, mean: Sequence[float] = (),
     std: Sequence[float] = (), head: str = MAIN_HEAD, images: Tensor | None = None, weights_dtype: str = "float32",
+    columns: Sequence[int] = (),
 ) -> Subject:  # fmt: skip
     """Anybody's module, copied so that the original keeps its mode, its gradients and its place, and adapted: see ``adapt``.
 
@@ -141,14 +143,14 @@ def classifier_of_module(
         mean, std: of the normalisation in front of it, none by default.
         head: which of its outputs holds the logits, where it returns several.
         images: a few, float in [0, 1], to ask it with; needed where its classes are to be counted.
-        weights_dtype: see ``adapt``.
+        weights_dtype, columns: see ``adapt``.
 
     Raises:
         RobenchError: see ``adapt``.
     """
     try:
         adapted = adapt(
-            module, images, device=device, head=head, mean=mean, std=std, weights_dtype=weights_dtype, expected=n_classes
+            module, images, device=device, head=head, mean=mean, std=std, weights_dtype=weights_dtype, expected=n_classes, columns=columns
         )  # fmt: skip
     except RobenchError:
         raise
@@ -162,7 +164,7 @@ def classifier_of_module(
             f"the model returned {adapted.returned} for one image, expected one tensor of logits (1, n_classes); {adapted.remedy}"
         )
     classifier = Classifier(adapted.module, n_classes, mean=tuple(mean) or (0.0,), std=tuple(std) or (1.0,)).to(device)
-    origin = {"module": getattr(module, "__qualname__", type(module).__qualname__)} | _described(mean, std, head)
+    origin = {"module": getattr(module, "__qualname__", type(uncompiled(module)).__qualname__)} | _described(mean, std, head)
     if adapted.notes:
         origin["adapted"] = list(adapted.notes)
     digest = classifier.digest()
@@ -190,8 +192,9 @@ def classifier_of_model(external: ExternalModel, dataset: Dataset, device: str, 
         RobenchError: see ``load_external``; the normalisation has other channels than the images; the model names its classes in
             another order than the data does.
     """
-    loaded = load_external(external, dataset)
-    _refuse_other_order(external, loaded.classes, dataset)
+    selection = selection_of(external.classes, Data(dataset.name, dataset.classes))
+    loaded = load_external(external, dataset, selection)
+    _refuse_other_order(external, loaded.classes, dataset, selection)
     mean, std = (external.mean, external.std) if external.mean else (loaded.mean, loaded.std)
     channels = dataset.image_shape[0]
     if len(mean) != len(std) or len(mean) not in (0, 1, channels):
@@ -200,10 +203,12 @@ def classifier_of_model(external: ExternalModel, dataset: Dataset, device: str, 
         )
     subject = classifier_of_module(
         loaded.module, len(dataset.classes), device, loaded.name, mean=mean, std=std, head=head, images=_trial_images(dataset),
-        weights_dtype=external.weights_dtype,
+        weights_dtype=external.weights_dtype, columns=selection.columns if selection else (),
     )  # fmt: skip
     digest = hashlib.sha256(subject.digest.encode() + loaded.code).hexdigest() if loaded.code else subject.digest
     origin = {"model": external.reference, **loaded.origin} | _described(mean, std, head)
+    if selection is not None:
+        origin["classes"] = external.classes
     if subject.notes:
         origin["adapted"] = list(subject.notes)
     return replace(subject, digest=digest, origin=origin)
@@ -220,7 +225,9 @@ def _described(mean: Sequence[float], std: Sequence[float], head: str) -> dict[s
     return ({"mean": list(mean), "std": list(std)} if mean else {}) | ({"head": head} if head != MAIN_HEAD else {})
 
 
-def _refuse_other_order(external: ExternalModel, classes: tuple[str, ...], dataset: Dataset) -> None:
+def _refuse_other_order(external: ExternalModel, classes: tuple[str, ...], dataset: Dataset, selection: Selection | None) -> None:
+    if selection is not None and selection.outputs:
+        dataset = selection.whole(dataset, None)
     if set(classes) == set(dataset.classes) and classes != dataset.classes:
         raise RobenchError(
             f"`model={external.reference}` has the classes of {dataset.name} in another order: {_some(classes)}; the data has "

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from robench.formats import Format, recognise
+from robench.models.chosen_outputs import remedy_for_outputs
 from robench.types import Dataset, RobenchError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params")
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # moving averages, taken where nothing else is there
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")  # of DataParallel, torch.compile, Lightning
+WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of wrapped parts, anywhere in a name
 LISTED = 6
 
 
@@ -31,6 +35,7 @@ class Weights:
         tensors: name to tensor.
         mean, std: of the normalisation that the file brings; empty where it says nothing.
         sha256: of the file.
+        entry: the entry of the file under which they lay; "" where the file is the state dict itself.
     """
 
     path: Path
@@ -38,11 +43,23 @@ class Weights:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str
+    entry: str = ""
 
     @property
     def origin(self) -> dict[str, str]:
         """What run.json says about the file."""
-        return {"weights file": str(self.path), "weights file sha256": self.sha256}
+        said = {"weights file": str(self.path), "weights file sha256": self.sha256}
+        if self.entry:
+            said["weights entry"] = self.entry
+        if self.dtype not in (None, torch.float32):
+            said["weights stored in"] = str(self.dtype).removeprefix("torch.")
+        return said
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The one floating type of the tensors, None where they have several or none."""
+        kinds = {tensor.dtype for tensor in self.tensors.values() if tensor.is_floating_point()}
+        return kinds.pop() if len(kinds) == 1 else None
 
 
 def read_weights(path: Path) -> Weights:
@@ -59,7 +76,7 @@ def read_weights(path: Path) -> Weights:
     else:
         raise RobenchError(f"{path} is {kind}, expected a state dict (safetensors, or torch.save of one){_instead(kind, path)}")
     normalise = {name: _numbers(content.about.get(name), name, path) for name in ("mean", "std")}
-    return Weights(path, content.tensors, **normalise, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    return Weights(path, content.tensors, **normalise, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), entry=content.entry)
 
 
 def _instead(kind: str, path: Path) -> str:
@@ -75,10 +92,11 @@ def _instead(kind: str, path: Path) -> str:
 
 
 class StateDict(NamedTuple):
-    """Tensors by name, and ``mean`` and ``std`` where the file gives them, as it writes them."""
+    """Tensors by name, and ``mean`` and ``std`` where the file gives them, as it writes them; and the entry that holds them."""
 
     tensors: dict[str, Tensor]
     about: dict[str, Any]
+    entry: str = ""
 
 
 def read_safetensors(path: Path) -> StateDict:
@@ -114,39 +132,60 @@ def read_plain(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise RobenchError(f"{path} {_why_not_plain(str(error))}") from None
+        raise RobenchError(f"{path} {_why_not_plain(str(error), _is_lightning(path))}") from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError, OSError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RobenchError(f"{path} is damaged or no file of torch.save ({first[:120]}); copy it again") from None
 
 
-def _why_not_plain(message: str) -> str:
+def _why_not_plain(message: str, lightning: bool) -> str:
     asked_for = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"`([\w.]+)`", message)
+    asks = f" (it asks for {asked_for[1]})" if asked_for else ""
+    if lightning:
+        return (
+            f"is a Lightning checkpoint with more than tensors beside its weights, in hyper_parameters or callbacks{asks}: loading that can run code, so "
+            "robench does not. The safe way: where you trust it, save the weights alone, "
+            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt'), and pass that with `weights`; "
+            "save_weights_only=True of ModelCheckpoint leaves the callbacks out from the start"
+        )
     return (
-        f"is a full pickle{f' (it asks for {asked_for[1]})' if asked_for else ''}: loading it can run code, so robench does not. The safe way: "
+        f"is a full pickle{asks}: loading it can run code, so robench does not. The safe way: "
         "where you trust it, save only the weights, torch.save(model.state_dict(), 'weights.pt') or "
         "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'), and pass that with `weights`"
     )
 
 
+def _is_lightning(path: Path) -> bool:
+    """Whether a file of torch.save says that Lightning wrote it; its pickle is searched and not loaded."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next((each for each in archive.namelist() if each.endswith("/data.pkl")), None)
+            return name is not None and b"pytorch-lightning_version" in archive.read(name)
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def _unwrap(content: Any, path: Path) -> StateDict:
     """The state dict inside the usual wrappers, and the entries beside it."""
     about: dict[str, Any] = {}
+    taken: list[str] = []
     while isinstance(content, Mapping) and not (content and all(isinstance(value, Tensor) for value in content.values())):
-        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
-        if inner is None:
+        held = [name for name in (*WRAPPERS, *AVERAGED) if isinstance(content.get(name), Mapping)]
+        if not held:
             break
+        averaged = [name for name in held[1:] if name in AVERAGED]
+        taken.append(held[0] + (f" (and not {', '.join(averaged)})" if averaged else ""))
         normalise = content.get("normalize")
         beside = normalise if isinstance(normalise, Mapping) else content
         about |= {name: beside[name] for name in ("mean", "std") if name in beside}
-        content = inner
+        content = content[held[0]]
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
         holds = f"entries {_some(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise RobenchError(f"{path} holds {holds}, expected a state dict, alone or under one of {', '.join(WRAPPERS)}")
     odd = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if odd:
         raise RobenchError(f"{path}: its state dict has entries that are no tensors: {_some(odd)}; save model.state_dict() alone")
-    return StateDict(dict(content), about)
+    return StateDict(dict(content), about, ".".join(taken))
 
 
 def _numbers(value: Any, name: str, path: Path) -> tuple[float, ...]:
@@ -159,8 +198,10 @@ def _numbers(value: Any, name: str, path: Path) -> tuple[float, ...]:
         raise RobenchError(f"{path}: its {name} is {value!r}, expected a list of numbers") from None
 
 
-def fit(module: nn.Module, weights: Weights, what: str, dataset: Dataset) -> None:
+def fit(module: nn.Module, weights: Weights, what: str, dataset: Dataset) -> dict[str, str]:
     """Loads a state dict into a module, whole or not at all.
+
+    Half and bfloat16 weights become what the module computes in.
 
     Args:
         module: built for the classes of the data.
@@ -168,12 +209,15 @@ def fit(module: nn.Module, weights: Weights, what: str, dataset: Dataset) -> Non
         what: the architecture, for messages.
         dataset: that the module was built for.
 
+    Returns:
+        What run.json says of entries that are no part of the module, such as those of a loss or a metric beside it.
+
     Raises:
         RobenchError: entries are missing, left over or of another shape, with their names; or the weights are of a model with
             another number of classes.
     """
     expected = module.state_dict()
-    given = _without_prefix(dict(weights.tensors), set(expected))
+    given, left_out = _fitting(weights.tensors, set(expected))
     shapes = {name: (tuple(given[name].shape), tuple(expected[name].shape)) for name in given.keys() & expected.keys()}
     unequal = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
     # BatchNorm counts its batches only since torch 0.4.1, and evaluation does not read the count.
@@ -194,11 +238,53 @@ def fit(module: nn.Module, weights: Weights, what: str, dataset: Dataset) -> Non
             "they were trained in, or build it in a Python file: `model=FILE.py:FACTORY` `weights=FILE`"
         )
     module.load_state_dict(given, strict=False)
+    return {"weights left out": _some(left_out)} if left_out else {}
+
+
+def in_dtype(module: nn.Module, weights: Weights, weights_dtype: str) -> None:
+    """Puts a module that has taken weights into the type in which they are stored, where ``--weights-dtype as-is`` asks for it."""
+    if weights_dtype != "float32" and weights.dtype is not None:
+        module.to(weights.dtype)
+
+
+def count_outputs(module: nn.Module, weights: Weights, n_classes: int) -> int | None:
+    """How many outputs the model of some weights has, where a module that was built for ``n_classes`` shows which tensors end in them."""
+    expected = module.state_dict()
+    given, _ = _fitting(weights.tensors, set(expected))
+    pairs = [(tuple(given[name].shape), tuple(expected[name].shape)) for name in given.keys() & expected.keys()]
+    numbers = {got[0] for got, needed in pairs if got != needed and got[1:] == needed[1:] and needed[:1] == (n_classes,)}
+    return numbers.pop() if len(numbers) == 1 else None
+
+
+class Fitting(NamedTuple):
+    """Tensors by the names of a module, and the names of those beside it."""
+
+    tensors: dict[str, Tensor]
+    left_out: list[str]
+
+
+def _fitting(tensors: Mapping[str, Tensor], expected: set[str]) -> Fitting:
+    """A state dict without what wrappers put into its names. Where one of them is around the whole module, what lies beside it, such as a
+    loss with weights of its own, is left out."""
+    given = dict(tensors)
+    for wrapper in WITHIN:
+        if given.keys() != expected and not any(wrapper in name for name in expected):
+            given = {name.replace(wrapper, ""): tensor for name, tensor in given.items()}
+    given = _without_prefix(given, expected)
+    needed = {name for name in expected if not name.endswith("num_batches_tracked")}
+    if needed <= given.keys():
+        return Fitting(given, [])
+    for prefix in PREFIXES:
+        inside = {name.removeprefix(prefix): tensor for name, tensor in given.items() if name.startswith(prefix)}
+        inside = _without_prefix(inside, expected)
+        if inside and needed <= inside.keys():
+            return Fitting(inside, [name for name in given if not name.startswith(prefix)])
+    return Fitting(given, [])
 
 
 def _without_prefix(tensors: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
     """Without what wrappers put in front of every name, unless the module itself has it."""
-    again = True
+    again = bool(tensors)
     while again and tensors.keys() != expected:
         again = False
         for prefix in PREFIXES:
@@ -214,7 +300,7 @@ def _refuse_other_classes(unequal: Mapping[str, tuple[tuple[int, ...], tuple[int
         outputs = " and ".join(sorted({str(got[0]) for got, _ in unequal.values()}))
         raise RobenchError(
             f"the weights in {path} are of a model with {outputs} classes, {dataset.name} has {n_classes} ({_some(dataset.classes)}); "
-            "name the data that it was trained on with `dataset`"
+            f"{remedy_for_outputs(next(iter(unequal.values()))[0][0], n_classes)}"
         )
 
 

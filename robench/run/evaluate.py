@@ -18,6 +18,8 @@ from robench.data.in_memory import Held, gather
 from robench.evaluation.device import use_device
 from robench.evaluation.judge import check_images
 from robench.evaluation.results import Results, announced, failures
+from robench.models.adapting import uncompiled
+from robench.models.chosen_outputs import NUMBERS, Data, selection_of
 from robench.models.failures import is_out_of_memory
 from robench.models.multihead import MAIN_HEAD
 from robench.models.subject import TRIAL_IMAGES, classifier_of_module, raised
@@ -94,6 +96,7 @@ def evaluate(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     head: int | str = MAIN_HEAD,
+    outputs: str | Sequence[int] = "",
     step_size: str | float | None = None,
     restarts: int = 1,
     budget: float | None = None,
@@ -126,6 +129,8 @@ def evaluate(
         classes: names of the classes; the model's outputs are counted where not given.
         mean, std: of a normalisation in front of the model, per channel.
         head: which output of a model that returns several holds the logits: its place or its name.
+        outputs: which of the model's outputs stand for the classes: their numbers; "imagenet", where ``classes`` are some of its synsets; or a
+            file with the name of a class a line. By default all.
         step_size, restarts, budget, passes, precision: as ``--step-size`` and so on; see ``robench.run.request.AttackRequest``.
         weights_dtype: "float32" computes in it whatever the weights are; "as-is" leaves half and bfloat16 as they are.
         save_adv: keep the adversarial images in ``out``, for ``robench verify``.
@@ -145,10 +150,11 @@ def evaluate(
     with _in_one_message(), use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
         brought = _brought(images, labels, dataset, tell=show_progress)
         check_normalisation(mean, std, brought.images.shape[1] if len(brought.images.shape) == 4 else None)
+        names = tuple(classes) or brought.classes
         subject = classifier_of_module(
-            model, None, chosen, name=getattr(model, "__name__", type(model).__name__), mean=tuple(map(float, mean)),
+            model, None, chosen, name=getattr(model, "__name__", type(uncompiled(model)).__name__), mean=tuple(map(float, mean)),
             std=tuple(map(float, std)), head=str(head), images=in_unit(pixels_of(brought.images, slice(0, TRIAL_IMAGES))),
-            weights_dtype=weights_dtype,
+            weights_dtype=weights_dtype, columns=_columns(outputs, names),
         )  # fmt: skip
         data = _dataset(brought, tuple(classes), subject.classifier.n_classes)
         for remark in remarks_on(subject, data, samples(n, len(data))):
@@ -193,6 +199,17 @@ def _brought(images: Any, labels: Any, dataset: Any, *, tell: bool) -> Held | Da
     return dataset if isinstance(dataset, Dataset) else gather(dataset)
 
 
+def _columns(outputs: str | Sequence[int], names: tuple[str, ...]) -> tuple[int, ...]:
+    """The numbers of the outputs that stand for the classes; none where all do."""
+    asked = outputs if isinstance(outputs, str) else ",".join(map(str, outputs))
+    if asked and not names:
+        if not NUMBERS.fullmatch(asked):
+            raise RobenchError(f"`outputs={asked}` looks up names of classes: give them as `classes`, or give the outputs' numbers")
+        names = tuple(map(str, range(asked.count(",") + 1)))
+    selection = selection_of(asked, Data("the data", names, "outputs"))
+    return selection.columns if selection else ()
+
+
 def _dataset(brought: Held | Dataset, given: tuple[str, ...], n_classes: int) -> Dataset:
     """The images as a split; classes are numbers where they have no names."""
     if isinstance(brought, Dataset):
@@ -201,7 +218,10 @@ def _dataset(brought: Held | Dataset, given: tuple[str, ...], n_classes: int) ->
         return replace(brought, classes=given) if given else brought
     held, classes = brought, given or brought.classes
     if classes and len(classes) != n_classes:
-        raise RobenchError(f"{len(classes)} names of classes, but the model has {n_classes} outputs")
+        raise RobenchError(
+            f"{len(classes)} names of classes, but the model has {n_classes} outputs; where it knows more classes than the data has, `outputs` says "
+            "which of its outputs stand for them"
+        )
     check_images(held.images, held.labels, n_classes)
     return Dataset("images", "test", held.images, held.labels, classes or tuple(map(str, range(n_classes))))
 

@@ -94,5 +94,6 @@ def _named_by(run: Path, origin: dict[str, Any], given: ExternalModel | None) ->
     external = given or ExternalModel("")
     weights = Path(origin["weights file"]) if source_of(reference).takes_weights and "weights file" in origin else None
     mean, std = (getattr(external, name) or tuple(origin.get(name, ())) for name in ("mean", "std"))
-    named = replace(external, reference=reference, weights=external.weights or weights, mean=mean, std=std)
+    classes = external.classes or str(origin.get("classes", ""))
+    named = replace(external, reference=reference, weights=external.weights or weights, mean=mean, std=std, classes=classes)
     return NamedModel(None, named)
