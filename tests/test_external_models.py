@@ -571,8 +571,8 @@ def test_a_robench_checkpoint_given_to_model_or_weights_names_the_right_option(h
     [
         ({"num_classes": 7}, "describes a model with 7 classes, digits has 10"),
         (
-            {"architecture": None, "architectures": ["ViTForImageClassification"]},
-            "['ViTForImageClassification'] of another library",
+            {"architecture": None, "architectures": ["BertForMaskedLM"]},
+            "['BertForMaskedLM'] of another library",
         ),
         ({"model_args": {"checkpoint_path": "evil.pt"}}, "model_args has checkpoint_path, which is not a model's to set"),
         ({"label_names": list("1234567890")}, "has the classes of digits in another order: 1, 2, 3, ...; the data has 0, 1, 2"),
