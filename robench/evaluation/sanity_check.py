@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,13 +13,14 @@ from robench.data.augment import in_unit
 from robench.evaluation.judge import classes_of, refuse_if_all_failed
 from robench.evaluation.memory import retry_in_smaller_passes
 from robench.evaluation.warning_signs import warning_signs
-from robench.models.classifier import Classifier
+from robench.models.classifier import MASKED, Classifier, normalises, undone
 from robench.types import Dataset, RobenchError, StoredImages, pixels_of
 
 CHECKED_SAMPLES = 100  # samples
 RANDOMNESS_SAMPLES = 32  # of them, to see whether a model is random
 LEAST_SAMPLES = 8  # samples that can tell a model from a guesser
 SIGNIFICANCE = 0.01
+COLLAPSED = 0.01  # of the least margin: logits that differ less from image to image come near no other class
 CLEARLY_RIGHT = 0.6  # of the samples: a model that has more right is fed as it should be, and no other way is tried
 
 
@@ -60,6 +62,17 @@ OTHER_WAYS = {
         OtherWay("channels in the order BGR", "flip them inside the model", lambda images: images.flip(1)),
     ),
 }
+
+
+def _given_twice(classifier: Classifier) -> tuple[OtherWay, ...]:
+    """Pixels that reach the model as they are, where a normalisation is put in front of it."""
+    if not normalises(classifier):
+        return ()
+    remedy = (
+        "the normalisation is given twice, or to a model that needs none; leave `mean` and `std` out (where the model's own files give them: `mean=0` "
+        "`std=1`)"
+    )
+    return (OtherWay("pixels in [0, 1] as they are", remedy, partial(undone, classifier)),)
 
 
 def sanity_check(classifier: Classifier, data: Dataset, n: int) -> tuple[str, ...]:
@@ -130,9 +143,38 @@ def _guessing(classifier: Classifier, images: Tensor, labels: Tensor, logits: Te
         return f"the model has {hits} of {n} samples right before any attack, but {better}"
     if not guesses:
         return ""
+    about = f"the model has {hits} of {n} samples right before any attack, no more than a guess among {n_classes} classes would; "
+    if _collapsed(logits, labels):
+        return f"{about}its logits are nearly the same for every image: {_why_collapsed(classifier, images)}"
+    return about + (
+        "check its normalisation (`mean`, `std`), the order of its classes, its BatchNorm statistics, and that its weights are the trained ones"
+    )
+
+
+def _collapsed(logits: Tensor, labels: Tensor) -> bool:
+    """Whether images of several classes are all said to be of one, with logits that differ from image to image by next to nothing, held
+    against the margin by which that class leads. Classes that are ruled out do not count."""
+    known = logits.isfinite().all(1)
+    logits, labels = logits[known], labels[known]
+    logits = logits[:, (logits > MASKED / 2).all(0)]
+    if len(logits) < LEAST_SAMPLES or logits.shape[1] < 2 or len(labels.unique()) < 2 or len(logits.argmax(1).unique()) > 1:
+        return False
+    centred = logits.double() - logits.double().mean(1, keepdim=True)
+    first, second = centred.topk(2, 1).values.T
+    return bool((centred - centred.mean(0)).abs().max() <= COLLAPSED * (first - second).min())
+
+
+def _why_collapsed(classifier: Classifier, images: Tensor) -> str:
+    """The likely reason: pixels that are too small for it, or a signal that dies on its way."""
+    try:
+        larger = _answered(classifier, images * 255)
+    except RobenchError:
+        larger = images.new_zeros(len(images), 1)
+    if len(larger.argmax(1).unique()) > 1:
+        return "it tells them apart where pixels are 255 times as large; are they divided by 255 twice, or was it trained on pixels of 0 to 255?"
     return (
-        f"the model has {hits} of {n} samples right before any attack, no more than a guess among {n_classes} classes would; check its "
-        "normalisation (`mean`, `std`), the order of its classes, its BatchNorm statistics, and that its weights are the trained ones"
+        "are its weights the trained ones, and do its BatchNorm statistics belong to them? An untrained last layer, statistics that were never taken, "
+        "or ReLUs that are all off end so"
     )
 
 
@@ -150,7 +192,7 @@ def _better(classifier: Classifier, images: Tensor, labels: Tensor, predicted: T
         (predicted == labels - 1, "with the labels less 1: they start at 1; subtract 1"),
         (predicted == labels + 1, "with the labels plus 1: the model's first class is another one, such as a background; add 1"),
     ]
-    for way in OTHER_WAYS.get(images.shape[1], ()):
+    for way in (*OTHER_WAYS.get(images.shape[1], ()), *_given_twice(classifier)):
         try:
             other = classes_of(_answered(classifier, way.change(images)))
             tried.append((other == labels, f"when it is fed {way.name}: {way.remedy}"))
