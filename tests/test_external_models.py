@@ -510,7 +510,7 @@ TORCHVISION = ["--model", "torchvision:shufflenet_v2_x0_5", "--weights", "w.pt"]
         (save_state, [*TORCHVISION, "--mean", "0.5,0.5", "--std", "0.5,0.5"], "but digits has 3 channels"),
         (save_state, [*TORCHVISION, "--mean", "125,123,114", "--std", "63,62,67"], "divide values of 0 to 255 by 255"),
         (save_state, [*TORCHVISION, "--mean", "half", "--std", "1"], "--mean 'half': expected numbers separated by commas"),
-        (None, ["--ckpt", "w.pt", "--trust"], "--weights, --mean, --std, --trust and --weights-dtype belong to --model"),
+        (None, ["--ckpt", "w.pt", "--trust"], "--weights, --mean, --std, --trust, --weights-dtype and --classes belong to --model"),
         (save_state, ["--ckpt", "w.pt"], "--model torchvision:NAME --weights w.pt"),
         (save_torchscript, ["--ckpt", "w.pt"], "is a TorchScript program, not a checkpoint of robench"),
         (lambda path: save_file({"a": torch.zeros(1)}, path), ["--ckpt", "w.pt"], "--model torchvision:NAME --weights w.pt"),

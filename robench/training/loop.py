@@ -40,7 +40,7 @@ class Loop:
     ) -> None:  # fmt: skip
         self.spec, self.model, self.optimizer, self.device, self.ranks = spec, model, optimizer, device, ranks
         self.replica = ranks.replica(model, device)
-        self.images = train_set.images.to(device)
+        self.images = train_set.pixels(slice(None)).to(device)
         self.mirror = train_set.mirror
         self.objective, self.recipe = OBJECTIVES[spec.arch], RECIPES[spec.recipe]
         self.targets = {head: labels.to(device) for head, labels in self.objective.targets(train_set).items()}

@@ -51,7 +51,7 @@ def rehearse(spec: TrainSpec, train_set: Dataset, device: str) -> None:
     heads, names = spec.heads(train_set), f"variant {spec.arch!r}"
     if MAIN_HEAD not in heads:
         raise RobenchError(f"{names} has no head {MAIN_HEAD!r}{did_you_mean(MAIN_HEAD, heads)}; its heads: {_listed(heads)}")
-    pixels = train_set.images[: spec.batch_size].to(device)
+    pixels = train_set.pixels(slice(0, spec.batch_size)).to(device)
     labels = {head: each[: spec.batch_size].to(device) for head, each in OBJECTIVES[spec.arch].targets(train_set).items()}
     generator = Generator(device).manual_seed(0)
     unused, losses = list(heads), dict[str, Tensor]()

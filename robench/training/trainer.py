@@ -126,7 +126,7 @@ def _clean_accuracy(
     """Accuracy on the test split of every head that has labels there."""
     correct = {name: 0 for name in heads if name in targets}
     for start in range(0, len(test_set), 500):
-        outputs = model(to_unit(test_set.images[start : start + 500].to(device)))
+        outputs = model(to_unit(test_set.pixels(slice(start, start + 500)).to(device)))
         for name in correct:
             predicted = outputs[name][:, : heads[name]["classes"]].argmax(1).cpu()
             correct[name] += int((predicted == targets[name][start : start + 500]).sum())
