@@ -30,7 +30,7 @@ test-all: $(VENV)/.all
 	$(VENV)/bin/python -m pytest --durations=20
 
 $(VENV)/.all: $(VENV)/.ok
-	$(VENV)/bin/python -m pip install --editable '.[dev,models,parquet]' --constraint constraints.txt
+	$(VENV)/bin/python -m pip install --editable '.[dev,models,parquet,transformers]' --constraint constraints.txt
 	touch $@
 
 bench: $(VENV)/.ok

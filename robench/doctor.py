@@ -20,7 +20,7 @@ from robench.types import RobenchError
 
 OPTIONAL = {
     "scikit-learn": "demo", "robustbench": "robustbench", "ray": "ray", "timm": "models", "huggingface_hub": "models",
-    "pyarrow": "parquet",
+    "transformers": "transformers", "pyarrow": "parquet",
 }  # fmt: skip
 SECONDS = 0.7  # a measurement of speed, of each kind
 ROOM = 2 * 2**30  # bytes of free disk below which runs and downloads soon fail
