@@ -98,7 +98,7 @@ def test_an_architecture_is_built_with_the_outputs_of_its_weights_whatever_is_ch
     module = timm.create_model("test_resnet", num_classes=1000).eval()
     save_file(module.state_dict(), here / "w.safetensors")
     larger = torch.rand(2, 3, 64, 64)
-    for asked, columns in (("imagenet", [0, 217]), ("4,999", [4, 999])):
+    for asked, columns in (("imagenet", [0, 217]), ("4,7", [4, 7])):
         external = ExternalModel("timm:test_resnet", here / "w.safetensors", classes=asked)
         subject = classifier_of_model(external, data_of(larger, IMAGENETTE[:2]), "cpu")
         with torch.no_grad():
