@@ -1,10 +1,12 @@
 """Picture files as people have them: of any size and kind, many, damaged; read when they are needed, and what is known of them kept."""
 
 import csv
+import hashlib
 import io
 import os
 import pickle
 import random
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -555,3 +557,18 @@ def test_evaluate_takes_a_path_with_its_reading_and_refuses_two_sources(photos, 
         evaluate(Small())
     with pytest.raises(RobenchError, match="digits has 10 classes, but the model has 2 outputs"):
         evaluate(Small(), dataset="digits")
+
+
+def test_what_is_known_of_a_picture_takes_a_hundred_bytes_and_is_found_again_among_very_many(tmp_path, looks, monkeypatch):
+    """200,000 files that are not there, but two: only those are looked at, and the rest are taken from the index."""
+    photographs(tmp_path, classes=("ant",), per_class=2)
+    there = stats(tmp_path, ["ant/0000.jpg", "ant/0001.jpg"])
+    many = [Stat(f"n01440764/ILSVRC2012_val_{place:08}.JPEG", 100_000 + place, place) for place in range(200_000)]
+    known = file_index._empty(many)
+    known.height[:], known.width[:], known.decoded[:] = 375, 500, True
+    path = file_index.cache_folder() / "indices" / f"{hashlib.sha256(os.fsencode(tmp_path.resolve())).hexdigest()[:24]}.npz"
+    file_index._keep(known, path)
+    index = index_files(tmp_path, [*reversed(many), *there])
+    assert sorted(looks) == ["0000.jpg", "0001.jpg"] and index.sizes(upright=True)[375, 500] == 200_000
+    held = sum(getattr(index, each.name).nbytes for each in fields(index))
+    assert held / len(index) < 110
