@@ -58,6 +58,11 @@ def _with_options(entry: tuple[str, Any]) -> str:
     "emulates it slowly [default: fp32].",
 )
 @click.option(
+    "--captured/--no-captured",
+    default=True,
+    help="On an NVIDIA GPU, the step as one CUDA graph, where a first step of it ends as one without [default: --captured].",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Checkpoint path [default: checkpoints/DATASET-ARCH[-ADVERSARIAL]-SEED.safetensors].",
@@ -68,6 +73,7 @@ def train(
     dataset: str,
     recipe: str,
     adversarial: str,
+    captured: bool,
     out: Path | None,
     device: str,
     threads: int | None,
@@ -93,7 +99,7 @@ def train(
         use_device(device_of_rank(device, processes), threads or threads_of_rank(processes)) as chosen_device,
         joined(processes, chosen_device) as ranks,
     ):
-        path = run_training(spec, train_set, test_set, out=out, device=chosen_device, ranks=ranks)
+        path = run_training(spec, train_set, test_set, out=out, device=chosen_device, ranks=ranks, captured=captured)
     if processes.rank == 0:
         folder = [] if dataset == read_description(path)["dataset"] else ["--dataset", dataset]
         hint(f"attack it: {shlex.join(['robench', 'attack', '--ckpt', str(path), *folder])}")

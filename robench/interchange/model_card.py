@@ -65,10 +65,15 @@ def _section(described: dict[str, Any], columns: list[str], rows: list[pd.Series
     part = "" if described["n"] == data["n"] else f"the first {described['n']:,} of "
     return (
         f"## Robustness\n\n{threat['norm']}, eps {threat['eps_text']} (pixels in [0, 1]), on {part}{data['n']:,} {data['split']} samples of "
-        f"{data['name']}; measured by robench {__version__}.\n\n{table(['attack', 'accuracy %', '95 % interval'], cells)}\n\n"
+        f"{data['name']}{_prepared(data)}; measured by robench {__version__}.\n\n{table(['attack', 'accuracy %', '95 % interval'], cells)}\n\n"
         "Upper bounds: a stronger attack can only lower them. Samples misclassified without attack count as not robust; the union counts a "
         f"sample as robust only where none of {', '.join(columns)} broke it. Digest of weights and code: `{described['spec']['model']}`.\n"
     )
+
+
+def _prepared(data: dict[str, Any]) -> str:
+    """How pictures became the pixels that the threat model is about, where they were resized or cropped."""
+    return f" ({data['preprocessing']})" if "preprocessing" in data else ""
 
 
 def _yaml(value: Any, depth: int = 0) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -15,6 +15,7 @@ from robench.data.augment import VIEWS
 from robench.models.multihead import MAIN_HEAD, MultiHead
 from robench.seeds import derive_seed
 from robench.training.adversarial import ADVERSARIAL
+from robench.training.captured import CapturedStep, Graph, captured, is_capturable, set_rate
 from robench.training.objectives import OBJECTIVES, Outputs, Targets, Terms
 from robench.training.ranks import Ranks
 from robench.training.recipes import RECIPES
@@ -31,13 +32,27 @@ class Drawn(NamedTuple):
     targets: dict[str, Tensor]
 
 
+def adam(model: MultiHead, spec: TrainSpec, device: str) -> torch.optim.Adam:
+    """The optimiser of a training.
+
+    On CUDA everything that changes from step to step lies on the device, the rate and the count of steps too: so a CUDA graph can hold it, and a
+    training without one computes the same.
+    """
+    if not is_capturable(device):
+        return torch.optim.Adam(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=device == "cpu" or None)
+    rate = torch.tensor(spec.lr, device=device)
+    return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=spec.weight_decay, fused=True, capturable=True)
+
+
 class Loop:
-    """Data on the device, and what one epoch does with it."""
+    """Data on the device, and what one epoch does with it; with a graph the update of the weights is captured, where that can be."""
 
     def __init__(
         self, spec: TrainSpec, model: MultiHead, optimizer: torch.optim.Optimizer, train_set: Dataset, device: str,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = ALONE, graph: Graph | None = None,
     ) -> None:  # fmt: skip
+        self.graph = graph
+        self.captured: CapturedStep | None = None  # from the first step on, which has its inputs
         self.spec, self.model, self.optimizer, self.device, self.ranks = spec, model, optimizer, device, ranks
         self.replica = ranks.replica(model, device)
         self.images = train_set.pixels(slice(None)).to(device)
@@ -64,8 +79,7 @@ class Loop:
         for step in bar:
             batch = order[step * self.spec.batch_size : (step + 1) * self.spec.batch_size]
             share = self.recipe.rate(epoch * self.steps + step, self.steps, self.spec.epochs)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.spec.lr * share
+            set_rate(self.optimizer, self.spec.lr * share)
             for name, value in self.step(batch, generator).items():
                 totals[name] = totals.get(name, 0) + value.detach()
             # A report waits for the device.
@@ -88,23 +102,43 @@ class Loop:
         return f"loss {loss:.3f}, {self.spec.batch_size / per_step:,.0f} images/s, {left / 60:.1f} min left in all"
 
     def step(self, batch: Tensor, generator: Generator) -> Mapping[str, Tensor]:
+        """One step on a batch of indices, int64 (N,): the loss's terms, to be read before the next step."""
+        images, targets = self._inputs(batch, generator)
+        if self.graph is not None:
+            self.captured, why_not = captured(self._update, self.graph, self.model, self.optimizer, images, targets)
+            self.graph = None
+            if why_not:
+                print(f"robench: the training step is not captured in a CUDA graph: {why_not}", file=sys.stderr)
+        return (self.captured or self._update)(images, targets)
+
+    def _inputs(self, batch: Tensor, generator: Generator) -> Drawn:
+        """This process's images, adversarial ones where it is trained on these, and the targets of the whole batch."""
         spec, n_views = self.spec, self.objective.n_views
         images, targets = self._drawn(batch, generator)
         craft = ADVERSARIAL[spec.adversarial].craft
         noise = images if craft is None else torch.empty_like(images).uniform_(-1, 1, generator=generator)
         images, noise = self._part(images), self._part(noise)
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16) if spec.precision == "bf16" else nullcontext():
-            if craft is not None and spec.train_eps is not None:
-                own_labels, eps = self.ranks.part(targets[MAIN_HEAD], n_views), parse_eps(spec.train_eps)
+        if craft is not None and spec.train_eps is not None:
+            own_labels, eps = self.ranks.part(targets[MAIN_HEAD], n_views), parse_eps(spec.train_eps)
+            with self._autocast():
                 images = craft(lambda x: self.model(x)[MAIN_HEAD], images, own_labels, eps, noise)
+        return Drawn(images, targets)
+
+    def _update(self, images: Tensor, targets: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Forward, backward, and one step of the optimiser; nothing in it may wait for the device, or be remembered by the host."""
+        with self._autocast():
             outputs = self.replica(images)
-        outputs = {name: self.ranks.whole(output.float(), n_views) for name, output in outputs.items()}
-        losses = losses_of(spec.arch, outputs, targets, self.terms)
+        outputs = {name: self.ranks.whole(output.float(), self.objective.n_views) for name, output in outputs.items()}
+        losses = losses_of(self.spec.arch, outputs, targets, self.terms)
         self.optimizer.zero_grad(set_to_none=True)
         # Each rank's gradient is its share of a sum, and the replica averages.
         (torch.stack(list(losses.values())).sum() * self.ranks.world_size).backward()
         self.optimizer.step()
         return losses
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        bf16 = self.spec.precision == "bf16"
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16) if bf16 else nullcontext()
 
     def _drawn(self, batch: Tensor, generator: Generator) -> Drawn:
         labels = {head: labels[batch] for head, labels in self.targets.items()}

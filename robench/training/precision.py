@@ -18,7 +18,8 @@ from torch import Generator
 
 from robench.checkpoint import read_description
 from robench.models.multihead import MultiHead
-from robench.training.loop import Loop
+from robench.training.captured import graph_for
+from robench.training.loop import Loop, adam
 from robench.training.ranks import Ranks
 from robench.training.spec import TrainSpec
 from robench.types import Dataset, RobenchError
@@ -133,7 +134,7 @@ def step_times(
     with torch.random.fork_rng(devices=[]):
         model = MultiHead(spec.backbone, spec.heads(train_set))
     model = model.to(device).to(memory_format=torch.channels_last)
-    loop = Loop(spec, model, torch.optim.Adam(model.parameters(), lr=spec.lr), train_set, device)
+    loop = Loop(spec, model, adam(model, spec, device), train_set, device, graph=graph_for(device))
     batch, generator = torch.arange(images, device=device), Generator(device).manual_seed(0)
     spent: list[float] = []
     with arithmetic(spec.precision, device):

@@ -101,6 +101,10 @@ def resume(
         raise RobenchError(f"the unfinished training in {path} cannot be read ({error}); delete it to start anew") from None
     refuse_difference(path, earlier, wanted)
     model.load_state_dict(state["model"])
+    for group, there in zip(optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
+        there |= {
+            name: value for name, value in group.items() if name != "params"
+        }  # which kind of Adam it is, is not the state's to say
     optimizer.load_state_dict(state["optimizer"])
     return list(state["history"])
 

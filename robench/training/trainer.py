@@ -14,7 +14,8 @@ import robench
 from robench.checkpoint import read_description, save_checkpoint
 from robench.data.augment import to_unit
 from robench.models.multihead import MultiHead
-from robench.training.loop import ALONE, Loop
+from robench.training.captured import IN_ONE_GRAPH, graph_for
+from robench.training.loop import ALONE, Loop, adam
 from robench.training.objectives import OBJECTIVES
 from robench.training.precision import arithmetic, refuse_unknown_to, settled
 from robench.training.ranks import Ranks
@@ -36,6 +37,7 @@ def train(
     device: str = "cpu",
     ranks: Ranks = ALONE,
     show_progress: bool = True,
+    captured: bool = True,
 ) -> Path:
     """Trains a model and writes its checkpoint; called again after a kill, it goes on after the last epoch that was kept.
 
@@ -49,6 +51,7 @@ def train(
         device: where to train.
         ranks: this process among those that train the model together, see ``joined``.
         show_progress: a bar per epoch on stderr.
+        captured: on CUDA the step is one CUDA graph, where that is found to end alike, and there is one process.
 
     Returns:
         The checkpoint's path.
@@ -78,13 +81,14 @@ def train(
         torch.manual_seed(spec.seed)
         model = MultiHead(spec.backbone, heads)
     model = model.to(device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=device == "cpu" or None)
+    optimizer = adam(model, spec, device)
     state = ranks.from_first(state_path.read_bytes() if first and state_path.exists() else b"")
     history = resume(state, state_path, model, optimizer, wanted)
     states = StateFile(state_path, wanted)
     if first:
         states.begin(model, optimizer, history)
-    loop = Loop(spec, model, optimizer, train_set, device, ranks=ranks)
+    graph = graph_for(device) if captured and ranks.world_size == 1 else None
+    loop = Loop(spec, model, optimizer, train_set, device, ranks=ranks, graph=graph)
     with states.kept(), arithmetic(spec.precision, device):
         for epoch in range(len(history), spec.epochs):
             history.append(loop.run_epoch(epoch, show_progress and first))
@@ -94,7 +98,10 @@ def train(
         return path
     with arithmetic("fp32", device):
         accuracy = _clean_accuracy(model.eval(), heads, OBJECTIVES[spec.arch].targets(test_set), test_set, device)
-    described = _describe(spec, model, train_set, wanted=wanted, heads=heads, accuracy=accuracy, history=history, device=device)
+    computed_on = _computed_on(device, spec.precision) | ({"step": IN_ONE_GRAPH} if loop.captured else {})
+    described = _describe(
+        spec, model, train_set, wanted=wanted, heads=heads, accuracy=accuracy, history=history, computed_on=computed_on
+    )
     save_checkpoint(path, described)
     state_path.unlink(missing_ok=True)
     return path
@@ -142,7 +149,7 @@ def _describe(
     heads: dict[str, Any],
     accuracy: dict[str, Any],
     history: list[Any],
-    device: str,
+    computed_on: dict[str, str],
 ) -> Checkpoint:
     import torchvision
 
@@ -165,7 +172,7 @@ def _describe(
             "torchvision": torchvision.__version__,
             "python": platform.python_version(),
         }
-        | _computed_on(device, spec.precision),
+        | computed_on,
         weights=model.state_dict(),
     )
 
