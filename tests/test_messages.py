@@ -23,14 +23,8 @@ NAMED = re.compile(r"`([a-z][a-z_]*)(?:=[^`]*)?`")
 AS_CODE = {"broken", "union", "stored", "version"}  # columns of reports, and an attribute that a function may have
 # What builds a command line, or is a command's own page.
 EXCEPTED = {
-    "types.py": {
-        "--weights",
-        "--model",
-        "--trust",
-        "--weights-dtype",
-        "--",
-        "--dataset",
-    },  # ExternalModel.options, ExternalData.options
+    # ExternalModel.options, ExternalData.options
+    "types.py": {"--weights", "--model", "--trust", "--weights-dtype", "--classes", "--", "--dataset"},
     "reproduce/settings.py": {"--table", "--quick", "--recipe", "--precision", "--epochs", "--adversarial-epochs", "--seeds"},
     "interchange/bundle.py": {"--ckpt"},  # the command that verifies a bundle
     "audit/selftest.py": {"--self-test"},  # the command, as an audit records it

@@ -104,7 +104,7 @@ def geometry_of(config: Mapping[str, Any], origin: str) -> Preprocessing | None:
     return Preprocessing(resize=resize, crop=crop, **_interpolation(config.get("resample"), origin))
 
 
-YOURSELF = "say yourself how images are prepared, with `resize`, `crop` and `interpolation`"
+YOURSELF = "say yourself how images are resized and cropped, and with which interpolation"
 
 
 def _size(size: Any, kind: str, origin: str) -> int | tuple[int, int] | None:
