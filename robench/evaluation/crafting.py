@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robench.evaluation.early_stop import AllDecided, Referee, Snapshot
+from robench.evaluation.early_stop import AllDecided, Referee, Snapshot, queries_between_looks
 from robench.evaluation.guard import Guard
 from robench.evaluation.memory import smaller_passes
 from robench.evaluation.run_folder import BLIND, Chunk, ChunkVerdicts
@@ -132,6 +132,7 @@ def craft(
                 referee = Referee(
                     images, labels, conditions.threat, classify=partial(unwatched, victim.exact),
                     cut=_cut(classifier, attack, conditions), taps=[prefix.identity.steps or 0 for prefix in prefixes], passes=passes,
+                    every=queries_between_looks(images.device),
                 )  # fmt: skip
                 with (
                     victim.watched_by(referee), victim.forgiving(), call,

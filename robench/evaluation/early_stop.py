@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from robench.types import Images, Labels, Logits
 
 PROBES = 64  # pixels by which a query is matched to a sample, before the whole image is compared
+LOOK_EVERY = (
+    8  # queries after which the host asks a device whether the call may end; a call that may ends up to so many queries later
+)
+
+
+def queries_between_looks(device: torch.device) -> int:
+    """How often the host looks at what the device knows: on a CPU, where that costs nothing and passes do, at every query."""
+    return 1 if device.type == "cpu" else LOOK_EVERY
 
 
 class AllDecided(BaseException):
@@ -46,6 +54,8 @@ class Referee:
         cut: which queries end the call with ``AllDecided`` once they decided every sample, see ``ReturnPolicy``; ``LAST`` for none.
         taps: numbers of queries to take a ``Snapshot`` of; the first query is 0.
         passes: what the call has cost so far.
+        every: the host looks at the first so many queries, and then at every so-manieth, whether the call may end; between two looks
+            it waits for nothing. With 1 it also leaves out what no query of a batch needs.
 
     Attributes:
         broken: whether a query broke the sample, bool (N,).
@@ -56,6 +66,7 @@ class Referee:
     def __init__(
         self, images: Images, labels: Labels, threat: ThreatModel, *, classify: Callable[[Images], Logits],
         cut: ReturnPolicy = ReturnPolicy.LAST, taps: Iterable[int] = (), passes: Passes | None = None,
+        every: int = 1,
     ) -> None:  # fmt: skip
         self.images, self.labels, self.threat, self.cut, self.taps = images, labels, threat, cut, frozenset(taps)
         n = len(images)
@@ -69,6 +80,7 @@ class Referee:
         self._decided = torch.zeros_like(self.broken)
         self._classify = classify
         self._queries = 0
+        self._every = every
         self._places: Tensor | None = None
         size = images[0].numel()
         self._probes = torch.linspace(0, size - 1, min(PROBES, size), device=images.device).long()
@@ -85,43 +97,56 @@ class Referee:
                         queries.detach().clone(), self.best.clone(), self.broken.clone(), self.broken_at.clone()
                     )
             self._queries += 1
-            if news and self.cut != ReturnPolicy.LAST and bool(self._decided.all()):
+            looks = self._queries <= self._every or self._queries % self._every == 0
+            if news and looks and self.cut != ReturnPolicy.LAST and bool(self._decided.all()):
                 self._confirm()
                 if bool(self._decided.all()):
                     raise AllDecided
 
     def _note(self, queries: Images, logits: Logits, for_gradient: bool) -> bool:
-        """Whether some query broke its sample. A device is waited for once a batch, and twice more where one did."""
+        """Whether some query may have broken its sample. Where the host looks at every query, those that are misclassified alone are
+        measured, and it waits once; else all are, and it does not wait."""
         places = self._match(queries)
         labels = self.labels[places.clamp(min=0)]
         said = classes_of(logits)
-        rows = ((said != labels) & (said >= 0) & (places >= 0)).nonzero().flatten()
-        if not len(rows):
-            return False
-        distance = self.threat.distance(self.images[places[rows]], queries[rows])
-        margin = margins(logits[rows], labels[rows])
-        inside = (distance <= self.threat.eps + self.threat.tolerance) & in_box(queries[rows])
-        proof = (inside & margin.isfinite()).nonzero().flatten()
-        if not len(proof):
-            return False
-        queries, places, margin, distance = queries[rows[proof]], places[rows[proof]], margin[proof], distance[proof]
-        self._decide(places, distance, for_gradient)
-        lowest = self._margin.scatter_reduce(0, places, margin, "amin")
-        known = self.broken[places]
-        better = ((margin <= lowest[places]) & ((margin < self._margin[places]) | ~known)).nonzero().flatten()
-        self.best[places[better]] = queries[better]
-        self._margin = lowest
-        self.broken_at[places] = torch.where(known, self.broken_at[places], self.passes.forwards + 2 * self.passes.backwards)
-        self.broken[places] = True
+        wrong = (said != labels) & (said >= 0) & (places >= 0)
+        if self._every == 1:
+            rows = wrong.nonzero().flatten()
+            if not len(rows):
+                return False
+            queries, logits, places, labels, wrong = queries[rows], logits[rows], places[rows], labels[rows], wrong[rows]
+        places = places.clamp(min=0)
+        distance = self.threat.distance(self.images[places], queries)
+        margin = margins(logits, labels)
+        proof = wrong & (distance <= self.threat.eps + self.threat.tolerance) & in_box(queries) & margin.isfinite()
+        self._decide(places, proof, distance, for_gradient)
+        self._keep(queries, places, margin.masked_fill(~proof, float("inf")))
         return True
 
-    def _decide(self, places: Tensor, distance: Tensor, for_gradient: bool) -> None:
+    def _keep(self, queries: Images, places: Tensor, margin: Tensor) -> None:
+        """Keeps the queries that broke their samples, the most wrong of each.
+
+        Args:
+            margin: infinite for a query that broke none.
+        """
+        lowest = self._margin.scatter_reduce(0, places, margin, "amin")
+        best = margin.isfinite() & (margin <= lowest[places]) & (margin < self._margin[places])
+        row = torch.arange(len(queries), device=places.device).masked_fill(~best, -1)
+        chosen = torch.full_like(self.labels, -1).scatter_reduce(0, places, row, "amax")
+        self.best = torch.where((chosen >= 0)[:, None, None, None], queries[chosen.clamp(min=0)], self.best)
+        self._margin = lowest
+        spent = self.passes.forwards + 2 * self.passes.backwards
+        broken = lowest.isfinite()
+        self.broken_at = self.broken_at.masked_fill(broken & ~self.broken, spent)
+        self.broken = broken
+
+    def _decide(self, places: Tensor, proof: Tensor, distance: Tensor, for_gradient: bool) -> None:
         """Marks the samples for which the attack itself keeps such a query."""
-        if self.cut == ReturnPolicy.ANY:
-            self._decided[places] = True
-        elif self.cut == ReturnPolicy.FORWARD and not for_gradient:
-            eps = self.threat.eps * self.threat.geometry.surely_inside
-            self._decided[places[distance <= eps]] = True
+        if self.cut == ReturnPolicy.FORWARD and not for_gradient:
+            proof = proof & (distance <= self.threat.eps * self.threat.geometry.surely_inside)
+        elif self.cut != ReturnPolicy.ANY:
+            return
+        self._decided = self._decided | (torch.zeros_like(self.labels).scatter_add(0, places, proof.long()) > 0)
 
     def _match(self, queries: Images) -> Tensor:
         """The sample that each query belongs to, int64 (M,), or -1.
@@ -132,7 +157,11 @@ class Referee:
         if len(queries) == len(self.images):
             return torch.arange(len(queries), device=queries.device)
         probed = queries.flatten(1)[:, self._probes]
-        if self._places is None or len(self._places) != len(queries) or not self._near(probed, self._places).any():
+        if self._places is None or len(self._places) != len(queries):
+            self._places = self._search(probed)
+        elif self._every > 1:  # a search costs less than to wait for whether it is needed
+            self._places = torch.where(self._near(probed, self._places).any(), self._places, self._search(probed))
+        elif not self._near(probed, self._places).any():
             self._places = self._search(probed)
         return self._places
 
