@@ -69,6 +69,13 @@ from robench.types import ExternalData, ExternalModel, parse_norm
     help="Of the search: fp32, bf16, or auto for what this processor does faster. Verdicts are float32's.",
 )
 @click.option("--compile", "compiled", is_flag=True, help="Search with passes compiled by torch.compile.")
+@click.option(
+    "--graphs/--no-graphs",
+    "graphed",
+    default=True,
+    show_default=True,
+    help="On CUDA, search with passes that are recorded as CUDA graphs once and replayed, where a model's can be; a check at every recording.",
+)
 @click.option("--share/--no-share", default=True, show_default=True, help="Let the steps of pgd50 serve pgd7 and pgd20 too.")
 @click.option(
     "--ray",

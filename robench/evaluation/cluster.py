@@ -101,7 +101,7 @@ def _named(device: str, threads: int) -> str:
 
 def evaluate_on_ray(
     classifier: Classifier, images: Tensor | StoredImages, labels: Tensor, columns: list[Column], *, threat: ThreatModel, folder: RunFolder,
-    cluster: Cluster, save: bool = False, share: bool = True, show_progress: bool = True,
+    cluster: Cluster, save: bool = False, share: bool = True, graphed: bool = True, show_progress: bool = True,
 ) -> None:  # fmt: skip
     """As ``evaluate_columns``, on a cluster: what a task returns is stored here, so that no folder is shared.
 
@@ -116,7 +116,7 @@ def evaluate_on_ray(
     import ray
 
     _carry_code(classifier, columns)
-    job, worklist = Job(classifier, threat, folder.spec.seed, save), Worklist(folder, save)
+    job, worklist = Job(classifier, threat, folder.spec.seed, save, graphed), Worklist(folder, save)
     groups = [ColumnGroup(()), *sorted(group_columns(columns, share=share), key=_dearest_first)]
     chunks = split(len(labels), folder.spec.chunk)
     stored = None if isinstance(images, Tensor) else images

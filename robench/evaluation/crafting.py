@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -17,8 +18,9 @@ from robench.evaluation.early_stop import AllDecided, Referee, Snapshot, queries
 from robench.evaluation.guard import Guard
 from robench.evaluation.memory import smaller_passes
 from robench.evaluation.run_folder import BLIND, Chunk, ChunkVerdicts
-from robench.models.classifier import Classifier
+from robench.models.classifier import Classifier, computed_by
 from robench.models.failures import is_device_failure, is_out_of_memory
+from robench.models.graphed import graphed
 from robench.models.rewrite import cheaper_twin
 from robench.models.seeded import seeded
 from robench.types import Attack, ReturnPolicy, ThreatModel
@@ -55,6 +57,7 @@ class Conditions:
         count_queries: the outcome is what the best query shows, not what was returned; the call ends once every sample is decided.
         save: keep the adversarial images.
         craft_all: with ``save``, craft on misclassified samples too.
+        graphed: record the attack's passes and replay them where the device has that, see ``robench.models.graphed``.
     """
 
     threat: ThreatModel
@@ -62,6 +65,7 @@ class Conditions:
     count_queries: bool = False
     save: bool = False
     craft_all: bool = False
+    graphed: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +127,7 @@ def craft(
     started = time.perf_counter()
     victim, victim_labels = _victim(classifier, attack, data)
     labels, victim = victim_labels[chosen], cheaper_twin(victim, attack.pass_options, images)
+    replays = conditions.graphed and not attack.pass_options.compiled
     victim_guard = guard if victim is classifier else Guard(victim)
     for trial in smaller_passes(victim, len(images)):
         referee: Any = None  # that of an earlier try is let go before memory is asked for again
@@ -135,7 +140,7 @@ def craft(
                     every=queries_between_looks(images.device),
                 )  # fmt: skip
                 with (
-                    victim.watched_by(referee), victim.forgiving(), call,
+                    victim.watched_by(referee), victim.forgiving(), call, graphed(victim) if replays else nullcontext(),
                     seeded(conditions.seed, images.device), torch.enable_grad(),  # left as it was, whatever the attack switches
                 ):  # fmt: skip
                     call.returned(attack.fn(victim, images.clone(), labels.clone(), conditions.threat, conditions.seed))
@@ -230,5 +235,5 @@ def _hint(message: str) -> str:
 
 def unwatched(classifier: Classifier, images: Images) -> Tensor:
     """Logits, by a pass that is the engine's own and not the attack's; NaN for an image that the model raises on."""
-    with classifier.counting(), classifier.watched_by(None):
+    with classifier.counting(), classifier.watched_by(None), computed_by(classifier, None):
         return classifier.heard(images)[0]

@@ -60,12 +60,14 @@ class Job:
         threat: the threat model.
         seed: of the run.
         save: keep adversarial images.
+        graphed: record the passes of attacks and replay them where the device has that.
     """
 
     classifier: Classifier
     threat: ThreatModel
     seed: int
     save: bool = False
+    graphed: bool = True
 
     @cached_property
     def guard(self) -> Guard:
@@ -174,7 +176,7 @@ def _conditions(job: Job, column: Column, stage: Attack, chunk: Chunk) -> Condit
     """How a stage is run. What a cascade did not give it has no image to keep; of any other attack every sample's is kept."""
     return Conditions(
         job.threat, chunk_seed(job.seed, stage.family, chunk), count_queries=column.count_queries, save=job.save,
-        craft_all=job.save and not column.is_cascade,
+        craft_all=job.save and not column.is_cascade, graphed=job.graphed,
     )  # fmt: skip
 
 
@@ -280,7 +282,7 @@ class Worklist:
 
 def evaluate_columns(
     classifier: Classifier, images: Tensor | StoredImages, labels: Tensor, columns: list[Column], *, threat: ThreatModel, folder: RunFolder,
-    processes: Processes | None = None, save: bool = False, share: bool = True, show_progress: bool = True,
+    processes: Processes | None = None, save: bool = False, share: bool = True, graphed: bool = True, show_progress: bool = True,
 ) -> None:  # fmt: skip
     """Computes every chunk whose file does not exist yet and which is this process's share: first without attack, then suite by suite.
 
@@ -294,6 +296,7 @@ def evaluate_columns(
         processes: who we are among how many; chunk k is the share of process k modulo their number.
         save: keep adversarial images.
         share: let one trajectory serve several columns where their verdicts stay what they are.
+        graphed: record the passes of attacks and replay them where the device has that, see ``robench.models.graphed``.
         show_progress: a bar per column and a forecast on stderr.
 
     Raises:
@@ -302,7 +305,7 @@ def evaluate_columns(
     """
     processes = processes or Processes()
     chunks = split(len(labels), folder.spec.chunk)[processes.rank :: processes.world_size]
-    job = Job(classifier, threat, folder.spec.seed, save)
+    job = Job(classifier, threat, folder.spec.seed, save, graphed)
     worklist = Worklist(folder, save)
     groups = group_columns(columns, share=share)
 

@@ -337,6 +337,24 @@ def undone(classifier: Classifier, images: Images) -> Tensor:
     return images * classifier.std + classifier.mean
 
 
+@contextmanager
+def computed_by(classifier: Classifier, passes: Callable[[Tensor, BatchRule], Logits] | None) -> Iterator[None]:
+    """Inside the block ``passes`` stands for ``Classifier._pass``, None for the classifier's own: what it is asked, counts and shows to its
+    watcher stays as it is."""
+    outer = vars(classifier).pop("_pass", None)
+
+    def set_to(chosen: Callable[[Tensor, BatchRule], Logits] | None) -> None:
+        vars(classifier).pop("_pass", None)
+        if chosen is not None:
+            vars(classifier)["_pass"] = chosen
+
+    set_to(passes)
+    try:
+        yield
+    finally:
+        set_to(outer)
+
+
 def judge_by_votes(classifier: Classifier, draws: int) -> None:
     """The verdict is voted by so many forward passes from now on, as a finished run says that it was; see ``settle_draws``."""
     classifier.draws = draws

@@ -98,7 +98,7 @@ def execute(run: Run, place: Place, *, command: str = "", show_progress: bool = 
     try:
         place.evaluate(
             subject.classifier, data.images, data.labels[:n], run.columns, threat=threat, folder=folder, save=run.save, share=run.share,
-            show_progress=show_progress,
+            graphed=run.graphed, show_progress=show_progress,
         )  # fmt: skip
     except RobenchError:
         if (

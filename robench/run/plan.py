@@ -35,6 +35,7 @@ class Run:
         chunk: samples a chunk.
         save: keep adversarial images.
         share: let one trajectory serve several columns.
+        graphed: record the passes of attacks where the device has that.
     """
 
     subject: Subject
@@ -47,6 +48,7 @@ class Run:
     chunk: int = DEFAULT_CHUNK
     save: bool = False
     share: bool = True
+    graphed: bool = True
 
 
 def plan(
@@ -78,7 +80,8 @@ def plan(
         *(external_column(source, data, n) for source in request.adv),
     ]
     return Run(
-        subject, data, n, columns, threat, folder, seed=request.seed, chunk=request.chunk, save=request.save_adv, share=request.share
+        subject, data, n, columns, threat, folder, seed=request.seed, chunk=request.chunk, save=request.save_adv, share=request.share,
+        graphed=request.graphed,
     )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ class AttackRequest:
         precision: "fp32", "bf16", or "auto" for what the processor does faster; while attacks search.
         compiled: let torch.compile have the passes of the search.
         columns: columns that are made already, as an audit's are; they stand in place of ``suite``.
+        graphed: on CUDA, record the passes of the search as CUDA graphs and replay them, see ``robench.models.graphed``.
     """
 
     suite: Asked | None = None
@@ -54,6 +55,7 @@ class AttackRequest:
     precision: str = "fp32"
     compiled: bool = False
     columns: tuple[Column, ...] = ()
+    graphed: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "norm", norm_named(self.norm))
