@@ -25,7 +25,11 @@ from robench.evaluation.run_folder import CLEAN, Chunk
 from robench.models import graphed as module
 from robench.models.classifier import Classifier
 from robench.models.graphed import graphed
-from robench.types import Column, PassOptions, ThreatModel
+from robench.models.subject import classifier_of_module
+from robench.run.execute import Place, execute
+from robench.run.plan import plan
+from robench.run.request import AttackRequest
+from robench.types import Column, Dataset, PassOptions, ThreatModel
 
 LADDER = (4, 8)
 THREAT = ThreatModel("Linf", 0.02)
@@ -579,6 +583,32 @@ def asks(model, images, labels, threat, seed):
 def test_graphs_can_be_left_out(how, attack):
     _, made = chunk_of("", True, column=Column("asks", (attack,), is_cascade=False), **how)
     assert [each.replays > 0 for each in made] == ([] if how else [True])
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_option_reaches_whoever_computes(tmp_path, wanted):
+    class Seen(Exception):
+        pass
+
+    def evaluate(*given, graphed, **how):
+        assert graphed == wanted
+        raise Seen
+
+    subject = classifier_of_module(Small(), CLASSES, "cpu")
+    data = Dataset("images", "test", images_of(4), torch.zeros(4).long(), tuple("abcde"))
+    run = plan(AttackRequest("pgd2", eps="0.02", graphed=wanted), subject, data, tmp_path / "run", device="cpu")
+    with pytest.raises(Seen):
+        execute(run, Place("cpu", "cpu", evaluate=evaluate), show_progress=False)
+
+
+def test_a_backward_pass_may_come_after_its_recording_was_given_up(recorded):
+    classifier, passes, own = recorded
+    queries, theirs = images_of(4).requires_grad_(), images_of(4).requires_grad_()
+    logits, expected = classifier(queries), own(theirs)
+    passes.forget()
+    settled(classifier, passes, images_of(4, seed=5))  # other recordings, which share their memory
+    (got,), (wanted,) = (torch.autograd.grad(each.square().sum(), x) for each, x in ((logits, queries), (expected, theirs)))
+    assert torch.allclose(got, wanted, atol=1e-6) and passes.memory.recomputed == 1
 
 
 def test_compiled_passes_are_not_recorded(monkeypatch):

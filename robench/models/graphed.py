@@ -265,11 +265,13 @@ class GraphedPasses:
     Attributes:
         recorded: what is.
         refused: why nothing is, or "".
+        device: of the recordings.
         replays: passes that were served by a recording.
     """
 
     def __init__(self, classifier: Classifier, recorder: Recorder) -> None:
         self._classifier, self._recorder = weakref.ref(classifier), recorder  # it is kept for as long as the classifier
+        self.device = classifier.device
         self.recorded: dict[Kind, RecordedPass] = {}
         self.memory = Memory()
         self.refused = ""
@@ -297,7 +299,8 @@ class GraphedPasses:
         """Gives the memory of all recordings back."""
         self.recorded.clear()
         self._asked.clear()
-        self._recorder.forget()
+        self.memory.logits = None
+        self._recorder.forget()  # versions go on: a backward pass may still come whose forward pass was recorded before
 
     def _compute(self, inputs: Tensor) -> Logits:
         return self._own(inputs, ANY)
@@ -410,7 +413,7 @@ def graphed(classifier: Classifier) -> Iterator[GraphedPasses | None]:
         _OF.pop(classifier, None)
         yield None
         return
-    if classifier not in _OF:
+    if classifier not in _OF or _OF[classifier].device != classifier.device:
         _OF[classifier] = GraphedPasses(classifier, recorder)
     with computed_by(classifier, _OF[classifier]):
         yield _OF[classifier]
