@@ -88,6 +88,12 @@ def test_the_most_wrong_query_is_kept():
     assert torch.allclose(referee.best[0], images[0] - 0.09)
 
 
+def test_of_two_queries_about_one_sample_in_a_batch_the_more_wrong_is_kept():
+    classifier, referee, images, _ = watched()
+    ask(classifier, referee, torch.stack([images[0] - 0.06, images[0] - 0.05]))
+    assert referee.broken.tolist() == [True, False, False, False] and torch.allclose(referee.best[0], images[0] - 0.06)
+
+
 def random_case(n=40, seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(n, 3, 8, 8, generator=generator)

@@ -78,6 +78,8 @@ def test_a_batch_that_is_filled_up_has_the_logits_and_the_gradient_of_its_own(re
         assert torch.allclose(classifier(images), own(images), atol=1e-6)
     assert torch.allclose(gradient_of(classifier, images), gradient_of(own, images), atol=1e-7)
     assert passes.replays == before + 2 and passes.memory.recomputed == 0
+    used = passes.recorded[module.Kind(4 if n <= 4 else 8, (3, 4, 4), True)]
+    assert used._gradient[:n].any() and not used._gradient[n:].any()  # what fills the batch up has no gradient
 
 
 def test_a_recording_computes_what_the_filled_batch_does_bit_for_bit(recorded):
@@ -237,16 +239,20 @@ def attribute(model):
     model.body[3].output_size = (2, 2)
 
 
-@pytest.mark.parametrize("change", [swapped_layer, swapped_tensor, changed_in_place, attribute])
-def test_what_an_attack_does_to_the_model_is_seen_by_the_next_pass(recorded, change):
+@pytest.mark.parametrize(
+    ("change", "anew"), [(swapped_layer, True), (swapped_tensor, True), (changed_in_place, False), (attribute, True)]
+)
+def test_what_an_attack_does_to_the_model_is_seen_by_the_next_pass(recorded, change, anew):
     classifier, passes, own = recorded
+    kind = module.Kind(4, (3, 4, 4), False)
+    before = passes.recorded[kind]
     for each in (classifier, own):
         torch.manual_seed(1)
         with torch.no_grad():
             change(each.module)
     for _ in range(4):
         assert torch.allclose(classifier(images_of(4)), own(images_of(4)), atol=1e-6)
-    assert not passes.refused
+    assert not passes.refused and (passes.recorded[kind] is not before) == anew  # a graph would know the old one alone
 
 
 class Branches(Centred):
