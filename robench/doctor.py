@@ -16,6 +16,7 @@ import robench
 from robench.adapters.robustbench import clash_warning
 from robench.data import DATASETS, data_folder
 from robench.data.cifar import cifar_files
+from robench.data.imagenet import has_imagenet
 from robench.types import RobenchError
 
 OPTIONAL = {
@@ -258,6 +259,9 @@ def _data_set(name: str, folder: Path) -> Diagnosis:
         return Diagnosis(
             "files", name, "complete" if _version("scikit-learn") else "needs scikit-learn: pip install 'robench[demo]'"
         )
+    if name == "imagenet":
+        there = has_imagenet(folder)
+        return Diagnosis("files", name, f"there, in {there}" if there else "not there; only your own copy can be read")
     try:
         found = cifar_files(name, folder)
     except (RobenchError, ImportError, RuntimeError) as error:

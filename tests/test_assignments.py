@@ -32,6 +32,8 @@ ALLOWED = {
     ("models/rewrite.py", "relu"): "a node of torch.fx takes its inputs so",
     ("evaluation/device.py", "matmul"): "torch's switches for the whole process, put back afterwards",
     ("evaluation/device.py", "cudnn"): "torch's switches for the whole process, put back afterwards",
+    ("training/precision.py", "matmul"): "torch's switches for the whole process, put back afterwards",
+    ("training/precision.py", "cudnn"): "torch's switches for the whole process, put back afterwards",
     ("adapters/autoattack.py", "standard.apgd"): LIBRARY,
     ("adapters/autoattack.py", "standard.apgd_targeted"): LIBRARY,
     ("adapters/autoattack.py", "standard.fab"): LIBRARY,

@@ -533,7 +533,7 @@ def test_a_model_whose_images_have_another_size_is_refused(checkpoint, monkeypat
     wider = Dataset(
         "digits", "test", torch.zeros(4, 3, 40, 40, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), tuple("0123456789")
     )
-    monkeypatch.setattr("robench.run.inputs.load_dataset", lambda *arguments: wider)
+    monkeypatch.setattr("robench.run.inputs.load_dataset", lambda *arguments, **options: wider)
     assert_one_clear_message(call("attack", "--ckpt", checkpoint, "--suite", "pgd2"), "trained on images of shape (3, 32, 32)")
 
 

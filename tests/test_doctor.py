@@ -117,3 +117,11 @@ def test_measured_speed_is_shown_for_both_precisions(monkeypatch):
     monkeypatch.setattr(doctor, "BATCH", 2)
     says = {each.name: each.says for each in diagnose() if each.topic == "device"}
     assert says["fp32"].startswith("12,345 images/s on ") and says["bf16"].startswith("12,345 images/s on ")
+
+
+def test_a_copy_of_imagenet_is_found(tmp_path):
+    from robench.doctor import _data_set
+
+    assert "only your own copy can be read" in _data_set("imagenet", tmp_path).says
+    (tmp_path / "imagenet" / "val" / "n01440764").mkdir(parents=True)
+    assert _data_set("imagenet", tmp_path).says == f"there, in {tmp_path / 'imagenet' / 'val'}"

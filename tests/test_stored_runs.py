@@ -76,7 +76,10 @@ def test_the_verdicts_are_those_of_the_same_pixels_in_one_tensor(photos, one_ten
     exported = robench("export", "stored", "--format", "adv", "--attack", "pgd7")
     assert exported.exit_code == 0, exported.output
     assert robench("export", "stored", "--format", "model-card").exit_code == 0
-    assert "of photos (short side to 16 (bilinear), then the centre 14x14); measured" in Path("stored/export/model-card.md").read_text()
+    assert (
+        "of photos (short side to 16 (bilinear), then the centre 14x14); measured"
+        in Path("stored/export/model-card.md").read_text()
+    )
     again = robench(
         "attack", "--model", "mine.py:make", "--dataset", "photos", *ASKED, *READ, "--adv", "stored:pgd7", "--out", "more"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import re
 from dataclasses import replace
 from importlib import metadata
@@ -60,20 +61,31 @@ class Labelled(NamedTuple):
     label: int
 
 
-def _base(data_dir: Path) -> Path:
-    """The folder that has the pictures, or the synsets."""
-    tried = [data_dir / "imagenet", data_dir / "ILSVRC2012", data_dir]
-    for root in tried:
+def has_imagenet(data_dir: Path) -> Path | None:
+    """The folder that has the pictures, or the synsets, below ``data_dir``; None where there is none."""
+    for root in _roots(data_dir):
         for base in (root / "val", root / "validation", root / "ILSVRC" / "Data" / "CLS-LOC" / "val", root):
             if base.is_dir() and any(each.name in _known() or OFFICIAL.fullmatch(each.name) for each in base.iterdir()):
                 return base
+    return None
+
+
+def _roots(data_dir: Path) -> list[Path]:
+    return [data_dir / "imagenet", data_dir / "ILSVRC2012", data_dir]
+
+
+def _base(data_dir: Path) -> Path:
+    base = has_imagenet(data_dir)
+    if base is not None:
+        return base
     raise RobenchError(
-        f"no ImageNet in {data_dir}: expected {tried[0] / 'val'} with folders n01440764 to n15075141, or ILSVRC2012_val_00000001.JPEG and so on "
-        f"with {SOLUTION}. It cannot be downloaded without an account: get ILSVRC2012_img_val.tar from image-net.org or Kaggle, and "
+        f"no ImageNet in {data_dir}: expected {_roots(data_dir)[0] / 'val'} with folders n01440764 to n15075141, or ILSVRC2012_val_00000001.JPEG and so "
+        f"on with {SOLUTION}. It cannot be downloaded without an account: get ILSVRC2012_img_val.tar from image-net.org or Kaggle, and "
         "point `data_dir` or $ROBENCH_DATA at the folder that has imagenet/"
     )
 
 
+@functools.cache
 def _known() -> dict[str, int]:
     return {synset: label for label, synset in enumerate(synsets())}
 

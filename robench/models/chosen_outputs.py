@@ -19,7 +19,6 @@ from robench.types import Dataset, RobenchError
 
 NUMBERS = re.compile(r"\d+(,\d+)*")
 IMAGENET = "imagenet"
-IMAGENET_21K = (21843, 21841, 21842, 11821, 11221, 10450)  # of the whole, and of what others kept of it
 SHOWN = 3
 
 
@@ -160,25 +159,6 @@ def check_columns(columns: Sequence[int], n_outputs: int) -> None:
         raise RobenchError(
             f"output {absent[0]} was chosen (with `classes`, or `outputs` in `robench.evaluate`), but the model has {n_outputs}, from 0 to {n_outputs - 1}"
         )
-
-
-def remedy_for_outputs(n_outputs: int, n_classes: int) -> str:
-    """What to do about a model with so many outputs on data with so many classes."""
-    given = "the model's outputs that stand for the data's classes: a file with the names of all outputs, or numbers"
-    if n_outputs in IMAGENET_21K:
-        return (
-            f"so many outputs are ImageNet-21k's: choose with `classes` {given}; or take weights that were fine-tuned on the data"
-        )
-    if n_outputs == len(synsets()):
-        return (
-            "1,000 outputs are ImageNet's as a rule: where the data shows some of its classes (Imagenette, ImageNet-100), `classes=imagenet` picks "
-            "their outputs; else name the data that it was trained on with `dataset`"
-        )
-    if n_outputs == len(synsets()) + 1:
-        return f"1,001 outputs are ImageNet's behind a background class, as a rule: choose with `classes` {given}"
-    if n_outputs > n_classes:
-        return f"name the data that it was trained on with `dataset`; or choose with `classes` {given}"
-    return "name the data that it was trained on with `dataset`"
 
 
 def _plain(name: str) -> str:

@@ -17,9 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from robench.digest import digest_tensors
 from robench.models.batches import ANY, BatchRule, find_rule, own_copy
-from robench.models.chosen_outputs import remedy_for_outputs
 from robench.models.failures import fails_at_random, first_line, is_device_failure, is_out_of_memory, narrowed
-from robench.models.output import MAIN_HEAD, describe, likely
+from robench.models.output import MAIN_HEAD, describe, likely, remedy_for_outputs
 from robench.models.seeded import seeded
 from robench.types import RobenchError
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robench.models.chosen_outputs import remedy_for_outputs
 from robench.models.hub_transformers import CLASSIFIES, build_transformers, count_labels
 from robench.models.library import build_timm
 from robench.models.loaded_model import LoadedModel
+from robench.models.output import remedy_for_outputs
 from robench.models.weights import fit, in_dtype, read_weights
 from robench.types import Dataset, ExternalModel, RobenchError
 

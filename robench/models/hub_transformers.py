@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench.models.chosen_outputs import remedy_for_outputs, some
+from robench.models.chosen_outputs import some
 from robench.models.failures import first_line
 from robench.models.loaded_model import LoadedModel
-from robench.models.output import LOGITS, Output
+from robench.models.output import LOGITS, Output, remedy_for_outputs
 from robench.models.preprocessor_config import Normalisation, normalisation_of, read_processor
 from robench.models.weights import Weights, read_weights
 from robench.types import Dataset, RobenchError

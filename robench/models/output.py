@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from robench.types import RobenchError
 
 MAIN_HEAD = "main"
+IMAGENET = 1000  # classes
+IMAGENET_21K = (21843, 21841, 21842, 11821, 11221, 10450)  # of the whole, and of what others kept of it
 LOGITS = "logits"
 
 
@@ -90,3 +92,22 @@ def remedy(outputs: Any) -> str:
     if isinstance(outputs, Mapping | tuple | list) or _fields(outputs):
         return f"of several outputs, name one with `head`, such as `head={likely(outputs, None)}`"
     return "return the tensor itself"
+
+
+def remedy_for_outputs(n_outputs: int, n_classes: int) -> str:
+    """What to do about a model with so many outputs on data with so many classes."""
+    given = "the model's outputs that stand for the data's classes: a file with the names of all outputs, or numbers"
+    if n_outputs in IMAGENET_21K:
+        return (
+            f"so many outputs are ImageNet-21k's: choose with `classes` {given}; or take weights that were fine-tuned on the data"
+        )
+    if n_outputs == IMAGENET:
+        return (
+            "1,000 outputs are ImageNet's as a rule: where the data shows some of its classes (Imagenette, ImageNet-100), `classes=imagenet` picks "
+            "their outputs; else name the data that it was trained on with `dataset`"
+        )
+    if n_outputs == IMAGENET + 1:
+        return f"1,001 outputs are ImageNet's behind a background class, as a rule: choose with `classes` {given}"
+    if n_outputs > n_classes:
+        return f"name the data that it was trained on with `dataset`; or choose with `classes` {given}"
+    return "name the data that it was trained on with `dataset`"

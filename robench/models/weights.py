@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.formats import Format, recognise
-from robench.models.chosen_outputs import remedy_for_outputs
+from robench.models.output import remedy_for_outputs
 from robench.types import Dataset, RobenchError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params")
