@@ -1,11 +1,14 @@
 """What an evaluation costs on 1 to 1,000 devices, simulated from the chunk costs of a real run, and checked against real workers.
 
     python benchmarks/scale.py RUN ... | --rates BROKEN SURVIVOR SHARE [--check CKPT] [--check-suite NAMES] [--data-dir DIR]
+    python benchmarks/scale.py --imagenet [--survivors 0.4] [--decode 200]
 
 A chunk costs what its samples cost: those that break early, and those that survive and go through every stage to the end. Both rates
 are fitted to the run's chunks. A data set of any size is then drawn sample by sample with the run's robust accuracy, cut into chunks,
 and handed to devices: static (chunk k to device k modulo their number, as torchrun's ranks take them) or balanced (the next chunk to
 whoever is free, as Ray does). Devices differ in speed by a lognormal factor.
+
+``--imagenet`` takes the rates of an H100 from counted operations in place of a run, see ``imagenet_costs``.
 """
 
 import os
@@ -15,6 +18,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -27,6 +31,7 @@ from robench.types import Outcome
 DEVICES = (1, 2, 8, 64, 256, 1000)
 SIZES = {"10,000": 10_000, "50,000": 50_000, "a million": 1_000_000}
 SPREAD = 0.1  # standard deviation of the logarithm of a device's speed
+IMAGENET_SIZES, CARDS, CHUNK = (5_000, 50_000), (1, 8), 250
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,12 @@ class Rates:
         sizes = np.array([chunk.stop - chunk.start for chunk in split(n, size)])
         survivors = generator.binomial(sizes, self.share)
         return survivors * self.survivor + (sizes - survivors) * self.broken
+
+    def span(self, n: int, devices: int) -> float:
+        """Seconds until the last of some equal devices is done with n samples, the share of survivors the same in every chunk."""
+        sizes = np.array([chunk.stop - chunk.start for chunk in split(n, CHUNK)])
+        costs = sizes * (self.share * self.survivor + (1 - self.share) * self.broken)
+        return makespan(costs, np.ones(devices), balanced=False)
 
 
 def fit(runs: list[Path], column: str) -> Rates:
@@ -100,6 +111,34 @@ def simulate(rates: Rates) -> None:
 
 def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def show_imagenet(survivors: float, pictures: int) -> None:
+    """The table of what ImageNet takes, after what it is made of."""
+    import imagenet_costs as costs
+
+    for line in costs.provenance(survivors):
+        click.echo(line)
+    columns = [f"n = {n:,}, {cards} card{'s' * (cards > 1)}" for n in IMAGENET_SIZES for cards in CARDS]
+    click.echo(f"Time, in chunks of {CHUNK} as torchrun's ranks take them, cards of one speed:\n")
+    click.echo(f"| model | passes | suite | images/s a card | {' | '.join(columns)} |\n|---|---|---|---:|{'---:|' * len(columns)}")
+    speeds, busiest = costs.speeds(), 0.0
+    for model, torchvisions in costs.MODELS.items():
+        operations = costs.count_of(torchvisions)
+        for passes in costs.SHOWN:
+            for name, suite in costs.suites().items():
+                broken, survivor = (operations.of(each) / speeds[passes] for each in (suite.broken, suite.survivor))
+                rates = Rates(broken, survivor, survivors)
+                rate = 1 / (survivors * survivor + (1 - survivors) * broken)
+                busiest = max(busiest, rate)
+                spans = [rates.span(n, cards) for n in IMAGENET_SIZES for cards in CARDS]
+                click.echo(f"| {model} | {passes} | {name} | {rate:.2g} | {' | '.join(map(duration, spans))} |")
+    if pictures:
+        per_second, size = costs.pictures_per_second(pictures)
+        click.echo(
+            f"\nReading ({pictures} JPEGs of 500x375, {size / 1000:.0f} kB, resize 256, crop 224; one core's own time; Pillow {version('pillow')}): "
+            f"{per_second:.0f} images/s. The fastest row takes {busiest:.0f} images/s, {busiest / per_second:.2f} cores a card."
+        )
 
 
 def check(ckpt: Path, data_dir: Path | None, n: int, column: str) -> None:
@@ -171,7 +210,13 @@ def span_of(out: Path) -> float:
 @click.option("--check-n", default=200)
 @click.option("--check-suite", default="pgd20,autoattack-screened")
 @click.option("--data-dir", type=click.Path(path_type=Path))
-def main(runs, column, rates, ckpt, check_n, check_suite, data_dir):
+@click.option("--imagenet", is_flag=True, help="Hours of ImageNet on H100s, from counted operations.")
+@click.option("--survivors", default=0.4, show_default=True, help="With --imagenet: the share of the samples that survive.")
+@click.option("--decode", "pictures", default=0, help="With --imagenet: time the reading of so many JPEGs on this machine.")
+def main(runs, column, rates, ckpt, check_n, check_suite, data_dir, imagenet, survivors, pictures):
+    if imagenet:
+        show_imagenet(survivors, pictures)
+        return
     rates = Rates(*rates) if rates else fit(list(runs), column)
     click.echo(
         f"From {', '.join(run.name for run in runs) or 'given rates'}: {1000 * rates.broken:.1f} ms per sample that breaks, {1000 * rates.survivor:.0f} ms per "
