@@ -9,7 +9,8 @@ from torch import nn
 
 import robench
 from robench.data.imagenet_classes import names, synsets
-from robench.models.chosen_outputs import Data, SomeOutputs, remedy_for_outputs, selection_of
+from robench.models.chosen_outputs import Data, SomeOutputs, selection_of
+from robench.models.output import remedy_for_outputs
 from robench.models.subject import classifier_of_model
 from robench.run.attack import attack
 from robench.run.request import AttackRequest

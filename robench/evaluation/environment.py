@@ -12,7 +12,7 @@ from pathlib import Path
 
 import robench
 
-PACKAGES = ("torch", "torchvision", "torchattacks", "pyautoattack", "numpy", "pandas", "scipy")
+PACKAGES = ("torch", "torchvision", "torchattacks", "pyautoattack", "numpy", "pandas", "scipy", "pillow")
 
 
 def describe_environment(device: str, threads: int) -> dict[str, object]:
