@@ -8,10 +8,9 @@ import re
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from robench.data.file_index import Stat
-from robench.data.folder import balanced_order, dataset_of_files, list_pictures
+from robench.data.folder import Labelled, balanced_order, dataset_of_files, list_pictures
 from robench.data.imagenet_classes import names, synsets
 from robench.data.preprocessing import Preprocessing
 from robench.data.reading import Reading
@@ -52,13 +51,6 @@ def load_imagenet(split: str, data_dir: Path, reading: Reading) -> Dataset:
     )
     named = {"dataset": "imagenet"} | ({} if reading.subset is None else {"subset": reading.subset})
     return replace(data, reading={**named, **data.reading})
-
-
-class Labelled(NamedTuple):
-    """A picture file and the number of its class."""
-
-    file: Stat
-    label: int
 
 
 def has_imagenet(data_dir: Path) -> Path | None:
