@@ -108,10 +108,7 @@ class Operations(NamedTuple):
 
 
 def count(module: Callable[[Tensor], Tensor], image: Tensor) -> Operations:
-    """Operations on one image, a multiplication and an addition counted as two; the module's weights are frozen.
-
-    The image wants a gradient in both: else torch's attention takes a shorter way that the counter does not see (torch 2.14).
-    """
+    """Operations on one image, a multiplication and an addition counted as two; the module's weights are frozen."""
     image = image.requires_grad_()
     with FlopCounterMode(display=False) as forward:
         logits = module(image)
@@ -121,7 +118,10 @@ def count(module: Callable[[Tensor], Tensor], image: Tensor) -> Operations:
 
 
 def count_of(name: str) -> Operations:
-    """Of torchvision's model of a name at 224x224, without weights and without computing anything."""
+    """Of torchvision's model of a name at 224x224, without weights and without computing anything.
+
+    On a CPU the counter does not see what attention computes there: 33.7 of the ViT's 35.1 GFLOP, and 22.5 without a gradient (torch 2.14).
+    """
     import torchvision
 
     with torch.device("meta"):
