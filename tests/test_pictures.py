@@ -279,6 +279,13 @@ def test_only_files_that_are_new_or_have_changed_are_looked_at_again(tmp_path, l
     assert len(looks) == 8 + 6
 
 
+def test_the_splits_of_one_folder_share_its_index(tmp_path, looks):
+    photographs(tmp_path, per_class=10, classes=("ant", "bee"))
+    for split, seen in (("test", 4), ("train", 20), ("test", 20), ("train", 20)):
+        load_dataset(ExternalData(str(tmp_path), **RESIZED), split)
+        assert len(looks) == seen
+
+
 def test_an_index_that_is_damaged_or_cannot_be_written_costs_only_time(tmp_path, looks, capsys):
     photographs(tmp_path, classes=("ant",))
     listed = [f"ant/{place:04}.jpg" for place in range(4)]
@@ -567,7 +574,7 @@ def test_what_is_known_of_a_picture_takes_a_hundred_bytes_and_is_found_again_amo
     known = file_index._empty(many)
     known.height[:], known.width[:], known.decoded[:] = 375, 500, True
     path = file_index.cache_folder() / "indices" / f"{hashlib.sha256(os.fsencode(tmp_path.resolve())).hexdigest()[:24]}.npz"
-    file_index._keep(known, path)
+    file_index._keep(known, None, path)
     index = index_files(tmp_path, [*reversed(many), *there])
     assert sorted(looks) == ["0000.jpg", "0001.jpg"] and index.sizes(upright=True)[375, 500] == 200_000
     held = sum(getattr(index, each.name).nbytes for each in fields(index))

@@ -118,7 +118,7 @@ def attack(
     if run is None:
         hint("this process's share is finished; whoever finishes last writes the tables")
     else:
-        print_run(run, fail_under, _next_step(ckpt, model, dataset, **asked))
+        print_run(run, fail_under, _next_step(ckpt, model, dataset, data_dir=data_dir, **asked))
 
 
 def _next_step(
@@ -126,6 +126,7 @@ def _next_step(
     model: ExternalModel | None,
     dataset: ExternalData | None,
     *,
+    data_dir: Path | None,
     norm: str,
     eps: str | None,
     head: str,
@@ -138,6 +139,7 @@ def _next_step(
     named = ["--ckpt", str(ckpt)] if ckpt is not None else model.options if model is not None else []
     named += [] if dataset is None else dataset.options
     given = {
+        "--data-dir": data_dir,
         "--norm": norm if norm != "Linf" else None,
         "--eps": eps,
         "--head": head if head != "main" else None,

@@ -96,6 +96,7 @@ def index_files(root: Path, listed: list[Stat], *, check: bool = False) -> FileI
 def _completed(root: Path, listed: list[Stat], path: Path, check: bool) -> FileIndex:
     index, known = _empty(listed), np.zeros(len(listed), bool)
     earlier = _read(path)
+    others = None if earlier is None else earlier.take(np.flatnonzero(~np.isin(earlier.names, index.names)))  # of the other split
     if earlier is not None and len(earlier):
         order = np.argsort(earlier.names)
         found = order[np.searchsorted(earlier.names, index.names, sorter=order).clip(max=len(order) - 1)]
@@ -124,10 +125,10 @@ def _completed(root: Path, listed: list[Stat], path: Path, check: bool) -> FileI
                 index.height[row], index.width[row], index.orientation[row] = look.height, look.width, look.orientation
                 index.decoded[row], known[row] = check, True
             if time.monotonic() - last > KEEP_EVERY:
-                _keep(index.take(np.flatnonzero(known)), path)
+                _keep(index.take(np.flatnonzero(known)), others, path)
                 last = time.monotonic()
     if len(listed) >= WORTH_KEEPING:
-        _keep(index.take(np.flatnonzero(known)), path)
+        _keep(index.take(np.flatnonzero(known)), others, path)
     if damaged:
         _refuse(root, damaged, len(listed))
     return index
@@ -186,10 +187,18 @@ def _read(path: Path) -> FileIndex | None:
     return index if len({len(getattr(index, each.name)) for each in fields(FileIndex)}) == 1 else None
 
 
-def _keep(index: FileIndex, path: Path) -> None:
-    """Written where that can be done: an index only saves time."""
-    buffer = io.BytesIO()
-    np.savez(buffer, schema=SCHEMA, **{each.name: getattr(index, each.name) for each in fields(index)})
+def _keep(index: FileIndex, others: FileIndex | None, path: Path) -> None:
+    """Written where that can be done: an index only saves time.
+
+    Args:
+        index: what was looked at.
+        others: what an earlier call found of other files of the folder.
+        path: where.
+    """
+    parts, buffer = [index, *([others] if others is not None else [])], io.BytesIO()
+    np.savez(
+        buffer, schema=SCHEMA, **{each.name: np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(index)}
+    )
     try:
         write_atomically(path, buffer.getvalue())
     except RobenchError as error:
