@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import click
 import pandas as pd
@@ -535,6 +536,18 @@ def test_a_model_whose_images_have_another_size_is_refused(checkpoint, monkeypat
     )
     monkeypatch.setattr("robench.run.inputs.load_dataset", lambda *arguments, **options: wider)
     assert_one_clear_message(call("attack", "--ckpt", checkpoint, "--suite", "pgd2"), "trained on images of shape (3, 32, 32)")
+
+
+def test_the_next_step_is_about_the_same_data():
+    from robench.cli.attack import _next_step
+    from robench.types import ExternalData
+
+    data = ExternalData("imagenet", subset="robustbench", resize="256", crop="224")
+    asked = {"norm": "Linf", "eps": None, "head": "main", "seed": 0}
+    said = _next_step(Path("a.safetensors"), None, data, data_dir=Path("sets"), **asked)
+    assert said.endswith(
+        "robench audit --ckpt a.safetensors --dataset imagenet --resize 256 --crop 224 --subset robustbench --data-dir sets"
+    )
 
 
 ATTACKED = ("--suite", "pgd2", "--n", 20, "--threads", 1)
