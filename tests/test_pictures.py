@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import random
+import threading
+import time
 from dataclasses import fields
 
 import numpy as np
@@ -14,11 +16,11 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from robench.data import file_index, folder, load_dataset
+from robench.data import file_index, folder, load_dataset, picture_files
 from robench.data.file_index import Stat, index_files
 from robench.data.folder import balanced_order
 from robench.data.imagenet_classes import names, synsets
-from robench.data.pictures import read_picture
+from robench.data.pictures import TURNED, check_picture, read_picture
 from robench.data.preprocessing import OwnPreprocessing, Preprocessing, parse_side
 from robench.data.recorded import as_recorded
 from robench.types import ExternalData, RobenchError
@@ -91,6 +93,25 @@ def test_an_exact_size_needs_no_crop_and_a_short_side_does(photos):
 def test_what_cannot_be_done_with_pictures_is_told_with_the_remedy(photos, given, message):
     with pytest.raises(RobenchError, match=message):
         load_dataset(ExternalData(str(photos), **given))
+
+
+def test_the_usual_preprocessing_of_imagenet_fills_up_what_is_given_and_none_is_remembered(tmp_path):
+    imagenet_by_synset(tmp_path / "imagenet" / "val")
+
+    def read(**given):
+        return load_dataset(ExternalData("imagenet", **given), data_dir=tmp_path)
+
+    assert read(crop="200").reading["preprocessing"] == "short side to 256 (bilinear), then the centre 200x200"
+    assert read(interpolation="bicubic").reading["preprocessing"] == "short side to 256 (bicubic), then the centre 224x224"
+    with pytest.raises(RobenchError, match="`crop=288x288` is larger than `resize=256`"):
+        read(crop="288")
+    as_they_are = read(resize="none", crop="none")
+    again = load_dataset(as_recorded({"name": "imagenet", **as_they_are.reading}), data_dir=tmp_path)
+    assert as_they_are.image_shape == (3, 30, 40) and again.digest == as_they_are.digest
+
+
+def test_a_recorded_folder_that_is_called_as_a_data_set_stays_a_folder():
+    assert as_recorded({"name": "imagenet", "path": "imagenet"}).reference == "./imagenet"
 
 
 def test_arrays_of_pixels_are_not_resized(tmp_path):
@@ -189,6 +210,45 @@ def test_a_picture_with_an_exif_turn_is_upright_in_a_folder_and_as_it_lies_in_im
     assert read_picture(tmp_path / "test" / "ant" / "0.png", upright=False).shape == (24, 20, 3)
 
 
+def test_a_picture_that_pillow_turns_by_itself_is_turned_once(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for name in ("ant", "bee"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        picture(1, (24, 20)).save(tmp_path / "test" / name / "0.tiff", exif=turned)
+    data = load_dataset(str(tmp_path))
+    assert data.image_shape == (3, *read_picture(tmp_path / "test" / "ant" / "0.tiff").shape[:2])
+
+
+def test_exif_data_that_make_no_sense_turn_nothing(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture(1, (24, 20)).save(tmp_path / "whole.jpg", exif=turned)
+    content = (tmp_path / "whole.jpg").read_bytes()
+    start, random_bytes = content.index(b"Exif"), random.Random(0)
+    end = start + content[start:].index(b"\xff\xdb")
+    for _ in range(300):
+        changed = bytearray(content)
+        for _ in range(2):
+            changed[random_bytes.randrange(start, end)] = random_bytes.randrange(256)
+        header = check_picture(bytes(changed))
+        shown = (header.width, header.height) if header.orientation in TURNED else (header.height, header.width)
+        assert read_picture(io.BytesIO(changed)).shape[:2] == shown
+
+
+def test_a_picture_of_another_size_than_its_header_says_is_named(photos, monkeypatch):
+    data = load_dataset(ExternalData(str(photos), **RESIZED))
+    monkeypatch.setattr(picture_files, "read_picture", lambda *a, **k: np.zeros((3, 4, 3), np.uint8))
+    with pytest.raises(RobenchError, match=r"cannot read the image .*jpg: it has 4x3 pixels, its header says otherwise"):
+        data.pixels(slice(0, 1))
+
+
+def test_files_of_a_mac_that_begin_with_a_dot_are_no_pictures(photos):
+    before = load_dataset(ExternalData(str(photos), **RESIZED)).digest
+    (photos / "test" / "ant" / "._0000.jpg").write_bytes(b"\0\5\x16\7")
+    assert load_dataset(ExternalData(str(photos), **RESIZED)).digest == before
+
+
 def damage(path, how):
     content = path.read_bytes()
     if how == "cut":
@@ -247,7 +307,8 @@ def test_a_file_that_changes_after_it_was_looked_at_is_not_read(photos):
 
 
 def stats(root, listed):
-    return [Stat(name, (root / name).stat().st_size, (root / name).stat().st_mtime_ns) for name in listed]
+    facts = [(root / name).stat() for name in listed]
+    return [Stat(name, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for name, each in zip(listed, facts, strict=True)]
 
 
 @pytest.fixture
@@ -264,7 +325,7 @@ def test_only_files_that_are_new_or_have_changed_are_looked_at_again(tmp_path, l
     listed = [f"ant/{place:04}.jpg" for place in range(6)]
     first = index_files(tmp_path, stats(tmp_path, listed))
     assert len(looks) == 6
-    again = index_files(tmp_path, stats(tmp_path, reversed(listed)))
+    again = index_files(tmp_path, stats(tmp_path, listed[::-1]))
     assert (
         len(looks) == 6 and np.array_equal(again.sha256, first.sha256[::-1]) and again.names.tolist() == first.names[::-1].tolist()
     )
@@ -284,6 +345,34 @@ def test_the_splits_of_one_folder_share_its_index(tmp_path, looks):
     for split, seen in (("test", 4), ("train", 20), ("test", 20), ("train", 20)):
         load_dataset(ExternalData(str(tmp_path), **RESIZED), split)
         assert len(looks) == seen
+
+
+def test_other_pixels_of_the_same_length_and_time_are_noticed(tmp_path, looks):
+    photographs(tmp_path / "test", suffix="bmp", sizes=((20, 24),))
+    data = load_dataset(ExternalData(str(tmp_path), **RESIZED))
+    file = tmp_path / "test" / "ant" / "0001.bmp"
+    facts = file.stat()
+    picture(55, (20, 24)).save(file)
+    os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # as rsync and tar leave it
+    assert file.stat().st_size == facts.st_size
+    with pytest.raises(RobenchError, match=r"0001\.bmp: it has changed since it was looked at"):
+        data.pixels(slice(None))
+    again = load_dataset(ExternalData(str(tmp_path), **RESIZED))
+    assert again.digest != data.digest and looks[8:] == ["0001.bmp"]
+    again.pixels(slice(None))
+
+
+def test_a_process_waits_for_the_one_that_makes_the_index_and_says_so_but_not_for_ever(tmp_path, monkeypatch, capsys):
+    with file_index.alone(tmp_path / "made.npz"):
+        waiting = threading.Thread(target=lambda: file_index.alone(tmp_path / "made.npz").__enter__())
+        waiting.start()
+        time.sleep(0.5)
+        assert waiting.is_alive() and "another process makes" in capsys.readouterr().err
+    waiting.join(10)
+    assert not waiting.is_alive()
+    monkeypatch.setattr(file_index, "LONGEST_WAIT", 0.3)
+    with file_index.alone(tmp_path / "other.npz"), file_index.alone(tmp_path / "other.npz"):
+        pass
 
 
 def test_an_index_that_is_damaged_or_cannot_be_written_costs_only_time(tmp_path, looks, capsys):
@@ -347,9 +436,14 @@ def test_pictures_in_parquet_files_are_unpacked_once_and_read_alike(tmp_path, ph
     assert "is unpacked once" in capsys.readouterr().err
     assert hub.is_stored and sorted(map(hash_of, hub.pixels(slice(None)))) == sorted(map(hash_of, data.pixels(slice(None))))
     again = load_dataset(ExternalData(str(tmp_path / "hub"), **RESIZED))
+    (kept,) = (file_index.cache_folder() / "unpacked").glob("*.pictures")
     assert not capsys.readouterr().err and again.digest == hub.digest
     sent = pickle.loads(pickle.dumps(hub.images))
     assert sent.is_here() and torch.equal(sent.read([2, 0]), hub.pixels(torch.tensor([2, 0])))
+    write_parquet(tmp_path / "hub" / "test-1.parquet", [*contents[5:7], contents[0]], data.labels[5:].tolist())
+    load_dataset(ExternalData(str(tmp_path / "hub"), **RESIZED))
+    (replaced,) = (file_index.cache_folder() / "unpacked").glob("*.pictures")
+    assert replaced != kept
     write_parquet(tmp_path / "hub" / "test-1.parquet", [*contents[5:7], b"no picture"], data.labels[5:].tolist())
     with pytest.raises(RobenchError, match="cannot read the image in .*hub, row 7: no picture that PIL can read"):
         load_dataset(ExternalData(str(tmp_path / "hub"), **RESIZED))
@@ -400,7 +494,8 @@ def jpeg(place, size=(30, 40)):
 def test_imagenet_in_folders_of_synsets_is_in_torchvisions_order(tmp_path):
     imagenet_by_synset(tmp_path / "imagenet" / "val")
     data = load_dataset("imagenet", data_dir=tmp_path)
-    assert len(data) == 1000 and data.labels.tolist() == list(range(1000))
+    assert len(data) == 1000 and sorted(data.labels.tolist()) == list(range(1000))
+    assert max(data.labels[:100]) > 900  # the first hundred are not the first hundred classes, which are animals
     assert data.classes[0] == "n01440764 tench" and data.classes[999].startswith("n15075141 ")
     assert data.image_shape == (3, 224, 224) and data.default_eps == {"Linf": "4/255", "L2": "3.0"}
     assert (
@@ -534,6 +629,24 @@ def test_what_is_more_than_memory_should_hold_is_evaluated_from_a_file(monkeypat
     assert len(spooled) == 1 and stored.verdicts.equals(held.verdicts) and len(held.verdicts) == 2 * 30
 
 
+def test_a_data_set_that_raises_in_the_middle_leaves_no_file(tmp_path, monkeypatch):
+    from robench.data import in_memory
+
+    class Broken(Own):
+        def __getitem__(self, place):
+            if place == 30:
+                raise OSError("no such image")
+            return super().__getitem__(place)
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    images, labels = pairs()
+    monkeypatch.setattr(in_memory, "HELD_BYTES", images[:10].nbytes)
+    monkeypatch.setattr(in_memory, "BLOCK_BYTES", images[:5].nbytes)
+    with pytest.raises(RobenchError, match="no such image"):
+        in_memory.gather(Broken(images, labels))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_spool_turns_to_floats_when_the_first_float_comes_and_leaves_no_file(tmp_path, monkeypatch):
     from robench.data.spool import Spool
 
@@ -570,7 +683,7 @@ def test_what_is_known_of_a_picture_takes_a_hundred_bytes_and_is_found_again_amo
     """200,000 files that are not there, but two: only those are looked at, and the rest are taken from the index."""
     photographs(tmp_path, classes=("ant",), per_class=2)
     there = stats(tmp_path, ["ant/0000.jpg", "ant/0001.jpg"])
-    many = [Stat(f"n01440764/ILSVRC2012_val_{place:08}.JPEG", 100_000 + place, place) for place in range(200_000)]
+    many = [Stat(f"n01440764/ILSVRC2012_val_{place:08}.JPEG", 100_000 + place, place, place) for place in range(200_000)]
     known = file_index._empty(many)
     known.height[:], known.width[:], known.decoded[:] = 375, 500, True
     path = file_index.cache_folder() / "indices" / f"{hashlib.sha256(os.fsencode(tmp_path.resolve())).hexdigest()[:24]}.npz"
@@ -578,4 +691,4 @@ def test_what_is_known_of_a_picture_takes_a_hundred_bytes_and_is_found_again_amo
     index = index_files(tmp_path, [*reversed(many), *there])
     assert sorted(looks) == ["0000.jpg", "0001.jpg"] and index.sizes(upright=True)[375, 500] == 200_000
     held = sum(getattr(index, each.name).nbytes for each in fields(index))
-    assert held / len(index) < 110
+    assert held / len(index) < 120

@@ -65,12 +65,17 @@ def audit(
     external = ExternalModel(model) if isinstance(model, str) else model
     inputs = load_inputs(ckpt, dataset, data_dir, request.head, model=external, tell=True)
     data = inputs.data
-    learn_from = load_dataset(inputs.name, "train", data_dir) if inputs.name in DATASETS and not data.is_stored else data
+    learn_from = load_dataset(inputs.name, "train", data_dir) if _can_train(inputs.name) else data
     with use_device(device, threads) as chosen:
         subject = subject_of(ckpt, external, data, chosen, request.head)
         tell_remarks(subject, data, request.samples(data), warn)
         folder = out or Path("reports") / request.folder_name(subject.name, data)
         return audit_subject(subject, data, request, folder, chosen, learn_from=learn_from, command=command_line())
+
+
+def _can_train(name: str) -> bool:
+    """Whether a data set of this name brings images to learn from."""
+    return name in DATASETS and "train" in DATASETS[name].splits
 
 
 def audit_subject(

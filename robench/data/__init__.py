@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from robench.data.location import data_folder as data_folder
-from robench.data.preprocessing import OwnPreprocessing, given_preprocessing
+from robench.data.preprocessing import OwnPreprocessing
 from robench.data.reading import Reading
 from robench.types import Dataset, ExternalData, RobenchError
 
@@ -22,11 +23,13 @@ class DatasetEntry:
         load: ``load(split, data_dir) -> Dataset``; ``load(split, path, reading)`` where it consists of pictures in files.
         about: one line for ``robench list``.
         of_pictures: whether it does, so that how they are read can be asked for.
+        splits: that it has.
     """
 
     load: Callable[..., Dataset]
     about: str
     of_pictures: bool = False
+    splits: tuple[str, ...] = SPLITS
 
     def loaded(self, name: str, split: str, place: Path, reading: Reading) -> Dataset:
         """The split, read as asked for.
@@ -36,9 +39,8 @@ class DatasetEntry:
         """
         if self.of_pictures:
             return self.load(split, place, reading)
-        asked = [
-            option for option, given in (("resize", reading.given), ("check", reading.check), ("subset", reading.subset)) if given
-        ]
+        options = ("resize", "crop", "interpolation", "check", "subset")
+        asked = [option for option in options if getattr(reading, option) not in (None, False, "none")]
         if asked:
             raise RobenchError(
                 f"`{asked[0]}` is about pictures in files, and {name} is an array of pixels: leave it out, or resize inside the model"
@@ -80,6 +82,7 @@ DATASETS: dict[str, DatasetEntry] = {
         _imagenet,
         "ImageNet's 50,000 validation pictures, 1,000 classes, from your own copy in imagenet/; Linf 4/255",
         of_pictures=True,
+        splits=("test",),
     ),
 }
 
@@ -143,9 +146,12 @@ def load_dataset(
     named = str(asked.reference)
     if split not in SPLITS:
         raise RobenchError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
-    given = given_preprocessing(asked.resize, asked.crop, asked.interpolation, None if own is None else own.preprocessing)
-    reading = Reading(given=given, own=own, check=asked.check, subset=asked.subset, told=tell)
+    reading = Reading(
+        resize=asked.resize, crop=asked.crop, interpolation=asked.interpolation, own=own, check=asked.check, subset=asked.subset, told=tell
+    )  # fmt: skip
     if named in DATASETS:
+        if tell and Path(named).is_dir():
+            print(f"robench: {named} is the data set of that name; the folder here is ./{named}", file=sys.stderr)
         return DATASETS[named].loaded(named, split, data_folder(data_dir), reading)
     external = external_data(Path(named))
     if external is not None:

@@ -10,7 +10,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,8 @@ BLOCK = 2_000  # files between two looks at the clock
 KEEP_EVERY = 30.0  # seconds between two writings of an index that is being made
 LISTED = 5  # damaged files that a message names
 WORTH_KEEPING = 200  # files; fewer are looked at again in a second
-SCHEMA = 1
+SCHEMA = 2
+LONGEST_WAIT = 1800.0  # seconds that a process waits for another one to make the index
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,7 +39,8 @@ class FileIndex:
     Attributes:
         names: paths below the folder, with slashes, as the system encodes them, (N,) of bytes.
         bytes: lengths, int64 (N,).
-        changed: times of the last change, nanoseconds, int64 (N,).
+        changed: times of the last change of the content, nanoseconds, int64 (N,).
+        touched: times of the last change of anything, which no copying program sets back, likewise.
         sha256: of their contents, uint8 (N, 32).
         height, width: as they are stored, int32 (N,).
         orientation: by EXIF, uint8 (N,).
@@ -48,6 +50,7 @@ class FileIndex:
     names: np.ndarray
     bytes: np.ndarray
     changed: np.ndarray
+    touched: np.ndarray
     sha256: np.ndarray
     height: np.ndarray
     width: np.ndarray
@@ -70,11 +73,13 @@ class FileIndex:
 
 
 class Stat(NamedTuple):
-    """A file as the system lists it: its name below the folder, its length, and the time of its last change in nanoseconds."""
+    """A file as the system lists it: its name below the folder, its length, and the times of the last change of its content and of anything,
+    in nanoseconds."""
 
     name: str
     bytes: int
     changed: int
+    touched: int
 
 
 def index_files(root: Path, listed: list[Stat], *, check: bool = False) -> FileIndex:
@@ -89,7 +94,9 @@ def index_files(root: Path, listed: list[Stat], *, check: bool = False) -> FileI
         RobenchError: files are damaged; names them.
     """
     path = cache_folder() / "indices" / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]}.npz"
-    with _alone(path, len(listed)):
+    if len(listed) < WORTH_KEEPING:
+        return _completed(root, listed, path, check)
+    with alone(path):
         return _completed(root, listed, path, check)
 
 
@@ -100,11 +107,9 @@ def _completed(root: Path, listed: list[Stat], path: Path, check: bool) -> FileI
     if earlier is not None and len(earlier):
         order = np.argsort(earlier.names)
         found = order[np.searchsorted(earlier.names, index.names, sorter=order).clip(max=len(order) - 1)]
-        known = (
-            (earlier.names[found] == index.names)
-            & (earlier.bytes[found] == index.bytes)
-            & (earlier.changed[found] == index.changed)
-        )
+        known = np.ones(len(listed), bool)
+        for name in ("names", "bytes", "changed", "touched"):
+            known &= getattr(earlier, name)[found] == getattr(index, name)
         known &= earlier.decoded[found] | (not check)
         for name in ("sha256", "height", "width", "orientation", "decoded"):
             getattr(index, name)[known] = getattr(earlier, name)[found[known]]
@@ -170,6 +175,7 @@ def _empty(listed: list[Stat]) -> FileIndex:
     return FileIndex(
         names=np.array([os.fsencode(each.name) for each in listed], dtype=np.bytes_),
         bytes=np.array([each.bytes for each in listed], np.int64), changed=np.array([each.changed for each in listed], np.int64),
+        touched=np.array([each.touched for each in listed], np.int64),
         sha256=np.zeros((n, 32), np.uint8), height=np.zeros(n, np.int32), width=np.zeros(n, np.int32),
         orientation=np.ones(n, np.uint8), decoded=np.zeros(n, bool),
     )  # fmt: skip
@@ -206,19 +212,30 @@ def _keep(index: FileIndex, others: FileIndex | None, path: Path) -> None:
 
 
 @contextmanager
-def _alone(path: Path, n: int) -> Iterator[None]:
-    """Lets one of several processes on a machine make the index, which the others then find; where nothing can be locked, each makes it."""
-    if n < WORTH_KEEPING:
-        yield
-        return
-    try:
-        import fcntl
+def alone(path: Path) -> Iterator[None]:
+    """Lets one of several processes on a machine make a file, which the others then find; where nothing can be locked, each makes it.
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 (held open by the block below)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except (ImportError, OSError):
-        yield
-        return
-    with lock:
+    Args:
+        path: of the file.
+    """
+    with ExitStack() as stack:
+        try:
+            import fcntl
+
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(path.with_suffix(".lock"), "w"))
+        except (ImportError, OSError):
+            lock = None
+        started, told = time.monotonic(), False
+        while lock is not None and time.monotonic() - started < LONGEST_WAIT:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    print(f"robench: another process makes {path}; this one waits for it", file=sys.stderr)
+                told = True
+                time.sleep(0.2)
+            except OSError:  # a file system without locks
+                break
         yield

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TEST_SHARE = 5  # one image in five
-HELD_BYTES = 256 * 2**20  # of pixels: what is smaller, and needs no preprocessing, is held as one tensor
+HELD_BYTES = 2**30  # of pixels: what is smaller, and needs no preprocessing, is held as one tensor
 
 
 def load_folder(root: Path, split: str, reading: Reading = AS_THEY_ARE) -> Dataset:
@@ -95,24 +95,30 @@ def held_if_small(stored: StoredImages, preprocessing: Preprocessing | None) -> 
     return stored.read(range(n))
 
 
-def balanced_order(labels: Sequence[int]) -> list[int]:
-    """One fixed order in which the first n samples hold all classes as evenly as they come: shuffled within each, then dealt in turn."""
+def balanced_order(labels: Sequence[int], *, mixed: bool = False) -> list[int]:
+    """One fixed order in which the first n samples hold all classes as evenly as they come: shuffled within each, then dealt in turn.
+
+    Args:
+        labels: of the samples.
+        mixed: deal the classes in another order at every turn, so that fewer samples than classes are not those of the first classes.
+    """
     given, random = np.asarray(labels), np.random.RandomState(0)
     by_label = np.argsort(given, kind="stable")
     turns = np.empty(len(given), np.int64)
     for places in np.split(by_label, np.flatnonzero(np.diff(given[by_label])) + 1):
         turns[random.permutation(places)] = np.arange(len(places))
-    return [int(place) for place in np.lexsort((given, turns))]
+    within = random.random_sample(len(given)) if mixed else given
+    return [int(place) for place in np.lexsort((within, turns))]
 
 
 def list_pictures(base: Path, below: str) -> list[Stat]:
     """The picture files of a folder below another one, by name."""
     with os.scandir(base / below) as entries:
-        named = sorted(
-            (entry for entry in entries if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES), key=lambda each: each.name
-        )
-        found = [(entry.name, entry.stat()) for entry in named]
-    return [Stat(f"{below}/{name}" if below else name, facts.st_size, facts.st_mtime_ns) for name, facts in found]
+        pictures = (each for each in entries if Path(each.name).suffix.lower() in IMAGE_SUFFIXES and not each.name.startswith("."))
+        found = [(entry.name, entry.stat()) for entry in sorted(pictures, key=lambda each: each.name)]
+    return [
+        Stat(f"{below}/{name}" if below else name, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns) for name, facts in found
+    ]
 
 
 def _images_of(base: Path, name: str, split: str, *, ours: bool) -> list[Stat]:

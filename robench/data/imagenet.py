@@ -43,7 +43,7 @@ def load_imagenet(split: str, data_dir: Path, reading: Reading) -> Dataset:
             "and meta.mat beside them"
         )
     chosen = _subset(found, reading.subset)
-    order = balanced_order([each.label for each in chosen]) if reading.subset is None else range(len(chosen))
+    order = balanced_order([each.label for each in chosen], mixed=True) if reading.subset is None else range(len(chosen))
     files, labels = [chosen[place].file for place in order], [chosen[place].label for place in order]
     name = "imagenet" if reading.subset is None else f"imagenet-{reading.subset}"
     data = dataset_of_files(

@@ -8,6 +8,7 @@ import os
 import secrets
 import sys
 import zipfile
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from robench.data.file_index import alone
 from robench.data.location import cache_folder
 from robench.data.picture_files import read_together
 from robench.data.pictures import TURNED, check_picture, read_picture
@@ -107,16 +109,22 @@ class PackedPictures:
         row = self.order[place]
         content = os.pread(descriptor, int(self.facts.length[row]), int(self.facts.start[row]))
         try:
-            return read_picture(io.BytesIO(content), preprocessing=self.preprocessing)
+            pixels = read_picture(io.BytesIO(content), preprocessing=self.preprocessing)
+            if pixels.shape[:2] != self.size:
+                raise RobenchError(f"it has {pixels.shape[1]}x{pixels.shape[0]} pixels, its header says otherwise")
+            return pixels
         except RobenchError as error:
             raise RobenchError(f"cannot read the image in {self.name(place)}: {error}; what was finished before is kept") from None
 
 
-def pack_pictures(key: str, rows: Iterable[tuple[bytes, int]], source: str, *, expected: int, check: bool) -> tuple[Path, Facts]:
-    """The file that holds pictures of a key, written where it is not there yet, and what is known of them.
+def pack_pictures(
+    named: str, version: str, rows: Iterable[tuple[bytes, int]], source: str, *, expected: int, check: bool
+) -> tuple[Path, Facts]:  # fmt: skip
+    """The file that holds the pictures of a version, written where it is not there yet, and what is known of them; earlier versions are removed.
 
     Args:
-        key: names the content; the same key is the same pictures.
+        named: what the pictures come from, as a part of a file's name.
+        version: of it, likewise; the same version is the same pictures.
         rows: contents of picture files and their labels.
         source: what they come from, for messages.
         expected: bytes, for the message that tells of the copy.
@@ -125,10 +133,18 @@ def pack_pictures(key: str, rows: Iterable[tuple[bytes, int]], source: str, *, e
     Raises:
         RobenchError: a picture is damaged; or the disk is full.
     """
-    file = cache_folder() / "unpacked" / f"{key}.pictures"
-    facts = _read_facts(file.with_suffix(".npz"))
-    if facts is not None and not check and file.is_file():
-        return file, facts
+    file = cache_folder() / "unpacked" / f"{named}-{version}.pictures"
+    with alone(file):
+        facts = _read_facts(file.with_suffix(".npz"))
+        if facts is None or check or not file.is_file():
+            facts = _unpack(file, rows, source, expected=expected, check=check)
+            for earlier in file.parent.glob(f"{named}-*"):
+                if earlier.stem != file.stem:
+                    earlier.unlink(missing_ok=True)
+    return file, facts
+
+
+def _unpack(file: Path, rows: Iterable[tuple[bytes, int]], source: str, *, expected: int, check: bool) -> Facts:
     print(f"robench: {source} is unpacked once, about {expected / 2**20:,.0f} MiB, into {file}", file=sys.stderr)
     partial = file.with_name(f".{file.name}.{secrets.token_hex(6)}{PARTIAL}")
     try:
@@ -147,25 +163,30 @@ def pack_pictures(key: str, rows: Iterable[tuple[bytes, int]], source: str, *, e
     buffer = io.BytesIO()
     np.savez(buffer, **{each.name: getattr(facts, each.name) for each in fields(facts)})
     write_atomically(file.with_suffix(".npz"), buffer.getvalue())
-    return file, facts
+    return facts
 
 
 def _packed(rows: Iterable[tuple[bytes, int]], target: io.BufferedWriter, source: str, check: bool) -> Facts:
-    start, columns = 0, []
+    # Arrays of numbers: a million rows of Python's own would take 600 MB.
+    start, hashes = 0, bytearray()
+    starts, lengths, labels, heights, widths = (array("q") for _ in range(5))
     for row, (content, label) in enumerate(rows):
         try:
             header = check_picture(content, decode=check)
         except RobenchError as error:
             raise RobenchError(f"cannot read the image in {source}, row {row}: {error}") from None
         turned = header.orientation in TURNED
-        size = (header.width, header.height) if turned else (header.height, header.width)
         target.write(content)
-        columns.append((start, len(content), label, np.frombuffer(hashlib.sha256(content).digest(), np.uint8), *size))
+        hashes += hashlib.sha256(content).digest()
+        for column, value in (
+            (starts, start), (lengths, len(content)), (labels, label), (heights, header.width if turned else header.height),
+            (widths, header.height if turned else header.width),
+        ):  # fmt: skip
+            column.append(value)
         start += len(content)
-    starts, lengths, labels, hashes, heights, widths = zip(*columns, strict=True)
     return Facts(
-        start=np.array(starts, np.int64), length=np.array(lengths, np.int64), label=np.array(labels, np.int64), sha256=np.stack(hashes),
-        height=np.array(heights, np.int32), width=np.array(widths, np.int32),
+        start=np.array(starts), length=np.array(lengths), label=np.array(labels),
+        sha256=np.frombuffer(bytes(hashes), np.uint8).reshape(-1, 32), height=np.array(heights, np.int32), width=np.array(widths, np.int32),
     )  # fmt: skip
 
 

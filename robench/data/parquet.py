@@ -46,11 +46,12 @@ def load_parquet(root: Path, split: str, reading: Reading = AS_THEY_ARE) -> Data
         raise RobenchError(f"{table.source}: {values.count(None)} of {len(values)} labels are missing")
     labels = to_labels(np.asarray(values), len(values), table.classes, f"{table.source}: {table.label}")
     order = balanced_order(labels.tolist())
-    key = hashlib.sha256(
-        "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in table.files).encode()
+    named, version = (
+        hashlib.sha256("\n".join(map(how, table.files)).encode()).hexdigest()[:16]
+        for how in (lambda file: str(file.resolve()), _stamp)
     )
     packed, facts = pack_pictures(
-        key.hexdigest()[:24], table.pictures(labels.tolist()), table.source, expected=sum(file.stat().st_size for file in table.files),
+        named, version, table.pictures(labels.tolist()), table.source, expected=sum(file.stat().st_size for file in table.files),
         check=reading.check,
     )  # fmt: skip
     settled = reading.settled(facts.sizes(), str(root))
@@ -62,6 +63,12 @@ def load_parquet(root: Path, split: str, reading: Reading = AS_THEY_ARE) -> Data
         name=root.resolve().name, split=split, images=held_if_small(stored, settled.preprocessing), labels=labels[order], classes=known,
         path=str(root), reading=settled.described,
     )  # fmt: skip
+
+
+def _stamp(file: Path) -> str:
+    """What changes whenever a file does."""
+    facts = file.stat()
+    return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}"
 
 
 def _of_split(files: list[Path], split: str, root: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ class PictureFiles:
         root: the folder.
         names: paths below it, as the system encodes them, (N,) of bytes.
         bytes: lengths that the files had when they were looked at, int64 (N,).
+        sha256: of their contents, uint8 (N, 32).
         size: height and width of the pixels.
         digest: see ``StoredImages``.
         preprocessing: of every picture, None for none.
@@ -39,6 +41,7 @@ class PictureFiles:
     root: Path
     names: np.ndarray
     bytes: np.ndarray
+    sha256: np.ndarray
     size: tuple[int, int]
     digest: str
     preprocessing: Preprocessing | None = None
@@ -52,7 +55,7 @@ class PictureFiles:
         total = hashlib.sha256(f"{preprocessing or ''!s} {upright} {len(index)}\n".encode())
         total.update(np.ascontiguousarray(index.sha256).data)
         return cls(
-            root=root, names=index.names, bytes=index.bytes, size=size, digest=total.hexdigest(), preprocessing=preprocessing, upright=upright
+            root=root, names=index.names, bytes=index.bytes, sha256=index.sha256, size=size, digest=total.hexdigest(), preprocessing=preprocessing, upright=upright
         )  # fmt: skip
 
     @property
@@ -81,9 +84,13 @@ class PictureFiles:
     def _read(self, place: int) -> np.ndarray:
         path = self.name(place)
         try:
-            if os.stat(path).st_size != self.bytes[place]:
+            content = Path(path).read_bytes()
+            if hashlib.sha256(content).digest() != self.sha256[place].tobytes():
                 raise RobenchError("it has changed since it was looked at; start the same command again")
-            return read_picture(Path(path), upright=self.upright, preprocessing=self.preprocessing)
+            pixels = read_picture(io.BytesIO(content), upright=self.upright, preprocessing=self.preprocessing)
+            if pixels.shape[:2] != self.size:
+                raise RobenchError(f"it has {pixels.shape[1]}x{pixels.shape[0]} pixels, its header says otherwise")
+            return pixels
         except (OSError, RobenchError) as error:
             said = (error.strerror if isinstance(error, OSError) else "") or str(error)
             raise RobenchError(f"cannot read the image {path}: {said}; what was finished before is kept") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,14 @@ SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what the last bytes of a whole file hold
 TAIL = 1024  # bytes at the end of a file that are looked at; cameras append a little
 TURNED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
+# What turns a picture of each EXIF orientation upright, by PIL's names.
+UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
+}  # fmt: skip
+# What PIL's decoders raise of damaged files and of odd EXIF data.
+DAMAGED = (
+    OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, EOFError, OverflowError, AttributeError, ZeroDivisionError, struct.error,
+)  # fmt: skip
 ORIENTATION = 0x0112
 
 
@@ -49,7 +58,7 @@ def check_picture(content: bytes, *, decode: bool = False) -> Header:
 
     with _in_one_message(), Image.open(io.BytesIO(content)) as image:
         width, height = image.size
-        orientation = int(image.getexif().get(ORIENTATION, 1)) if image.format in ("JPEG", "TIFF", "WEBP", "PNG", "MPO") else 1
+        orientation = _orientation(image)
         _refuse_deep(image)
         end = ENDS.get(image.format or "")
         if decode or end is None or end not in content[-TAIL:]:
@@ -57,7 +66,7 @@ def check_picture(content: bytes, *, decode: bool = False) -> Header:
     if image.format == "PNG":  # decoding does not look at checksums
         with _in_one_message(), Image.open(io.BytesIO(content)) as image:
             image.verify()
-    return Header(height, width, orientation if 1 <= orientation <= 8 else 1)
+    return Header(height, width, orientation)
 
 
 def read_picture(source: Path | BinaryIO, *, upright: bool = True, preprocessing: Preprocessing | None = None) -> np.ndarray:
@@ -72,11 +81,12 @@ def read_picture(source: Path | BinaryIO, *, upright: bool = True, preprocessing
         RobenchError: it is none, or damaged; the message is a part of a sentence.
     """
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with _in_one_message(), Image.open(source) as opened:
         _refuse_deep(opened)
-        image: Image.Image = ImageOps.exif_transpose(opened) if upright else opened
+        orientation = _orientation(opened) if upright else 1
+        image: Image.Image = opened.transpose(Image.Transpose[UPRIGHT[orientation]]) if orientation in UPRIGHT else opened
         if image.mode in SIXTEEN_BITS:  # convert() would cut off all above 255
             levels = np.asarray(image).astype(np.uint32)
             image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
@@ -95,9 +105,19 @@ def _in_one_message() -> Iterator[None]:
         raise RobenchError("no picture that PIL can read") from None
     except Image.DecompressionBombError as error:
         raise RobenchError(f"{error}; scale it down first") from None
-    # PIL's decoders raise all of these of damaged files.
-    except (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, EOFError, OverflowError) as error:
+    except DAMAGED as error:
         raise RobenchError(str(error) or type(error).__name__) from None
+
+
+def _orientation(image: Image) -> int:
+    """By EXIF, 1 where a picture needs no turn or its EXIF data cannot be read. Pillow turns TIFF files by itself."""
+    if image.format not in ("JPEG", "PNG", "WEBP", "MPO"):
+        return 1
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except DAMAGED:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _refuse_deep(image: Image) -> None:

@@ -132,15 +132,28 @@ def parse_side(text: str, name: str) -> int | tuple[int, int] | None:
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
+def refuse_unreadable(resize: str | None, crop: str | None, interpolation: str | None) -> None:
+    """Refuses texts that mean nothing, before any picture is looked at.
+
+    Raises:
+        RobenchError: so it is.
+    """
+    for name, text in (("resize", resize), ("crop", crop)):
+        if text is not None:
+            parse_side(text, name)
+    if interpolation is not None:
+        Preprocessing(interpolation=interpolation)
+
+
 def given_preprocessing(
     resize: str | None, crop: str | None, interpolation: str | None, own: Preprocessing | None
 ) -> Preprocessing | None:
-    """What the user gave, filled up with what the model's files say; None where nothing was given.
+    """What the user gave, filled up with what the model's files or the data set say; None where nothing was given.
 
     Args:
         resize, crop: see ``parse_side``.
         interpolation: of the resize.
-        own: what the model's files say.
+        own: what is said otherwise.
 
     Raises:
         RobenchError: a text means nothing, or the crop is larger than the resized image.

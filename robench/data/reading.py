@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from robench.data.preprocessing import OwnPreprocessing, Preprocessing
+from robench.data.preprocessing import OwnPreprocessing, Preprocessing, given_preprocessing, refuse_unreadable
 from robench.types import RobenchError
 
 SHOWN = 4  # sizes that a message names
@@ -26,18 +26,23 @@ class Reading:
     """How picture files are to be read.
 
     Attributes:
-        given: what the user asked for; None for nothing, and falsy for pictures as they are.
+        resize, crop, interpolation: what the user asked for, as ``ExternalData`` has it.
         own: what the model's files say, None where they say nothing.
         check: decode every file first, to see that it is whole.
         subset: a named part of the data set, None for all of it.
         told: say on stderr what was settled.
     """
 
-    given: Preprocessing | None = None
+    resize: str | None = None
+    crop: str | None = None
+    interpolation: str | None = None
     own: OwnPreprocessing | None = None
     check: bool = False
     subset: str | None = None
     told: bool = False
+
+    def __post_init__(self) -> None:
+        refuse_unreadable(self.resize, self.crop, self.interpolation)
 
     def settled(self, sizes: Mapping[tuple[int, int], int], named: str, default: Preprocessing | None = None) -> Settled:
         """What is done to pictures of these sizes.
@@ -53,12 +58,14 @@ class Reading:
         Raises:
             RobenchError: pictures differ in size, and nothing says what to make of them; or a crop is larger than a picture.
         """
-        chosen = self.given if self.given is not None else self._of_model(sizes, named, default)
+        base = default if self.own is None else self.own.preprocessing
+        given = given_preprocessing(self.resize, self.crop, self.interpolation, base)
+        chosen = given if given is not None else self._of_model(sizes, named, default)
         made = {(chosen or Preprocessing()).size_of(*size) for size in sizes}
         if len(made) > 1:
             raise RobenchError(self._unequal(sizes, named, chosen))
-        if not chosen:
-            return Settled(None, made.pop(), {})
+        if not chosen:  # what was asked for is recorded: without a word a default would apply
+            return Settled(None, made.pop(), {} if given is None else {"preprocessing": given.words, "steps": given.to_json()})
         if self.told:
             print(f"robench: {named}: every picture: {chosen.words}", file=sys.stderr)
         return Settled(chosen, made.pop(), {"preprocessing": chosen.words, "steps": chosen.to_json()})

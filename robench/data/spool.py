@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from typing import IO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,14 +47,10 @@ class Spool:
         self._n += len(block)
 
     def images(self) -> Tensor:
-        """All of them as one tensor, whose pages the system reads from the file when they are asked for."""
+        """All of them as one tensor, whose pages the system reads from the file when they are asked for; what is written to it stays in memory."""
         self._file.flush()
-        size = self._n * math.prod(self._shape)
-        mapped = torch.from_file(self._file.name, shared=False, size=size, dtype=self._dtype)
-        if os.name == "posix":  # what is mapped stays until nobody holds it
-            os.unlink(self._file.name)
-        self._file.close()
-        return mapped.view(self._n, *self._shape)
+        dtype = np.uint8 if self._dtype == torch.uint8 else np.float32
+        return torch.from_numpy(np.memmap(self._file, dtype, mode="c", shape=(self._n, *self._shape)))
 
     def _to_float(self) -> None:
         """Writes everything again as float32."""
@@ -64,19 +60,18 @@ class Spool:
         while content := old.read(WRITTEN_AGAIN * one):
             _append(self._file, in_unit(torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, *self._shape)))
         old.close()
-        os.unlink(old.name)
 
 
 def _new_file() -> IO[bytes]:
-    return tempfile.NamedTemporaryFile(prefix="robench-images-", delete=False)
+    """Without a name where the system has that, so that nothing of it is left, however this process ends."""
+    return tempfile.TemporaryFile(prefix="robench-images-")
 
 
 def _append(file: IO[bytes], block: Tensor) -> None:
     try:
         file.write(block.contiguous().numpy().data)
     except OSError as error:
-        os.unlink(file.name)
         raise RobenchError(
-            f"the images are more than memory should hold, and cannot be kept in {file.name}: {error.strerror or error}; set TMPDIR to a folder "
+            f"the images are more than memory should hold, and cannot be kept in {tempfile.gettempdir()}: {error.strerror or error}; set TMPDIR to a folder "
             "with more room, or give a folder of picture files"
         ) from None

@@ -74,6 +74,9 @@ def attack(
         tell_remarks(subject, data, n, warn if processes.rank == 0 else None)
         if data.path and tell:
             print(f"robench: {data.path}: {data}", file=sys.stderr)
+        if n < len(data.classes) and tell:
+            shown = len(data.labels[:n].unique())
+            print(f"robench: the first {n} samples show {shown} of {len(data.classes):,} classes", file=sys.stderr)
         folder = out or Path("reports") / request.folder_name(subject.name, request.threat(data), data, inputs.trained_on)
         task = MAIN_HEAD if ckpt is None else request.head
         run = plan(request, subject, data, folder, device=place.device, whole=inputs.whole, task=task)
