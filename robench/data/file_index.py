@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -201,10 +201,10 @@ def _keep(index: FileIndex, others: FileIndex | None, path: Path) -> None:
         others: what an earlier call found of other files of the folder.
         path: where.
     """
-    parts, buffer = [index, *([others] if others is not None else [])], io.BytesIO()
-    np.savez(
-        buffer, schema=SCHEMA, **{each.name: np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(index)}
-    )
+    parts = [index, *([others] if others is not None else [])]
+    arrays: dict[str, Any] = {each.name: np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(index)}
+    buffer = io.BytesIO()
+    np.savez(buffer, schema=SCHEMA, **arrays)
     try:
         write_atomically(path, buffer.getvalue())
     except RobenchError as error:
