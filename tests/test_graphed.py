@@ -25,6 +25,7 @@ from robench.evaluation.run_folder import CLEAN, Chunk
 from robench.models import graphed as module
 from robench.models.classifier import Classifier
 from robench.models.graphed import graphed
+from robench.models.recording import Recording
 from robench.models.subject import classifier_of_module
 from robench.run.execute import Place, execute
 from robench.run.plan import plan
@@ -393,7 +394,7 @@ class Wrong(StandIn):
 
     def record(self, work):
         recording = super().record(work)
-        return module.Recording(lambda: (recording.replay(), recording.result.mul_(1.01)), recording.result)
+        return Recording(lambda: (recording.replay(), recording.result.mul_(1.01)), recording.result)
 
 
 class Fails(StandIn):
