@@ -14,7 +14,7 @@ class PassOptions:
 
     Attributes:
         folded: BatchNorm folded into convolutions and channels last, where the function stays the same but for last bits.
-        precision: "fp32" or "bf16".
+        precision: "fp32", "bf16", or "tf32", which is of CUDA.
         compiled: by ``torch.compile``.
     """
 
@@ -23,7 +23,7 @@ class PassOptions:
     compiled: bool = False
 
     def __str__(self) -> str:
-        words = ["folded"] * self.folded + ["bf16"] * (self.precision == "bf16") + ["compiled"] * self.compiled
+        words = ["folded"] * self.folded + [self.precision] * (self.precision != "fp32") + ["compiled"] * self.compiled
         return ", ".join(words) or "own"
 
 
@@ -39,7 +39,7 @@ RESERVED = (PASSES, PASSES_VERSION, TRANSFER, HEADS, WEIGHTS, IMAGES, LEFT)
 # passes are then computed again. The first is in no key.
 REWRITE_VERSION = 1
 _REWRITES = {
-    str(each): each for each in (PassOptions(*chosen) for chosen in product((False, True), ("fp32", "bf16"), (False, True)))
+    str(each): each for each in (PassOptions(*chosen) for chosen in product((False, True), ("fp32", "bf16", "tf32"), (False, True)))
 }  # fmt: skip
 
 

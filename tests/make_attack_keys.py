@@ -48,6 +48,7 @@ OPTIONS = {
     "restarts 3": {"restarts": 3},
     "budget 1": {"budget": 1.0},
     "folded bf16": {"pass_options": PassOptions(folded=True, precision="bf16")},
+    "folded tf32": {"pass_options": PassOptions(folded=True, precision="tf32")},
 }
 WITH_OPTIONS = ("pgd20", "pgd50-ce", "nearest", "fast", "autoattack")
 VERSION = "0"  # of the libraries, which are another matter

@@ -18,7 +18,8 @@ from robench.evaluation.results import read_results
 from robench.evaluation.run_folder import attack_folder
 from robench.models.backbones import BACKBONES, SmallMapConv2d
 from robench.models.classifier import Classifier
-from robench.models.rewrite import UnshuffledConv2d, cheaper_twin, fold, quicker_precision
+from robench.models.quicker import quicker_precision
+from robench.models.rewrite import UnshuffledConv2d, cheaper_twin, fold
 from robench.models.seeded import seeded
 from robench.report.accuracy import summarise
 from robench.report.anytime import cost_curve, outlook, outlook_lines
@@ -554,7 +555,7 @@ def test_processes_that_may_not_agree_on_a_precision_are_told_to_name_it(tmp_pat
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     request = AttackRequest("fgsm", n=8, precision="auto")
-    with pytest.raises(RobenchError, match="`precision=auto`: several processes may not agree; name fp32 or bf16"):
+    with pytest.raises(RobenchError, match="`precision=auto`: several processes may not agree; name fp32, tf32 or bf16"):
         attack(request, ckpt=path, dataset="digits", out=tmp_path / "run", device="cpu", show_progress=False)
 
 

@@ -107,7 +107,7 @@ def test_an_attack_that_names_its_own_number_of_steps_badly_has_none():
 
 def test_every_way_to_compute_passes_is_read_again():
     for folded in (False, True):
-        for precision in ("fp32", "bf16"):
+        for precision in ("fp32", "bf16", "tf32"):
             for compiled in (False, True):
                 identity = AttackIdentity("x", "tests 1", {"steps": 1}, PassOptions(folded, precision, compiled))
                 assert AttackIdentity.from_params(on_disk(identity.to_params()), "x", "tests 1") == identity

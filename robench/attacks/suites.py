@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from robench.models.subject import Subject
 
 RESERVED = ("clean", "union")  # rows of every table
+LAST, LAST_SHARE = "nearest-fp32", 1 / 3  # the end of a search in TF32, in float32, and its share of the budget
 LEAST_SEARCH = 0.24  # of AutoAttack's cost is what ``fast`` has to have for its own search before it pays for stages of AutoAttack
 
 
@@ -266,7 +267,7 @@ def _columns(asked: str | Attack, context: Context) -> list[Column]:
     if entry.is_cascade:
         stages, gate, inner = fast_members(context) if name == "fast" else FastMembers(entry.attacks, entry.gate, context)
         screens = [screen for each in entry.screens if context.threat.norm in (screen := make_in_any_norm(each, context)).norms]
-        attacks = (*screens, *(make_attack(stage, inner) for stage in stages))
+        attacks = (*screens, *(made for stage in stages for made in _stages(stage, inner)))
         budget = [f"budget={context.options.budget:g}"] if name == "fast" and context.options.budget is not None else []
         usual = PassOptions(folded=name == "fast")
         name = _marked(
@@ -277,6 +278,19 @@ def _columns(asked: str | Attack, context: Context) -> list[Column]:
             Column(name, attacks, is_cascade=True, about=entry.about, count_queries=entry.count_queries, gate=gate, blind=blind)
         ]
     return [column for stage in entry.attacks for column in _columns(stage, context)]
+
+
+def _stages(name: str, context: Context) -> list[Attack]:
+    """A stage of a cascade. A search in TF32 is two: what it leaves is attacked again in float32, for a share of its budget."""
+    options = context.options
+    if name != "nearest" or options.pass_options.precision != "tf32":
+        return [make_attack(name, context)]
+    budget = FAST_BUDGET if options.budget is None else options.budget
+    kept = round(LAST_SHARE * budget, 6)
+    exact = replace(options, budget=kept, pass_options=replace(options.pass_options, precision="fp32"))
+    last = make_attack(name, replace(context, options=exact))
+    search = replace(options, budget=round(budget - kept, 6))
+    return [make_attack(name, replace(context, options=search)), last.identified(replace(last.identity, name=LAST))]
 
 
 class FastMembers(NamedTuple):

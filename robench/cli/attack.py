@@ -66,7 +66,7 @@ from robench.types import ExternalData, ExternalModel, parse_norm
     "--precision",
     default="fp32",
     show_default=True,
-    help="Of the search: fp32, bf16, or auto for what this processor does faster. Verdicts are float32's.",
+    help="Of the search: fp32, tf32 (NVIDIA GPUs since Ampere), bf16, or auto for what this processor does faster. Verdicts are float32's.",
 )
 @click.option("--compile", "compiled", is_flag=True, help="Search with passes compiled by torch.compile.")
 @click.option(

@@ -18,6 +18,7 @@ from robench.evaluation.early_stop import AllDecided, Referee, Snapshot, queries
 from robench.evaluation.guard import Guard
 from robench.evaluation.memory import smaller_passes
 from robench.evaluation.run_folder import BLIND, Chunk, ChunkVerdicts
+from robench.evaluation.search_precision import searched_in
 from robench.models.classifier import Classifier, computed_by
 from robench.models.failures import is_device_failure, is_out_of_memory
 from robench.models.graphed import graphed
@@ -140,7 +141,7 @@ def craft(
                     every=queries_between_looks(images.device),
                 )  # fmt: skip
                 with (
-                    victim.watched_by(referee), victim.forgiving(), call, graphed(victim) if replays else nullcontext(),
+                    searched_in(attack.pass_options.precision, victim, referee), victim.forgiving(), call, graphed(victim) if replays else nullcontext(),
                     seeded(conditions.seed, images.device), torch.enable_grad(),  # left as it was, whatever the attack switches
                 ):  # fmt: skip
                     call.returned(attack.fn(victim, images.clone(), labels.clone(), conditions.threat, conditions.seed))

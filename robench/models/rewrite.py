@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import time
 from contextlib import redirect_stderr
 from typing import TYPE_CHECKING, Any, cast
 
@@ -123,27 +122,6 @@ def _rewrite(classifier: Classifier, options: PassOptions, images: Images) -> Cl
     if options.compiled:
         _try(twin, images)
     return twin
-
-
-def quicker_precision(classifier: Classifier, images: Images) -> str:
-    """ "bf16" where gradient steps in it are at least ``WORTH`` times as fast as in float32 on this device, else "fp32"."""
-    seconds = {}
-    for precision in ("fp32", "bf16"):
-        twin = _rewrite(classifier, PassOptions(folded=True, precision=precision), images)
-        with twin.counting(), twin.forgiving():
-            spent = [_step_seconds(twin, images) for _ in range(4)]
-        seconds[precision] = min(spent[1:])
-    return "bf16" if seconds["fp32"] >= LEAST_SPEEDUP * seconds["bf16"] else "fp32"
-
-
-def _step_seconds(twin: Classifier, images: Images) -> float:
-    started = time.perf_counter()
-    with torch.enable_grad():
-        queries = images.clone().requires_grad_()
-        torch.autograd.grad(twin(queries).sum(), queries)
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
-    return time.perf_counter() - started
 
 
 def _alike(classifier: Classifier, images: Images) -> nn.Module:

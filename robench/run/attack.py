@@ -13,6 +13,7 @@ from robench.evaluation.cluster import connect, evaluate_on_ray
 from robench.evaluation.device import device_of_rank, threads_of_rank, use_device
 from robench.evaluation.engine import evaluate_columns
 from robench.evaluation.environment import command_line
+from robench.models.arithmetic import refuse_unknown_to
 from robench.models.multihead import MAIN_HEAD
 from robench.models.sources import SOURCES, source_of
 from robench.models.subject import subject_of
@@ -70,6 +71,8 @@ def attack(
     data, n = inputs.data, samples(request.n, len(inputs.data))
     with ExitStack() as stack:
         place = _place(stack, processes, device, threads, ray)
+        if place.device.split(":")[0] == place.device_type:  # workers of Ray may have what this process has not
+            refuse_unknown_to(place.device, request.precision)
         subject = subject_of(ckpt, external, data, place.device, request.head)
         tell_remarks(subject, data, n, warn if processes.rank == 0 else None)
         if data.path and tell:
@@ -97,7 +100,7 @@ def _refuse(
     if ray is not None and processes.world_size > 1:
         raise RobenchError("`ray` under torchrun: both hand out chunks; use one of them")
     if request.precision == "auto" and (ray is not None or processes.world_size > 1):
-        raise RobenchError("`precision=auto`: several processes may not agree; name fp32 or bf16")
+        raise RobenchError("`precision=auto`: several processes may not agree; name fp32, tf32 or bf16")
     if ray is not None and external is not None and source_of(external.reference) is SOURCES["FILE.pt"]:
         raise RobenchError(
             f"`ray` cannot send the program {external.reference} to its workers; use torchrun, whose processes load it themselves"

@@ -19,6 +19,7 @@ from robench.evaluation.device import use_device
 from robench.evaluation.judge import check_images
 from robench.evaluation.results import Results, announced, failures
 from robench.models.adapting import uncompiled
+from robench.models.arithmetic import refuse_unknown_to
 from robench.models.chosen_outputs import NUMBERS, Data, selection_of
 from robench.models.failures import is_out_of_memory
 from robench.models.multihead import MAIN_HEAD
@@ -148,6 +149,7 @@ def evaluate(
         step_size=None if step_size is None else str(step_size), passes=passes, precision=precision, save_adv=save_adv,
     )  # fmt: skip
     with _in_one_message(), use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
+        refuse_unknown_to(chosen, precision)
         brought = _brought(images, labels, dataset, tell=show_progress)
         check_normalisation(mean, std, brought.images.shape[1] if len(brought.images.shape) == 4 else None)
         names = tuple(classes) or brought.classes

@@ -31,7 +31,7 @@ class AttackRequest:
         share: let one trajectory serve pgd7, pgd20 and pgd50.
         budget: of the fast suite, in multiples of AutoAttack's cost; None for its own.
         passes: "own", or "folded": while attacks search, see ``PassOptions``.
-        precision: "fp32", "bf16", or "auto" for what the processor does faster; while attacks search.
+        precision: "fp32", "tf32" (of CUDA), "bf16", or "auto" for what the processor does faster; while attacks search.
         compiled: let torch.compile have the passes of the search.
         columns: columns that are made already, as an audit's are; they stand in place of ``suite``.
         graphed: on CUDA, record the passes of the search as CUDA graphs and replay them, see ``robench.models.graphed``.
@@ -69,7 +69,7 @@ class AttackRequest:
                 f"`budget={self.budget!r}`: expected a number, in multiples of what AutoAttack costs a sample that survives it"
             )
         for option, given, known in (
-            ("passes", self.passes, ("own", "folded")), ("precision", self.precision, ("fp32", "bf16", "auto")),
+            ("passes", self.passes, ("own", "folded")), ("precision", self.precision, ("fp32", "tf32", "bf16", "auto")),
         ):  # fmt: skip
             if given not in known:
                 raise RobenchError(f"`{option}={given}`: expected {' or '.join(known)}")

@@ -7,8 +7,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,49 +15,18 @@ import torch
 from torch import Generator
 
 from robench.checkpoint import read_description
+from robench.models.arithmetic import arithmetic as arithmetic
+from robench.models.arithmetic import refuse_unknown_to as refuse_unknown_to
 from robench.models.multihead import MultiHead
 from robench.training.captured import graph_for
 from robench.training.loop import Loop, adam
 from robench.training.ranks import Ranks
 from robench.training.spec import TrainSpec
-from robench.types import Dataset, RobenchError
+from robench.types import Dataset
 
 LEAST_SPEEDUP = 1.1  # times as fast as float32 that bf16 must be
 TIMED = 3  # steps, of which the fastest counts
-AMPERE = 8  # major compute capability
 LARGEST_BATCH = 64  # images a timed step: a processor that emulates bf16 takes seconds for them
-
-
-@contextmanager
-def arithmetic(precision: str, device: str) -> Iterator[None]:
-    """Inside, float32 on CUDA is computed in TF32 with precision "tf32" and exactly with any other; what was set before is put back.
-
-    torch by itself allows TF32 in convolutions, and not in matrix products. Elsewhere than on CUDA nothing is touched.
-    """
-    if not device.startswith("cuda"):
-        yield
-        return
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
-
-
-def refuse_unknown_to(device: str, precision: str) -> None:
-    """Whether the device has the precision.
-
-    Raises:
-        RobenchError: it has not.
-    """
-    if precision != "tf32":
-        return
-    cuda = device.startswith("cuda")
-    if not cuda or torch.cuda.get_device_capability(device)[0] < AMPERE:
-        here = torch.cuda.get_device_name(device) if cuda else device.upper()
-        raise RobenchError(f"`precision=tf32` is of NVIDIA GPUs since Ampere; on this {here} use fp32 or bf16")
 
 
 def settled(spec: TrainSpec, train_set: Dataset, path: Path, state: Path, *, device: str, ranks: Ranks) -> TrainSpec:
