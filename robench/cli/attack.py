@@ -39,7 +39,8 @@ from robench.types import ExternalData, ExternalModel, parse_norm
     "chunk",
     default="auto",
     show_default=True,
-    help="Samples a chunk; auto: 250. Where memory runs out, a chunk goes through the model in smaller passes.",
+    help="Samples a chunk; auto: 250, on a GPU as many as fit, up to 4000, and what a run began with. Where memory runs out, a chunk goes through "
+    "the model in smaller passes.",
 )
 @click.option("--attack-heads", help="Craft on another head than the judged one, or on all: main, joint, coarse, projection.")
 @click.option(
@@ -111,7 +112,7 @@ def attack(
 
     asked_for: Asked | None = (*([suite] if suite else []), *map(attack_of_file, attacks)) if attacks else suite
     _warn_of_clash()
-    request = AttackRequest(asked_for, **asked, chunk=parse_chunk(chunk))
+    request = AttackRequest(asked_for, **asked, chunk=parse_chunk(chunk), auto_chunk=chunk == "auto")
     run = run_attack(
         request, ckpt=ckpt, model=model, dataset=dataset, data_dir=data_dir, device=device, threads=threads, out=out, ray=ray, warn=warn
     )  # fmt: skip

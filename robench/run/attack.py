@@ -82,7 +82,9 @@ def attack(
             print(f"robench: the first {n} samples show {shown} of {len(data.classes):,} classes", file=sys.stderr)
         folder = out or Path("reports") / request.folder_name(subject.name, request.threat(data), data, inputs.trained_on)
         task = MAIN_HEAD if ckpt is None else request.head
-        run = plan(request, subject, data, folder, device=place.device, whole=inputs.whole, task=task)
+        run = plan(
+            request, subject, data, folder, device=place.device, whole=inputs.whole, task=task, alone=processes.world_size == 1
+        )
         results = execute(run, place, command=command_line(), show_progress=tell)
     if results is None:
         return None

@@ -124,7 +124,7 @@ def evaluate(
             ``Attack.of(fn, steps=20)``; by default pgd20 (not in L1) and autoattack.
         norm, eps: the threat model, a norm in any case; by default the data set's own radius, else 8/255 in Linf, 0.5 in L2 and 12 in L1.
         seed: of the attacks.
-        batch_size: samples a chunk, or "auto".
+        batch_size: samples a chunk, or "auto": 250, and on a GPU as many as fit, up to 4,000; what a run folder has stays.
         device: auto, cpu, cuda, cuda:1 or mps.
         out: a run folder to keep, with report and resume; by default nothing is kept.
         classes: names of the classes; the model's outputs are counted where not given.
@@ -147,6 +147,7 @@ def evaluate(
     request = AttackRequest(
         suite, norm, None if eps is None else format_eps(parse_eps(eps)), n=n, seed=seed, chunk=parse_chunk(str(batch_size)), restarts=restarts, budget=budget,
         step_size=None if step_size is None else str(step_size), passes=passes, precision=precision, save_adv=save_adv,
+        auto_chunk=batch_size == "auto",
     )  # fmt: skip
     with _in_one_message(), use_device(device) as chosen, tempfile.TemporaryDirectory() as scratch:
         refuse_unknown_to(chosen, precision)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robench.attacks import parse_columns, source_paths
 from robench.attacks.crafting_targets import make_heads_target, on_heads
 from robench.data.augment import in_unit
+from robench.evaluation.chunk_size import PROBED, ask_device, largest_chunk
 from robench.evaluation.external_images import external_column
 from robench.evaluation.run_folder import read_run
 from robench.identity import AttackIdentity
@@ -52,9 +54,10 @@ class Run:
 
 
 def plan(
-    request: AttackRequest, subject: Subject, data: Dataset, folder: Path, *, device: str, whole: Dataset | None = None, task: str | None = None
+    request: AttackRequest, subject: Subject, data: Dataset, folder: Path, *, device: str, whole: Dataset | None = None, task: str | None = None,
+    alone: bool = True,
 ) -> Run:  # fmt: skip
-    """The run that was asked for; computes nothing but, where ``precision`` is "auto", a few timed passes.
+    """The run that was asked for; computes nothing but a few passes where ``precision`` is "auto" or the chunk's size is.
 
     Args:
         request: what was asked for.
@@ -64,6 +67,7 @@ def plan(
         device: for the models that images are crafted on.
         whole: the split with the labels of the main task, by default ``data``.
         task: of the checkpoints that images are crafted on, which must then be of the same data set; by default the main task of any.
+        alone: no other process plans the same run: several may not find the same chunk size.
 
     Raises:
         RobenchError: there are fewer samples than ``n``; see ``parse_columns``, ``on_heads`` and ``external_column``.
@@ -73,14 +77,16 @@ def plan(
     sources = {
         path: classifier_of_checkpoint(Path(path), checked, device, task or MAIN_HEAD) for path in source_paths(request.names)
     }
-    settled = replace(request, precision=settled_precision(request, subject, data, folder))
+    settled = replace(
+        request, precision=settled_precision(request, subject, data, folder), chunk=settled_chunk(request, subject, data, folder, alone=alone)
+    )  # fmt: skip
     columns = [
         *request.columns,
         *_crafted(settled, subject, data if whole is None else whole, data, n, sources),
         *(external_column(source, data, n) for source in request.adv),
     ]
     return Run(
-        subject, data, n, columns, threat, folder, seed=request.seed, chunk=request.chunk, save=request.save_adv, share=request.share,
+        subject, data, n, columns, threat, folder, seed=request.seed, chunk=settled.chunk, save=request.save_adv, share=request.share,
         graphed=request.graphed,
     )  # fmt: skip
 
@@ -124,3 +130,23 @@ def settled_precision(request: AttackRequest, subject: Subject, data: Dataset, f
     device = subject.classifier.device
     images = data.pixels(slice(0, TIMED_ON_CUDA if device.type == "cuda" else TIMED_IMAGES)).to(device)
     return quicker_precision(subject.classifier, in_unit(images), request.graphed)
+
+
+def settled_chunk(request: AttackRequest, subject: Subject, data: Dataset, folder: Path, *, alone: bool = True) -> int:
+    """Samples a chunk: what was asked for, else what the run began with, else, on a GPU, as many as fit, which is said on stderr."""
+    if not request.auto_chunk:
+        return request.chunk
+    if (folder / "run.json").exists():
+        return int(read_run(folder)["spec"]["chunk"])
+    device = subject.classifier.device
+    if device.type != "cuda" or not alone:
+        return request.chunk
+    need = ask_device(subject.classifier, in_unit(data.pixels(slice(0, PROBED[-1])).to(device)))
+    chunk = largest_chunk(samples(request.n, len(data)), need)
+    why = (
+        ""
+        if need is None
+        else f": a gradient step takes {need.per_image / 2**20:.2f} MiB an image, {need.free / 2**30:.1f} GiB are free"
+    )
+    print(f"robench: batch size auto: chunks of {chunk:,}{why}", file=sys.stderr)
+    return chunk

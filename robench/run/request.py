@@ -24,6 +24,7 @@ class AttackRequest:
         restarts: of PGD.
         seed: of the attacks.
         chunk: samples a chunk.
+        auto_chunk: on a GPU take as many as fit in place of ``chunk``; see ``robench.run.plan.settled_chunk``.
         attack_heads: the head that images are crafted on, or "joint" for all; None for ``head``, whose the verdict is.
         head: the task that is judged.
         save_adv: keep the adversarial images.
@@ -56,6 +57,7 @@ class AttackRequest:
     compiled: bool = False
     columns: tuple[Column, ...] = ()
     graphed: bool = True
+    auto_chunk: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "norm", norm_named(self.norm))
@@ -122,7 +124,7 @@ def default_suite(norm: str) -> str:
 
 
 def parse_chunk(text: str) -> int:
-    """What ``--batch-size`` means: a number of samples, or "auto".
+    """What ``--batch-size`` means: a number of samples, or "auto", which is this number where no GPU is asked.
 
     Raises:
         RobenchError: it is neither.
