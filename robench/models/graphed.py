@@ -75,7 +75,7 @@ class GraphedPasses:
         """Gives the memory of all recordings back."""
         self.recorded.clear()
         self._asked.clear()
-        self.memory.logits = None
+        self.memory.forget()
         self._recorder.forget()  # versions go on: a backward pass may still come whose forward pass was recorded before
 
     def _compute(self, inputs: Tensor) -> Logits:

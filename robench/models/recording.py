@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -67,18 +68,9 @@ class CudaGraphs:
 
     def record(self, work: Callable[[], Tensor]) -> Recording:
         """See ``Recorder``."""
-        graph, outside = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
-        try:
-            # The outer stream is left behind even where the end of the recording raises, which leaves the inner one current.
-            with (
-                torch.cuda.device(self._device),
-                torch.cuda.stream(outside),
-                torch.cuda.graph(graph, pool=self._pool, stream=self._stream),
-            ):
-                result = work()
-        except BaseException:
-            self._renew_generator()
-            raise
+        graph = torch.cuda.CUDAGraph()
+        with recorded_into(graph, self._device, pool=self._pool, stream=self._stream):
+            result = work()
         self._pool = self._pool or graph.pool()
         return Recording(graph.replay, result)
 
@@ -86,11 +78,32 @@ class CudaGraphs:
         """See ``Recorder``."""
         self._pool = None
 
-    def _renew_generator(self) -> None:
-        """A recording that failed may leave the device's generator as if it were still recorded, and then every later draw raises."""
-        generator, fresh = torch.cuda.default_generators[self._device.index or 0], torch.Generator(self._device)
-        fresh.set_state(generator.get_state())
-        generator.graphsafe_set_state(fresh.graphsafe_get_state())
+
+@contextmanager
+def recorded_into(graph: torch.cuda.CUDAGraph, device: torch.device, *, pool: Any = None, stream: Any = None) -> Iterator[None]:
+    """What is launched inside is recorded; where that fails, the current stream and the device's generator are as they were.
+
+    Args:
+        graph: that records it.
+        device: a CUDA device.
+        pool: of memory that recordings share, None for one of its own.
+        stream: on which it is recorded, None for one of torch's own.
+    """
+    outside = torch.cuda.current_stream(device)
+    try:
+        # The outer stream is left behind even where the end of the recording raises, which leaves the inner one current.
+        with torch.cuda.device(device), torch.cuda.stream(outside), torch.cuda.graph(graph, pool=pool, stream=stream):
+            yield
+    except BaseException:
+        _renew_generator(device)
+        raise
+
+
+def _renew_generator(device: torch.device) -> None:
+    """A recording that failed may leave the device's generator as if it were still recorded, and then every later draw raises."""
+    generator, fresh = torch.cuda.default_generators[device.index or 0], torch.Generator(device)
+    fresh.set_state(generator.get_state())
+    generator.graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
@@ -111,6 +124,31 @@ class Memory:
     version: int = 0
     logits: Tensor | None = None
     recomputed: int = 0
+
+    def keep(self, logits: Tensor) -> Tensor:
+        """Notes logits whose gradient may be asked for next."""
+        self.logits = logits
+        return logits
+
+    def take(self) -> Tensor:
+        """The noted logits, once."""
+        logits, self.logits = self.logits, None
+        assert logits is not None, "a backward pass follows its forward pass"
+        return logits
+
+    def forget(self) -> None:
+        """Lets the noted logits go."""
+        self.logits = None
+
+    def use(self) -> int:
+        """Says that something was replayed, and returns the version after it."""
+        self.version += 1
+        return self.version
+
+    def is_stale(self, version: int) -> bool:
+        """Whether a replay has come since; then the forward pass is replayed once more, which is counted."""
+        self.recomputed += self.version != version
+        return self.version != version
 
 
 class Kind(NamedTuple):
@@ -138,13 +176,10 @@ class RecordedPass:
 
         def forward() -> Tensor:
             with torch.set_grad_enabled(kind.gradient):
-                memory.logits = compute(self._inputs)
-            return memory.logits.detach()
+                return memory.keep(compute(self._inputs)).detach()
 
         def backward() -> Tensor:
-            logits, memory.logits = memory.logits, None
-            assert logits is not None, "a backward pass follows its forward pass"
-            return torch.autograd.grad(logits, self._inputs, self._gradient)[0]
+            return torch.autograd.grad(memory.take(), self._inputs, self._gradient)[0]
 
         def both() -> Tensor:
             logits = forward()
@@ -158,13 +193,13 @@ class RecordedPass:
             self._gradient = self._gradient.clone()  # not of the rehearsal's stream
         self._forward = recorder.record(forward)
         self._backward = recorder.record(backward) if kind.gradient else None
-        memory.logits = None  # its memory is the next recording's
-        memory.version += 1
+        memory.forget()  # what it lies in is the next recording's
+        memory.use()
 
     def forward(self, inputs: Tensor) -> Logits:
         """Logits (n, n_classes) of n inputs, in memory of their own."""
         self._replay_forward(inputs)
-        self.memory.version += 1
+        self.memory.use()
         return self._forward.result[: len(inputs)].clone()
 
     def backward(self, inputs: Tensor, gradient: Tensor, version: int) -> Tensor:
@@ -176,10 +211,9 @@ class RecordedPass:
             version: of the memory after it.
         """
         assert self._backward is not None
-        if self.memory.version != version:
-            self.memory.recomputed += 1
+        if self.memory.is_stale(version):
             self._replay_forward(inputs)
-        self.memory.version += 1  # what the gradient needs is used up
+        self.memory.use()  # what the gradient needs is used up
         n = len(inputs)
         self._gradient[n:].zero_()
         self._gradient[:n].copy_(gradient)

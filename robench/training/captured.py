@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from robench.models.recording import recorded_into
+
 Update = Callable[[Tensor, Mapping[str, Tensor]], Mapping[str, Tensor]]  # images and targets to the loss's terms, after one step
 
 IN_ONE_GRAPH = "captured in one CUDA graph"  # as a checkpoint says it
@@ -54,7 +56,7 @@ class CudaGraph:
                 for _ in range(WARM_UP):
                     work()
             current.wait_stream(side)
-            with torch.cuda.graph(self.graph):
+            with recorded_into(self.graph, self.device):
                 return work()
 
     def replay(self) -> None:
