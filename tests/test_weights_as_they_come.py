@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import re
 import warnings
 from collections import OrderedDict
 
@@ -205,3 +206,85 @@ def test_of_a_plain_dictionary_or_another_output_one_is_still_to_be_named(images
     for module in (Answers(dict, hidden_states=1), Answers(lambda outputs: ModelOutput(logits_per_image=outputs["logits"]))):
         assert "name one with `head`" in adapt(module, images).remedy
     assert torch.equal(adapt(Answers(dict), images, head="logits").module(images), make()(images))
+
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def beside(mean="normalize.mean", std="normalize.std", means=MEAN, stds=STD, prefix="model.", shape=(1, 3, 1, 1)):
+    """A state dict as robust checkpoints look: a model, and what it was wrapped with."""
+    extra = {name: torch.tensor(values).reshape(shape) for name, values in ((mean, means), (std, stds)) if name}
+    return {**named(prefix, make()), **extra}
+
+
+def normalised(images, mean=MEAN, std=STD):
+    return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda: beside(),
+        lambda: beside("mean", "std", shape=(3,)),
+        lambda: beside("mu", "sigma"),
+        lambda: {"state_dict": {f"module.{name}": tensor for name, tensor in beside("normalizer.new_mean", "normalizer.new_std").items()}},
+        lambda: beside() | {"attacker.mean_": torch.tensor(MEAN), "attacker.std_": torch.tensor(STD)},
+    ],
+    ids=["normalize.mean", "mean", "mu", "new_mean", "twice the same"],
+)  # fmt: skip
+def test_a_normalisation_beside_the_model_is_used_and_told(here, images, content):
+    subject = subject_of(images, content())
+    assert torch.allclose(subject.classifier(images), make()(normalised(images)), atol=1e-5)
+    assert subject.origin["mean"] == pytest.approx(MEAN) and subject.origin["std"] == pytest.approx(STD)
+    assert re.search(r"mean|mu", subject.origin["normalisation of the weights"])
+    assert "weights left out" not in subject.origin
+    (note,) = subject.notes
+    assert "w.pt holds a normalisation (" in note and "which is used: mean 0.4914,0.4822,0.4465 and std 0.247,0.2435,0.2616" in note
+
+
+def test_one_number_for_all_channels_is_a_normalisation_too(here, images):
+    subject = subject_of(images, {**named("model.", make()), "mean": torch.tensor(0.5), "std": torch.tensor([0.25])})
+    assert torch.allclose(subject.classifier(images), make()((images - 0.5) / 0.25), atol=1e-5)
+
+
+def test_the_users_normalisation_wins_over_one_beside_the_model_and_that_is_told(here, images):
+    plain = subject_of(images, beside(), mean=(0.0,), std=(1.0,))
+    assert torch.equal(plain.classifier(images), make()(images)) and plain.origin["mean"] == [0]
+    (note,) = plain.notes
+    assert "normalize.mean 0.4914,0.4822,0.4465, normalize.std 0.247,0.2435,0.2616); yours is used, mean 0 and std 1" in note
+    assert plain.origin["weights left out"] == "normalize.mean, normalize.std"
+    assert subject_of(images, beside(), mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262)).notes == ()
+    assert len(subject_of(images, beside(std=None), mean=MEAN, std=STD).notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: beside(std=None), r"holds normalize.mean 0.4914,0.4822,0.4465 beside the model, which looks like a part of a normal"),
+        (lambda: beside(mean=None), r"a part of a normalisation; say what is meant with `mean` and `std` \(`mean=0` `std=1` for none\)"),
+        (lambda: beside(means=(123.7, 116.3, 103.5), stds=(58.4, 57.1, 57.4)), r"123.7,116.3,103.5, .*but not of pixels in \[0, 1\]"),
+        (lambda: beside() | {"other.mean": torch.full((3,), 0.3), "other.std": torch.ones(3)}, "looks like several normalisations"),
+        (
+            lambda: {"state_dict": beside(), "mean": [0.5] * 3, "std": [0.5] * 3},
+            "elsewhere the model's files say mean 0.5,0.5,0.5 and std 0.5,0.5,0.5",
+        ),
+    ],
+)  # fmt: skip
+def test_what_may_or_may_not_be_a_normalisation_is_refused(here, images, content, message):
+    with pytest.raises(RobenchError, match=message):
+        subject_of(images, content())
+
+
+def test_whatever_else_is_left_out_is_told_in_one_note(here, images):
+    content = {
+        **named("model.", make()),
+        "criterion.weight": torch.ones(5),
+        "bn.running_mean": torch.zeros(3),
+        "center.mean": torch.zeros(7),
+    }
+    subject = subject_of(images, content)
+    names = "criterion.weight, bn.running_mean, center.mean"
+    (note,) = subject.notes
+    assert note == f"w.pt holds tensors that are no part of the model, which are left out: {names}"
+    assert subject.origin["weights left out"] == names and "mean" not in subject.origin
+    assert torch.equal(subject.classifier(images), make()(images))

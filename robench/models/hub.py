@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from robench.models.hub_transformers import CLASSIFIES, build_transformers, count_labels
+from robench.models.left_out import Normalisation, settle
 from robench.models.library import build_timm
 from robench.models.loaded_model import LoadedModel
 from robench.models.output import remedy_for_outputs
@@ -98,7 +99,7 @@ def _build(external: ExternalModel, name: str, dataset: Dataset) -> tuple[Loaded
         loaded = _of_timm(external, config_file, config, weights_file, name, dataset)
     else:
         processor_file = file_if_any(external, PROCESSOR)
-        loaded = build_transformers(config_file, config, weights_file, processor_file, name, dataset)
+        loaded = build_transformers(config_file, config, weights_file, processor_file, name, dataset, external)
     return loaded, weights_file.parent
 
 
@@ -125,9 +126,11 @@ def _of_timm(external: ExternalModel, config_file: Path, config: Mapping[str, An
     left_out = fit(module, weights, config["architecture"], dataset)
     in_dtype(module, weights, external.weights_dtype)
     mean, std = (tuple(float(value) for value in pretrained.get(key) or ()) for key in ("mean", "std"))
+    settled = settle(left_out, weights_file, external, dataset.image_shape[0], Normalisation(mean, std))
     names = config.get("label_names") or pretrained.get("label_names") or ()
     return LoadedModel(
-        module, name, {"architecture": config["architecture"], **weights.origin, **left_out}, mean=mean, std=std, classes=tuple(map(str, names))
+        module, name, {"architecture": config["architecture"], **weights.origin, **settled.origin}, mean=settled.normalise.mean,
+        std=settled.normalise.std, classes=tuple(map(str, names)), notes=settled.notes,
     )  # fmt: skip
 
 

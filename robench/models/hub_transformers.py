@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench.models.chosen_outputs import some
 from robench.models.failures import first_line
+from robench.models.left_out import Normalisation, names_of, settle
 from robench.models.loaded_model import LoadedModel
 from robench.models.output import LOGITS, Output, remedy_for_outputs
-from robench.models.preprocessor_config import Normalisation, normalisation_of, read_processor
+from robench.models.preprocessor_config import normalisation_of, read_processor
 from robench.models.weights import Weights, read_weights
-from robench.types import Dataset, RobenchError
+from robench.types import Dataset, ExternalModel, RobenchError
 
 NO_TRANSFORMERS = "transformers is not installed: pip install 'robench[transformers]'"
 CLASSIFIES = "ForImageClassification"
@@ -45,7 +45,7 @@ def count_labels(config: Mapping[str, Any]) -> int:
     return len(config.get("id2label") or ()) or int(config.get("num_labels", 2))
 
 
-def build_transformers(config_file: Path, config: Mapping[str, Any], weights_file: Path, processor_file: Path | None, name: str, dataset: Dataset) -> LoadedModel:  # fmt: skip
+def build_transformers(config_file: Path, config: Mapping[str, Any], weights_file: Path, processor_file: Path | None, name: str, dataset: Dataset, external: ExternalModel) -> LoadedModel:  # fmt: skip
     """A classifier, its weights loaded whole, with the normalisation of its image processor.
 
     Args:
@@ -55,6 +55,7 @@ def build_transformers(config_file: Path, config: Mapping[str, Any], weights_fil
         processor_file: preprocessor_config.json, None where there is none.
         name: for titles.
         dataset: whose classes it is to have.
+        external: what the user says of it.
 
     Raises:
         RobenchError: transformers is not installed or does not know the architecture; the model has other classes than the data; weights
@@ -71,17 +72,20 @@ def build_transformers(config_file: Path, config: Mapping[str, Any], weights_fil
     module, left_out = _load(config_file, config, weights)
     processor = read_processor(processor_file) if processor_file is not None else {}
     normalise = normalisation_of(processor) if processor else Normalisation()
+    settled = settle(left_out, weights.path, external, dataset.image_shape[0], normalise)
     with_logits: nn.Module = Output(module, LOGITS)
     if processor.get("do_flip_channel_order"):
         with_logits = Bgr(with_logits)
     names = tuple(str((config.get("id2label") or {}).get(str(place), "")) for place in range(n_labels))
-    origin = {"architecture": type(module).__name__, **weights.origin} | ({"weights left out": some(left_out)} if left_out else {})
+    origin = {"architecture": type(module).__name__, **weights.origin, **settled.origin}
     named = all(names) and not any(re.fullmatch(r"LABEL_\d+", each) for each in names)
-    return LoadedModel(with_logits, name, origin, mean=normalise.mean, std=normalise.std, classes=names if named else ())
+    return LoadedModel(
+        with_logits, name, origin, mean=settled.normalise.mean, std=settled.normalise.std, classes=names if named else (), notes=settled.notes
+    )  # fmt: skip
 
 
-def _load(config_file: Path, config: Mapping[str, Any], weights: Weights) -> tuple[nn.Module, list[str]]:
-    """The module, and the names of weights that it has no place for. transformers is handed tensors, so that it opens no file."""
+def _load(config_file: Path, config: Mapping[str, Any], weights: Weights) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The module, and the weights that it has no place for. transformers is handed tensors, so that it opens no file."""
     try:
         from transformers import AutoConfig, AutoModelForImageClassification
     except ImportError:
@@ -103,9 +107,9 @@ def _load(config_file: Path, config: Mapping[str, Any], weights: Weights) -> tup
     unequal = [f"{name} {tuple(got)}, expected {tuple(needed)}" for name, got, needed in sorted(loading["mismatched_keys"])]
     wrong = {"missing": sorted(loading["missing_keys"]), "of another shape": unequal}
     if any(wrong.values()):
-        said = "; ".join(f"{len(names)} {what} ({some(names)})" for what, names in wrong.items() if names)
+        said = "; ".join(f"{len(names)} {what} ({names_of(names)})" for what, names in wrong.items() if names)
         raise RobenchError(f"the weights in {weights.path} do not fit {kind.__name__}: {said}; download the model again")
-    return module, sorted(loading["unexpected_keys"])
+    return module, {name: weights.tensors.get(name, torch.empty(0)) for name in sorted(loading["unexpected_keys"])}
 
 
 @contextmanager

@@ -21,6 +21,7 @@ class LoadedModel:
         code: of the program that it is, which its digest covers; b"" where its classes say it all.
         mean, std: of the normalisation that its files name; empty where they name none.
         classes: what its files call its outputs; empty where they do not.
+        notes: what is to be known of how it was loaded, in sentences for the user.
     """
 
     module: nn.Module
@@ -31,3 +32,4 @@ class LoadedModel:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

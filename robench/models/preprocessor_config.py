@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from robench.data.preprocessing import Preprocessing
+from robench.models.left_out import Normalisation
 from robench.types import RobenchError
 
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by PIL's numbers
@@ -16,13 +17,6 @@ BY_SHORTER_SIDE = ("Bit", "CLIP", "ConvNext", "Levit", "MobileNetV1", "MobileNet
 # Those that crop first, pad, or round sizes.
 OTHERWISE = ("Donut", "Gemma3", "ImageGPT", "Perceiver", "PPLCNet", "Siglip2", "TextNet")
 CONVNEXT_SQUASHES_FROM = 384  # pixels; images of that size and larger are not cropped
-
-
-class Normalisation(NamedTuple):
-    """Mean and std per channel, in pixel units of [0, 1]; empty where there is none."""
-
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
 
 
 def read_processor(path: Path) -> dict[str, Any]:

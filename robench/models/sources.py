@@ -157,6 +157,7 @@ def load_external(external: ExternalModel, dataset: Dataset, selection: Selectio
     if external.weights is None:
         n_outputs = source.outputs(external) if selection and source.outputs else None
         return source.load(external, selection.whole(dataset, n_outputs) if selection else dataset)
+    from robench.models.left_out import Normalisation, settle
     from robench.models.weights import count_outputs, fit, in_dtype, read_weights
 
     weights = read_weights(external.weights)  # first, since it is the quicker one to be refused
@@ -167,12 +168,15 @@ def load_external(external: ExternalModel, dataset: Dataset, selection: Selectio
         whole = selection.whole(dataset, n_outputs)
         loaded = source.load(external, whole)
     left_out = fit(loaded.module, weights, external.reference, whole)
+    said = Normalisation(weights.mean or loaded.mean, weights.std or loaded.std)
+    settled = settle(left_out, weights.path, external, dataset.image_shape[0], said)
     in_dtype(loaded.module, weights, external.weights_dtype)
     return LoadedModel(
         loaded.module,
         loaded.name,
-        {**loaded.origin, **weights.origin, **left_out},
+        {**loaded.origin, **weights.origin, **settled.origin},
         code=loaded.code,
-        mean=weights.mean or loaded.mean,
-        std=weights.std or loaded.std,
+        mean=settled.normalise.mean,
+        std=settled.normalise.std,
+        notes=settled.notes,
     )

@@ -37,7 +37,7 @@ class Subject:
         model: all heads of a robench checkpoint; None for a foreign module.
         heads: what each of them is, as in ``Checkpoint``.
         normalise: mean and std in front of the model, where there are any.
-        notes: what of somebody's model was changed so that it fits, in sentences.
+        notes: what of somebody's model was changed so that it fits, and what its files leave open, in sentences.
     """
 
     name: str
@@ -211,7 +211,7 @@ def classifier_of_model(external: ExternalModel, dataset: Dataset, device: str, 
         origin["classes"] = external.classes
     if subject.notes:
         origin["adapted"] = list(subject.notes)
-    return replace(subject, digest=digest, origin=origin)
+    return replace(subject, digest=digest, origin=origin, notes=(*loaded.notes, *subject.notes))
 
 
 def _trial_images(dataset: Dataset) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.formats import Format, recognise
+from robench.models.left_out import names_of
 from robench.models.output import remedy_for_outputs
 from robench.types import Dataset, RobenchError
 
@@ -23,7 +24,6 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # moving averages, taken where nothing else is there
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")  # of DataParallel, torch.compile, Lightning
 WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of wrapped parts, anywhere in a name
-LISTED = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,11 +180,13 @@ def _unwrap(content: Any, path: Path) -> StateDict:
         about |= {name: beside[name] for name in ("mean", "std") if name in beside}
         content = content[held[0]]
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        holds = f"entries {_some(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        holds = f"entries {names_of(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise RobenchError(f"{path} holds {holds}, expected a state dict, alone or under one of {', '.join(WRAPPERS)}")
     odd = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if odd:
-        raise RobenchError(f"{path}: its state dict has entries that are no tensors: {_some(odd)}; save model.state_dict() alone")
+        raise RobenchError(
+            f"{path}: its state dict has entries that are no tensors: {names_of(odd)}; save model.state_dict() alone"
+        )
     return StateDict(dict(content), about, ".".join(taken))
 
 
@@ -198,7 +200,7 @@ def _numbers(value: Any, name: str, path: Path) -> tuple[float, ...]:
         raise RobenchError(f"{path}: its {name} is {value!r}, expected a list of numbers") from None
 
 
-def fit(module: nn.Module, weights: Weights, what: str, dataset: Dataset) -> dict[str, str]:
+def fit(module: nn.Module, weights: Weights, what: str, dataset: Dataset) -> dict[str, Tensor]:
     """Loads a state dict into a module, whole or not at all.
 
     Half and bfloat16 weights become what the module computes in.
@@ -210,7 +212,7 @@ def fit(module: nn.Module, weights: Weights, what: str, dataset: Dataset) -> dic
         dataset: that the module was built for.
 
     Returns:
-        What run.json says of entries that are no part of the module, such as those of a loss or a metric beside it.
+        The tensors that are no part of the module, such as those of a loss or a normalisation beside it; see ``settle``.
 
     Raises:
         RobenchError: entries are missing, left over or of another shape, with their names; or the weights are of a model with
@@ -227,9 +229,9 @@ def fit(module: nn.Module, weights: Weights, what: str, dataset: Dataset) -> dic
         _refuse_other_classes(unequal, weights.path, dataset)
     if missing or unexpected or unequal:
         complaints = [
-            f"{len(missing)} missing ({_some(missing)})" if missing else "",
-            f"{len(unexpected)} unexpected ({_some(unexpected)})" if unexpected else "",
-            f"{len(unequal)} of another shape ({_some(f'{name} {got}, expected {needed}' for name, (got, needed) in unequal.items())})"
+            f"{len(missing)} missing ({names_of(missing)})" if missing else "",
+            f"{len(unexpected)} unexpected ({names_of(unexpected)})" if unexpected else "",
+            f"{len(unequal)} of another shape ({names_of(f'{name} {got}, expected {needed}' for name, (got, needed) in unequal.items())})"
             if unequal
             else "",
         ]
@@ -238,7 +240,7 @@ def fit(module: nn.Module, weights: Weights, what: str, dataset: Dataset) -> dic
             "they were trained in, or build it in a Python file: `model=FILE.py:FACTORY` `weights=FILE`"
         )
     module.load_state_dict(given, strict=False)
-    return {"weights left out": _some(left_out)} if left_out else {}
+    return left_out
 
 
 def in_dtype(module: nn.Module, weights: Weights, weights_dtype: str) -> None:
@@ -257,10 +259,10 @@ def count_outputs(module: nn.Module, weights: Weights, n_classes: int) -> int | 
 
 
 class Fitting(NamedTuple):
-    """Tensors by the names of a module, and the names of those beside it."""
+    """Tensors by the names of a module, and those beside it."""
 
     tensors: dict[str, Tensor]
-    left_out: list[str]
+    left_out: dict[str, Tensor]
 
 
 def _fitting(tensors: Mapping[str, Tensor], expected: set[str]) -> Fitting:
@@ -273,13 +275,13 @@ def _fitting(tensors: Mapping[str, Tensor], expected: set[str]) -> Fitting:
     given = _without_prefix(given, expected)
     needed = {name for name in expected if not name.endswith("num_batches_tracked")}
     if needed <= given.keys():
-        return Fitting(given, [])
+        return Fitting(given, {})
     for prefix in PREFIXES:
         inside = {name.removeprefix(prefix): tensor for name, tensor in given.items() if name.startswith(prefix)}
         inside = _without_prefix(inside, expected)
         if inside and needed <= inside.keys():
-            return Fitting(inside, [name for name in given if not name.startswith(prefix)])
-    return Fitting(given, [])
+            return Fitting(inside, {name: tensor for name, tensor in given.items() if not name.startswith(prefix)})
+    return Fitting(given, {})
 
 
 def _without_prefix(tensors: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
@@ -299,11 +301,6 @@ def _refuse_other_classes(unequal: Mapping[str, tuple[tuple[int, ...], tuple[int
     if all(got[1:] == needed[1:] and needed[:1] == (n_classes,) for got, needed in unequal.values()):
         outputs = " and ".join(sorted({str(got[0]) for got, _ in unequal.values()}))
         raise RobenchError(
-            f"the weights in {path} are of a model with {outputs} classes, {dataset.name} has {n_classes} ({_some(dataset.classes)}); "
+            f"the weights in {path} are of a model with {outputs} classes, {dataset.name} has {n_classes} ({names_of(dataset.classes)}); "
             f"{remedy_for_outputs(next(iter(unequal.values()))[0][0], n_classes)}"
         )
-
-
-def _some(names: Any) -> str:
-    names = list(names)
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
