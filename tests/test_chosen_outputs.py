@@ -137,6 +137,46 @@ def test_a_choice_that_does_not_fit_is_refused_with_the_reason(here, images, ask
         classifier_of_model(ExternalModel("mine.py:thousand", classes=asked), data_of(images, classes), "cpu")
 
 
+@pytest.fixture
+def named_model(monkeypatch):
+    """A way to have a model of a thousand outputs whose files call the first of them as is asked."""
+    from robench.models import subject
+    from robench.models.loaded_model import LoadedModel
+
+    def call(*classes):
+        monkeypatch.setattr(subject, "load_external", lambda *_: LoadedModel(thousand(), "mine", classes=classes))
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("called", "classes", "asked"),
+    [(("b", "a"), "ab", "1,0"), (("c", "b", "a"), "ab", "2,1"), (("a", "b"), "ab", "0,1"), (("b", "a"), "xy", "0,1")],
+)
+def test_outputs_in_the_order_of_the_data_are_taken_whatever_their_own_order_is(images, named_model, called, classes, asked):
+    named_model(*called)
+    subject = classifier_of_model(ExternalModel("theirs", classes=asked), data_of(images, classes), "cpu")
+    assert torch.equal(subject.classifier(images), thousand()(images)[:, [int(column) for column in asked.split(",")]])
+
+
+@pytest.mark.parametrize(
+    ("called", "asked", "right"), [(("a", "b"), "1,0", "0,1"), (("b", "a"), "0,1", "1,0"), (("sea", "b", "a"), "0,1", "2,1")]
+)
+def test_outputs_that_the_models_files_call_otherwise_are_refused_with_the_right_ones(images, named_model, called, asked, right):
+    named_model(*called)
+    with pytest.raises(
+        RobenchError, match=f"`classes={asked}` chooses outputs .* but the classes of photos are a, b; .*`classes={right}`"
+    ):
+        classifier_of_model(ExternalModel("theirs", classes=asked), data_of(images, "ab"), "cpu")
+
+
+def test_a_file_of_names_in_another_order_than_the_models_own_is_refused(here, images, named_model):
+    (here / "outputs.txt").write_text("a\nb\nsea\n")
+    named_model("b", "a", "sea")
+    with pytest.raises(RobenchError, match="`classes=outputs.txt` chooses outputs .* call b, a, but"):
+        classifier_of_model(ExternalModel("theirs", classes="outputs.txt"), data_of(images, "ab"), "cpu")
+
+
 @pytest.mark.parametrize(
     ("n_outputs", "message"),
     [

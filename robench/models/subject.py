@@ -23,6 +23,7 @@ from robench.models.sources import load_external
 from robench.types import Dataset, ExternalModel, RobenchError
 
 TRIAL_IMAGES = 16  # images that a model is asked with
+LISTED = 20  # classes whose outputs a message lists
 
 
 @dataclass(frozen=True)
@@ -226,12 +227,33 @@ def _described(mean: Sequence[float], std: Sequence[float], head: str) -> dict[s
 
 
 def _refuse_other_order(external: ExternalModel, classes: tuple[str, ...], dataset: Dataset, selection: Selection | None) -> None:
-    if selection is not None and selection.outputs:
+    if selection is not None:
+        _refuse_other_outputs(external, classes, dataset, selection)
+        if not selection.outputs:
+            return
         dataset = selection.whole(dataset, None)
     if set(classes) == set(dataset.classes) and classes != dataset.classes:
         raise RobenchError(
             f"`model={external.reference}` has the classes of {dataset.name} in another order: {_some(classes)}; the data has "
             f"{_some(dataset.classes)}; bring one into the order of the other, or every number is wrong"
+        )
+
+
+def _refuse_other_outputs(external: ExternalModel, classes: tuple[str, ...], dataset: Dataset, selection: Selection) -> None:
+    """Where the model's files name all classes of the data, the chosen outputs must be those."""
+    if not set(dataset.classes) <= set(classes) or max(selection.columns) >= len(classes):
+        return
+    chosen = tuple(classes[column] for column in selection.columns)
+    if chosen != dataset.classes:
+        right = ",".join(str(classes.index(name)) for name in dataset.classes)
+        remedy = (
+            f"the outputs of these names are `classes={right}`"
+            if len(dataset.classes) <= LISTED
+            else "give the outputs of these names"
+        )
+        raise RobenchError(
+            f"`classes={external.classes}` chooses outputs that the files of `model={external.reference}` call {_some(chosen)}, but the classes of "
+            f"{dataset.name} are {_some(dataset.classes)}; {remedy}, or every number is wrong"
         )
 
 
