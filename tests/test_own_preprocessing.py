@@ -243,3 +243,82 @@ def test_it_is_what_every_image_processor_of_transformers_does_itself(kind, size
     # A pixel between two numbers may be rounded either way, and a crop between two pixels: torchvision's is at the even one.
     apart = min(np.abs(np.roll(ours, shift, 2) - theirs)[:, :, 2:-2].max() for shift in (-1, 0, 1))
     assert apart <= 1.5 / 255 / std.min()
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """A stand-in for transformers' defaults, by image processor."""
+    from robench.models import preprocessor_config
+
+    known = {
+        "ViTImageProcessor": {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "do_center_crop": False},
+        "CLIPImageProcessor": {"do_normalize": True, "image_mean": [0.4] * 3, "image_std": [0.2] * 3, "do_center_crop": True, "crop_size": {"height": 9, "width": 9}},
+    }  # fmt: skip
+    monkeypatch.setattr(preprocessor_config, "default_of", lambda kind, entry: known.get(kind, {}).get(entry))
+
+
+def test_what_a_preprocessor_config_does_not_say_is_the_librarys_own_default(library):
+    vit, clip = ({"image_processor_type": f"{kind}ImageProcessor"} for kind in ("ViT", "CLIP"))
+    assert normalisation_of(vit | {"do_normalize": True}) == ((0.5,) * 3, (0.25,) * 3) == normalisation_of(vit)
+    assert normalisation_of(clip | {"do_normalize": True, "image_std": [0.3] * 3}) == ((0.4,) * 3, (0.3,) * 3)
+    assert normalisation_of(vit | {"do_normalize": False}) == ((), ())
+    assert shown(geometry_of(clip | {"size": 12, "crop_size": 8, "resample": 3}, "theirs")) == said(12, (8, 8))
+    assert shown(geometry_of(clip | {"size": 12, "resample": 3}, "theirs")) == said(12, (9, 9))
+    assert shown(geometry_of(clip | {"size": 12, "do_center_crop": False, "resample": 3}, "theirs")) == said(12, None)
+    assert shown(geometry_of(vit | {"size": 12, "crop_size": 8, "resample": 3}, "theirs")) == said((12, 12), None)
+
+
+@pytest.mark.parametrize(
+    "kind", [{}, {"image_processor_type": "TheirsImageProcessor"}, {"image_processor_type": "BitImageProcessor"}]
+)
+def test_what_neither_a_preprocessor_config_nor_the_library_says_is_refused(library, kind):
+    with pytest.raises(
+        RobenchError, match=r"^a/p.json: the file says normalise but not by what .image_mean, image_std.; give `mean`, `std`$"
+    ):
+        normalisation_of(kind | {"do_normalize": True}, "a/p.json")
+    with pytest.raises(RobenchError, match=r"not by what .image_std."):
+        normalisation_of(kind | {"do_normalize": True, "image_mean": 0.5})
+    with pytest.raises(
+        RobenchError, match=r"theirs: the file does not say whether the centre is cut out .do_center_crop.; say yourself"
+    ):
+        geometry_of(kind | {"size": 12, "crop_size": 8}, "theirs")
+    with pytest.raises(RobenchError, match=r"the centre is cut out, but not of which size .crop_size.; say yourself"):
+        geometry_of(kind | {"size": 12, "do_center_crop": True}, "theirs")
+
+
+def test_without_transformers_there_are_no_defaults(monkeypatch):
+    import sys
+
+    from robench.models.processor_defaults import default_of
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert default_of("ViTImageProcessor", "image_mean") is None
+
+
+@pytest.mark.slow
+def test_the_defaults_are_those_of_transformers_classes():
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from robench.models.processor_defaults import default_of
+
+    for kind in ("ViTImageProcessor", "ViTFeatureExtractor"):
+        assert list(default_of(kind, "image_mean")) == [0.5] * 3 and not default_of(kind, "do_center_crop")
+    clip = "CLIPImageProcessor"
+    assert default_of(clip, "image_mean")[0] == pytest.approx(0.48145466) and default_of(clip, "do_center_crop") is True
+    assert shown(geometry_of({"image_processor_type": clip, "size": 224, "resample": 3}, "theirs")) == said(224, (224, 224))
+    assert default_of("AutoModel", "image_mean") is None and default_of("NoSuchImageProcessor", "image_mean") is None
+
+
+def test_who_says_how_pictures_are_read_needs_no_word_of_the_models_files(tmp_path):
+    from robench.run.inputs import load_inputs
+    from robench.types import ExternalData
+
+    processor = {"image_processor_type": "PerceiverImageProcessor", "size": 8}
+    model = folder(tmp_path, {"architectures": ["ViTForImageClassification"], "model_type": "vit"}, processor)
+    for name in "ab":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 7)).save(tmp_path / "photos" / name / "1.png")
+    photos = str(tmp_path / "photos")
+    with pytest.raises(RobenchError, match="is more than resizing and cropping; say yourself"):
+        load_inputs(None, ExternalData(photos, resize="4"), None, "main", model=model)
+    own = ExternalData(photos, resize="4", crop="4", interpolation="bicubic")
+    assert load_inputs(None, own, None, "main", model=model).data.image_shape == (3, 4, 4)

@@ -169,7 +169,9 @@ def test_weights_that_transformers_would_draw_at_random_are_refused(theirs, imag
 def test_weights_that_the_classifier_does_not_use_are_named(theirs, images):
     _, folder = theirs
     save_file(load_file(folder / "model.safetensors") | {"vit.pooler.dense.bias": torch.zeros(16)}, folder / "model.safetensors")
-    assert load(folder, images).origin["weights left out"] == "vit.pooler.dense.bias"
+    subject = load(folder, images)
+    assert subject.origin["weights left out"] == "vit.pooler.dense.bias"
+    assert any("no part of the model, which are left out: vit.pooler.dense.bias" in note for note in subject.notes)
 
 
 @slow
@@ -199,6 +201,32 @@ def test_the_hub_is_asked_for_three_files(theirs, images, monkeypatch):
     subject = load("hf:them/theirs", images)
     assert subject.digest == plain.digest and subject.name == "them-theirs" and subject.origin["revision"] == "theirs"
     assert set(asked) == {"config.json", "model.safetensors", "preprocessor_config.json"}
+
+
+@slow
+def test_a_model_without_a_preprocessor_config_is_told_to_be_taken_as_it_is(theirs, images):
+    model, folder = theirs
+    (folder / "preprocessor_config.json").unlink()
+    subject = load(folder, images)
+    with torch.no_grad():
+        assert torch.allclose(subject.classifier(images), model(images).logits, atol=1e-5)
+    notes = [note for note in subject.notes if "nothing is normalised, and pictures are taken as asked for" in note]
+    assert len(notes) == 1 and "no preprocessor_config.json" in notes[0]
+    assert not any("normalised" in note for note in load(folder, images, mean=MEAN, std=STD).notes)
+
+
+@slow
+def test_a_processor_that_normalises_without_numbers_has_the_librarys_own_or_the_users(theirs, images):
+    model, folder = theirs
+    edited(folder, "preprocessor_config.json", image_mean=None, image_std=None)
+    with torch.no_grad():
+        assert torch.allclose(load(folder, images).classifier(images), model((images - 0.5) / 0.5).logits, atol=1e-5)
+    edited(folder, "preprocessor_config.json", image_processor_type="TheirsImageProcessor")
+    with pytest.raises(RobenchError, match="preprocessor_config.json: the file says normalise but not by what"):
+        load(folder, images)
+    with torch.no_grad():
+        own = load(folder, images, mean=MEAN, std=STD).classifier(images)
+        assert torch.allclose(own, model(normalised(images)).logits, atol=1e-5)
 
 
 def written(tmp_path, **more):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
 NONE = "none"
+LARGEST_SIDE = 10_000  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ def parse_side(text: str, name: str) -> int | tuple[int, int] | None:
     parts = text.lower().replace(",", "x").split("x")
     if text == NONE:
         return None
-    if len(parts) > 2 or not all(part.strip().isdecimal() and 0 < int(part) <= 10_000 for part in parts):
+    if len(parts) > 2 or not all(part.strip().isdecimal() and 0 < int(part) <= LARGEST_SIDE for part in parts):
         raise RobenchError(f"`{name}={text}`: expected a number of pixels such as 224, height x width such as 224x320, or none")
     sides = [int(part) for part in parts]
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robench.models.entries import entries, number
 from robench.models.failures import first_line
-from robench.models.left_out import Normalisation, names_of, settle
+from robench.models.left_out import Normalisation, Settled, names_of, settle
 from robench.models.loaded_model import LoadedModel
 from robench.models.output import LOGITS, Output, remedy_for_outputs
 from robench.models.preprocessor_config import normalisation_of, read_processor
@@ -21,6 +22,7 @@ from robench.models.weights import Weights, read_weights
 from robench.types import Dataset, ExternalModel, RobenchError
 
 NO_TRANSFORMERS = "transformers is not installed: pip install 'robench[transformers]'"
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 CLASSIFIES = "ForImageClassification"
 # Settings by which a config.json would have other files or code fetched; a model needs none of them to be what its weights are.
 IGNORED = {
@@ -42,7 +44,9 @@ class Bgr(nn.Module):
 
 def count_labels(config: Mapping[str, Any]) -> int:
     """How many outputs a config.json gives its model; two where it says nothing."""
-    return len(config.get("id2label") or ()) or int(config.get("num_labels", 2))
+    return len(entries(config.get("id2label"), "id2label", CONFIG)) or int(
+        number(config.get("num_labels", 2), "num_labels", CONFIG)
+    )
 
 
 def build_transformers(config_file: Path, config: Mapping[str, Any], weights_file: Path, processor_file: Path | None, name: str, dataset: Dataset, external: ExternalModel) -> LoadedModel:  # fmt: skip
@@ -71,7 +75,9 @@ def build_transformers(config_file: Path, config: Mapping[str, Any], weights_fil
     weights = read_weights(weights_file)
     module, left_out = _load(config_file, config, weights)
     processor = read_processor(processor_file) if processor_file is not None else {}
-    normalise = normalisation_of(processor) if processor else Normalisation()
+    normalise = Normalisation()
+    if processor and not external.mean:
+        normalise = normalisation_of(processor, str(processor_file))
     settled = settle(left_out, weights.path, external, dataset.image_shape[0], normalise)
     with_logits: nn.Module = Output(module, LOGITS)
     if processor.get("do_flip_channel_order"):
@@ -80,8 +86,25 @@ def build_transformers(config_file: Path, config: Mapping[str, Any], weights_fil
     origin = {"architecture": type(module).__name__, **weights.origin, **settled.origin}
     named = all(names) and not any(re.fullmatch(r"LABEL_\d+", each) for each in names)
     return LoadedModel(
-        with_logits, name, origin, mean=settled.normalise.mean, std=settled.normalise.std, classes=names if named else (), notes=settled.notes
+        with_logits, name, origin, mean=settled.normalise.mean, std=settled.normalise.std, classes=names if named else (),
+        notes=(*_unsaid(processor_file, processor, settled, external), *settled.notes),
     )  # fmt: skip
+
+
+def _unsaid(processor_file: Path | None, processor: Mapping[str, Any], settled: Settled, external: ExternalModel) -> list[str]:
+    """That nobody says how images are prepared, where nobody does."""
+    if external.mean or settled.normalise.mean:
+        return []
+    if processor_file is None:
+        return [
+            f"the model has no {PROCESSOR}: nothing is normalised, and pictures are taken as asked for; give `mean` and `std` where it "
+            "needs them"
+        ]
+    if "do_normalize" not in processor:
+        return [
+            f"{processor_file} says of no normalisation: nothing is normalised; give `mean` and `std` where the model needs them"
+        ]
+    return []
 
 
 def _load(config_file: Path, config: Mapping[str, Any], weights: Weights) -> tuple[nn.Module, dict[str, Tensor]]:

@@ -69,7 +69,8 @@ def load_inputs(
         raise RobenchError("`model` needs `dataset`: one of `robench list datasets`, or your own folder or .npz file")
     if asked.reference is None and name not in DATASETS:
         raise RobenchError(f"{ckpt} was trained on the folder {name!r}; say where it lies: `dataset=PATH`")
-    own = None if model is None else own_preprocessing(model)
+    says_all = asked.resize is not None and asked.interpolation is not None  # then what the files say is not needed
+    own = None if model is None or says_all else own_preprocessing(model)
     whole = load_dataset(replace(asked, reference=name), "test", data_dir, own=own, tell=tell)
     return Inputs(name, whole, of_head(whole, MAIN_HEAD if ckpt is None else head), trained_on)
 
