@@ -322,3 +322,65 @@ def test_who_says_how_pictures_are_read_needs_no_word_of_the_models_files(tmp_pa
         load_inputs(None, ExternalData(photos, resize="4"), None, "main", model=model)
     own = ExternalData(photos, resize="4", crop="4", interpolation="bicubic")
     assert load_inputs(None, own, None, "main", model=model).data.image_shape == (3, 4, 4)
+
+
+VIT = {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        ({"size": {"height": "x", "width": 8}}, "size's height is 'x', expected a number"),
+        ({"size": {"shortest_edge": None}}, "size's shortest_edge is None, expected a number"),
+        ({"size": 0}, "size is 0, expected 1 to 10000 pixels"),
+        ({"size": 224000000000}, "size is 224000000000, expected 1 to 10000 pixels"),
+        ({"size": True}, "size is True, expected a number"),
+        ({"size": 8, "do_center_crop": True, "crop_size": {"height": [8], "width": 8}}, r"crop_size's height is \[8\], expected a number"),
+        ({"size": 8, "crop_pct": "x", "image_processor_type": "ConvNextImageProcessor"}, "crop_pct is 'x', expected a number above 0"),
+        ({"size": 224, "crop_pct": 1e-9, "image_processor_type": "ConvNextImageProcessor"}, "crop_pct is 1e-09, by which 224 pixels become 2.24e.11"),
+        ({"size": 8, "crop_pct": 1e-9, "do_center_crop": False, "image_processor_type": "PoolFormerImageProcessor"}, "crop_pct is 1e-09, by which 8"),
+        ({"size": 10_000, "do_center_crop": False, "image_processor_type": "LevitImageProcessor"}, "size is 11428, expected 1 to 10000 pixels"),
+    ],
+)  # fmt: skip
+def test_a_size_that_is_none_is_an_error_with_its_file_and_entry(tmp_path, processor, message):
+    model = folder(tmp_path, VIT, processor)
+    with pytest.raises(RobenchError, match=f"^preprocessor_config.json of {tmp_path}: {message}"):
+        own_preprocessing(model)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"crop_pct": "x"}, "crop_pct is 'x', expected a number above 0"),
+        ({"crop_pct": 0}, "crop_pct is 0, expected a number above 0"),
+        ({"crop_pct": float("nan")}, "crop_pct is nan, expected a number above 0"),
+        ({"crop_pct": 1e-9}, "crop_pct is 1e-09, by which 224 pixels become 2.24e.11, expected 1 to 10000"),
+        ({"input_size": [3]}, r"input_size is \[3\], expected channels, height and width"),
+        ({"input_size": 224}, "input_size is 224, expected channels, height and width"),
+        ({"input_size": [3, "x", 224]}, "input_size is 'x', expected a number"),
+    ],
+)
+def test_a_pretrained_cfg_of_other_things_is_an_error_with_its_file_and_entry(tmp_path, more, message):
+    model = folder(tmp_path, {"architecture": "tiny", "pretrained_cfg": CFG | more})
+    with pytest.raises(RobenchError, match=f"^config.json of {tmp_path}: {message}"):
+        own_preprocessing(model)
+
+
+def test_a_pretrained_cfg_that_is_no_object_is_an_error_with_its_file_and_entry(tmp_path):
+    with pytest.raises(RobenchError, match="config.json of .*: pretrained_cfg is 'x', expected an object"):
+        own_preprocessing(folder(tmp_path, {"architecture": "tiny", "pretrained_cfg": "x"}))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"image_mean": ["a"], "image_std": [1]}, "image_mean is 'a', expected a number"),
+        ({"image_mean": [0.5], "image_std": [0]}, "image_std is 0, expected a number above 0"),
+        ({"image_mean": {"r": 1}, "image_std": [1]}, "image_mean is {'r': 1}, expected a number"),
+        ({"rescale_factor": None}, "rescale_factor is None, expected a number above 0"),
+        ({"rescale_factor": 0}, "rescale_factor is 0, expected a number above 0"),
+    ],
+)
+def test_a_normalisation_of_other_things_is_an_error_with_its_file_and_entry(config, message):
+    with pytest.raises(RobenchError, match=f"^a/p.json: {message}"):
+        normalisation_of(config, "a/p.json")

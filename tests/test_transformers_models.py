@@ -241,6 +241,8 @@ def written(tmp_path, **more):
         ({}, "ab", "describes a model with 10 classes, photos has 2; name the data .* or choose with `classes`"),
         ({"id2label": {str(n): "x" for n in range(1000)}}, "ab", "with 1000 classes, photos has 2; .*`classes=imagenet` picks"),
         ({"id2label": {str(n): "x" for n in range(21843)}}, "ab", "ImageNet-21k's"),
+        ({"id2label": ["a", "b"]}, "ab", r"config.json: id2label is \['a', 'b'\], expected an object"),
+        ({"id2label": None, "num_labels": "x"}, "ab", "config.json: num_labels is 'x', expected a number"),
         ({"quantization_config": {"bits": 4}}, "0123456789", "is of a compressed model"),
         ({"architectures": ["BertForMaskedLM"]}, "0123456789", r"but \['BertForMaskedLM'\] of another library"),
     ],

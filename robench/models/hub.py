@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robench.models.hub_transformers import CLASSIFIES, build_transformers, count_labels
+from robench.models.entries import entries, numbers
+from robench.models.hub_transformers import CLASSIFIES, CONFIG, PROCESSOR, build_transformers, count_labels
 from robench.models.left_out import Normalisation, settle
 from robench.models.library import build_timm
 from robench.models.loaded_model import LoadedModel
@@ -18,7 +19,7 @@ from robench.models.output import remedy_for_outputs
 from robench.models.weights import fit, in_dtype, read_weights
 from robench.types import Dataset, ExternalModel, RobenchError
 
-CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+WEIGHTS = "model.safetensors"
 ABSENT = ("EntryNotFoundError", "RemoteEntryNotFoundError")  # what huggingface_hub raises where the Hub itself was asked
 # Settings of timm.create_model that reach for other files; a config that has them is none of timm's.
 FORBIDDEN = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable", "exportable"}
@@ -104,28 +105,27 @@ def _build(external: ExternalModel, name: str, dataset: Dataset) -> tuple[Loaded
 
 
 def _n_classes(config: Mapping[str, Any]) -> Any:
-    pretrained = config.get("pretrained_cfg") or config
+    pretrained = pretrained_cfg(config, CONFIG)
     return config.get("num_classes", pretrained.get("num_classes"))
 
 
 def _of_timm(external: ExternalModel, config_file: Path, config: Mapping[str, Any], weights_file: Path, name: str, dataset: Dataset) -> LoadedModel:  # fmt: skip
-    settings = dict(config.get("model_args") or {})
+    settings = dict(entries(config.get("model_args"), "model_args", str(config_file)))
     if settings.keys() & FORBIDDEN:
         raise RobenchError(
             f"{config_file}: model_args has {', '.join(sorted(settings.keys() & FORBIDDEN))}, which is not a model's to set"
         )
     weights = read_weights(weights_file)
-    pretrained = config.get("pretrained_cfg") or config
+    pretrained = pretrained_cfg(config, str(config_file))
     n_classes, expected = _n_classes(config), len(dataset.classes)
     if n_classes != expected:
         remedy = remedy_for_outputs(n_classes, expected) if isinstance(n_classes, int) else "name its data with `dataset`"
         raise RobenchError(f"{config_file} describes a model with {n_classes} classes, {dataset.name} has {expected}; {remedy}")
-    module = build_timm(
-        config["architecture"], **{"in_chans": (pretrained.get("input_size") or [3])[0], **settings, "num_classes": n_classes}
-    )
+    channels = numbers(pretrained.get("input_size"), "input_size", str(config_file)) or (3,)
+    module = build_timm(config["architecture"], **{"in_chans": int(channels[0]), **settings, "num_classes": n_classes})
     left_out = fit(module, weights, config["architecture"], dataset)
     in_dtype(module, weights, external.weights_dtype)
-    mean, std = (tuple(float(value) for value in pretrained.get(key) or ()) for key in ("mean", "std"))
+    mean, std = (numbers(pretrained.get(key), key, str(config_file), positive=key == "std") for key in ("mean", "std"))
     settled = settle(left_out, weights_file, external, dataset.image_shape[0], Normalisation(mean, std))
     names = config.get("label_names") or pretrained.get("label_names") or ()
     return LoadedModel(
@@ -137,6 +137,15 @@ def _of_timm(external: ExternalModel, config_file: Path, config: Mapping[str, An
 def is_of_timm(config: Mapping[str, Any]) -> bool:
     """Whether a config.json names an architecture of timm rather than of transformers."""
     return isinstance(config.get("architecture"), str)
+
+
+def pretrained_cfg(config: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
+    """What a config.json of timm says of the weights, in an entry of its own or, in older files, beside the architecture.
+
+    Raises:
+        RobenchError: it is no object.
+    """
+    return entries(config.get("pretrained_cfg"), "pretrained_cfg", origin) or config
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from robench.data.preprocessing import OwnPreprocessing, Preprocessing
-from robench.models.hub import CONFIG, PROCESSOR, file_if_any, is_of_timm, read_config
+from robench.models.entries import larger, side
+from robench.models.hub import file_if_any, is_of_timm, pretrained_cfg, read_config
+from robench.models.hub_transformers import CONFIG, PROCESSOR
 from robench.models.preprocessor_config import YOURSELF, geometry_of, read_processor
 from robench.models.sources import SOURCES, source_of
 from robench.types import ExternalModel, RobenchError
@@ -67,17 +68,23 @@ def _of_files(external: ExternalModel) -> Preprocessing | None:
         return None
     config = read_config(path)
     if is_of_timm(config):
-        pretrained = config.get("pretrained_cfg") or config
-        says = isinstance(pretrained.get("input_size"), list | tuple) and pretrained.get("crop_pct")
-        return _of_pretrained_cfg(pretrained, f"{path.name} of {external.reference}") if says else None
+        origin = f"{path.name} of {external.reference}"
+        pretrained = pretrained_cfg(config, origin)
+        says = pretrained.get("input_size") is not None and pretrained.get("crop_pct") is not None
+        return _of_pretrained_cfg(pretrained, origin) if says else None
     processor = file_if_any(external, PROCESSOR)
     return None if processor is None else geometry_of(read_processor(processor), f"{processor.name} of {external.reference}")
 
 
 def _of_pretrained_cfg(config: Mapping[str, Any], origin: str) -> Preprocessing:
     """As timm's ``transforms_imagenet_eval`` reads it (timm 1.0)."""
-    crop, mode = tuple(int(side) for side in config["input_size"][-2:]), config.get("crop_mode") or "center"
-    scaled = tuple(math.floor(side / float(config["crop_pct"])) for side in crop)
+    size, mode = config["input_size"], config.get("crop_mode") or "center"
+    if not isinstance(size, list | tuple) or len(size) != 3:
+        raise RobenchError(
+            f"{origin}: input_size is {size!r}, expected channels, height and width, such as [3, 224, 224]; mend the file"
+        )
+    crop = side(size[1], "input_size", origin), side(size[2], "input_size", origin)
+    scaled = tuple(larger(pixels, config["crop_pct"], "crop_pct", origin) for pixels in crop)
     if mode not in ("center", "squash") or (mode == "center" and scaled[0] != scaled[1]):
         raise RobenchError(f"{origin}: crop_mode {mode!r} to {crop[0]}x{crop[1]} is more than resizing and cropping; {YOURSELF}")
     resize = scaled[0] if mode == "center" else (scaled[0], scaled[1])
