@@ -2,6 +2,7 @@
 
 import ast
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from robench.attacks.straight_through import StraightThrough
 from robench.audit import AuditRequest, audit_subject
 from robench.audit.cheats import Detached, NoGradient, Quantise
 from robench.audit.checks import CHECKS, run_checks
-from robench.audit.comparisons import black_box, loss_swap, noise_breaks, one_step, precision, transfer_breaks
+from robench.audit.comparisons import black_box, loss_swap, noise_breaks, one_step, precision, silent_success, transfer_breaks
 from robench.audit.controls import CONTROLS, Bench
 from robench.audit.evidence import Evidence, ExternalImages
 from robench.audit.panel import CALLABLE, called_for
@@ -423,6 +424,20 @@ def test_images_of_a_sibling_that_break_what_is_left_are_noticed():
     assert transfer_breaks(evidence_of(columns)).level == Level.FAIL
     assert transfer_breaks(evidence_of({"pgd20": 300})).level == Level.UNKNOWN
     assert transfer_breaks(evidence_of(columns, external=(ExternalImages("pgd50@other"),))).level == Level.UNKNOWN
+
+
+def test_a_sample_or_two_that_an_attack_lost_are_no_warning_and_twenty_of_a_hundred_are_a_failure():
+    def found(lost):
+        results = results_of({"pgd50": 300})
+        rows = results.verdicts
+        rows = rows[rows["index"] < 100].copy()
+        rows.loc[(rows["attack"] == "pgd50") & (rows["index"] < lost), "best"] = Outcome.BROKEN
+        evidence = evidence_of({})
+        return silent_success(replace(evidence, runs={"eps": replace(results, verdicts=rows)}, _frames={}))
+
+    assert [found(lost).level for lost in (0, 1, 2, 3, 5)] == [Level.PASS, Level.PASS, Level.PASS, Level.WARN, Level.WARN]
+    assert found(20).level == Level.FAIL
+    assert found(1).p == 1
 
 
 def test_a_sample_or_two_that_another_attack_adds_are_no_failure():

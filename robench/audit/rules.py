@@ -42,7 +42,8 @@ def missing(evidence: Evidence, *columns: str, at: str = AUDITED_RADIUS) -> Find
 def gap_finding(
     gap: Paired, *, warn: float, fail: float, says: str, fine: str, text: str, calls_for: tuple[str, ...] = (), among: int = 1
 ) -> Finding:
-    """A difference that should not exceed a threshold: it warns by its value and fails by its lower 95 % bound.
+    """A difference that should not exceed a threshold: it warns by its value and fails by its lower 95 % bound. A difference of no more
+    than ``NEGLIGIBLE`` samples proves nothing and is no warning, however few samples there are.
 
     Args:
         gap: the difference.
@@ -53,7 +54,8 @@ def gap_finding(
         among: of how many comparisons this is the largest; p is multiplied by it (Bonferroni).
     """
     value, low = gap.difference, gap.low
-    level = Level.FAIL if low > fail else Level.WARN if value > warn else Level.PASS
+    warns = value > warn and gap.only_first - gap.only_second > NEGLIGIBLE
+    level = Level.FAIL if low > fail else Level.WARN if warns else Level.PASS
     measured = f"{text}: {100 * value:+.1f} points [{100 * low:+.1f}, {100 * gap.high:+.1f}] on {gap.n:,} samples; {gap}"
     return reading(
         level, fine if level == Level.PASS else says, measured, statistic=value, threshold=fail if level == Level.FAIL else warn,
