@@ -24,6 +24,7 @@ from robench.audit.controls import CONTROLS, Bench
 from robench.audit.evidence import Evidence, ExternalImages
 from robench.audit.panel import CALLABLE, called_for
 from robench.audit.protocol import provenance, randomness, transfer_gap
+from robench.audit.red_flags import above_natural, eps_zero
 from robench.audit.rules import GRADIENT_FREE
 from robench.audit.selftest import audit_control
 from robench.audit.verdict import OPEN, REFUTED, REQUIRED, SUPPORTED, WEAKENED, judge_number
@@ -438,6 +439,31 @@ def test_a_sample_or_two_that_an_attack_lost_are_no_warning_and_twenty_of_a_hund
     assert [found(lost).level for lost in (0, 1, 2, 3, 5)] == [Level.PASS, Level.PASS, Level.PASS, Level.WARN, Level.WARN]
     assert found(20).level == Level.FAIL
     assert found(1).p == 1
+
+
+@pytest.mark.parametrize(("claim", "level"), [(0.90, "pass"), (0.902, "pass"), (0.91, "warn"), (0.95, "fail"), (None, "pass")])
+def test_a_claim_above_the_accuracy_without_attack_is_noticed(claim, level):
+    assert above_natural(evidence_of({"pgd20": 300}, claim=claim)).level == level  # 900 of 1,000 are right: 0.880 to 0.917
+
+
+@pytest.mark.parametrize(("gained", "level"), [(0, "pass"), (2, "pass"), (4, "warn"), (50, "fail")])
+def test_stored_images_that_are_more_often_right_than_clean_ones_are_noticed(gained, level):
+    evidence = evidence_of({"x": 900}, external=(ExternalImages("x", "other"),))
+    rows = evidence.runs["eps"].verdicts
+    rows["label"] = 1
+    rows["clean_pred"] = np.where(rows["outcome"] == Outcome.MISCLASSIFIED, 0, 1)
+    rows["adv_pred"] = np.where(rows["index"] < 900 + gained, 1, 0)
+    assert above_natural(evidence).level == level
+
+
+@pytest.mark.parametrize(("changed", "level"), [(0, "pass"), (2, "pass"), (5, "warn"), (60, "fail")])
+def test_images_that_are_right_only_when_asked_first_are_noticed(changed, level):
+    again = results_of({"pgd20": 0})
+    rows = again.verdicts
+    rows.loc[(rows["attack"] == "clean") & (rows["index"] < changed), "outcome"] = Outcome.MISCLASSIFIED
+    evidence = evidence_of({"pgd20": 300})
+    assert eps_zero(evidence).level == Level.UNKNOWN
+    assert eps_zero(replace(evidence, runs={**evidence.runs, "x2": again}, _frames={})).level == level
 
 
 def test_a_sample_or_two_that_another_attack_adds_are_no_failure():

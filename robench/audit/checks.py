@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from robench.audit import comparisons, protocol
+from robench.audit import comparisons, protocol, red_flags
 from robench.audit.evidence import Evidence
 from robench.audit.rules import GRADIENT_FREE, probed
 from robench.report.paired import holm, p_text
@@ -63,6 +63,8 @@ CHECKS: dict[str, Check] = {
     "one-step": Check(comparisons.one_step, "iterative attacks beat one step", ATHALYE),
     "steps": Check(comparisons.steps_help, "accuracy falls with steps", CARLINI),
     "eps": Check(comparisons.eps_helps, "accuracy falls with eps", CARLINI),
+    "eps-zero": Check(red_flags.eps_zero, "accuracy at eps 0 is the natural one", OURS),
+    "above-natural": Check(red_flags.above_natural, "nothing is above the accuracy without attack", OURS),
     "large-eps": Check(comparisons.large_eps, "chance at eps 0.5", CARLINI),
     "unbounded": Check(comparisons.unbounded, "zero without a bound", ATHALYE),
     "black-box": Check(comparisons.black_box, "Square adds nothing to the white-box attacks", AUTOATTACK),

@@ -57,6 +57,7 @@ class Evidence:
         external: columns of images that were made before.
         draws: forward passes that a verdict is voted by; 1 where the model is not random.
         claimed: whether a number of somebody's is judged.
+        claim: that number, a fraction of all samples.
     """
 
     runs: Mapping[str, Results]
@@ -71,6 +72,7 @@ class Evidence:
     external: tuple[ExternalImages, ...] = ()
     draws: int = 1
     claimed: bool = False
+    claim: float | None = None
     _frames: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
 
     def rows(self, column: str, at: str = AUDITED_RADIUS) -> pd.DataFrame | None:

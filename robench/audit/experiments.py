@@ -109,6 +109,7 @@ class Experiments:
             external=external,
             draws=self.subject.classifier.draws,
             claimed=request.claim is not None,
+            claim=request.claim,
         )
 
     def follow(self, evidence: Evidence, names: list[str]) -> Evidence:
