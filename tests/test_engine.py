@@ -698,3 +698,18 @@ def test_a_long_run_is_forecast_from_its_first_chunk(tmp_path, capsys, monkeypat
 def test_peak_memory_is_of_the_process(tmp_path):
     results = run(tmp_path, [column("darken", darken)])
     assert (results.ledger["peak_bytes"] > 50e6).all()  # torch alone takes more
+
+
+def test_a_run_that_is_told_to_stop_keeps_what_is_finished_and_a_cascade_counts_as_far_as_it_came(tmp_path):
+    both = Column("both", (fake("first", darken), fake("second", darken)), is_cascade=True)
+    columns = [both, column("alone", darken)]
+    stopped = run(
+        tmp_path / "chunks", columns, goes_on=partial(next, iter([True, True, True, False]))
+    )  # behind the first chunk's two stages
+    assert not stopped.columns and stopped.unfinished == ["both", "alone"]
+    assert len(list((tmp_path / "chunks" / "chunks").glob("both*/*/*.npz"))) == 2
+    assert run(tmp_path / "chunks", columns).columns == ["both", "alone"]
+    run(tmp_path / "one", [both], spec=replace(SPEC, chunk=len(OFFSETS)), goes_on=partial(next, iter([True, False])))
+    assert not read_results(tmp_path / "one").columns
+    begun = read_results(tmp_path / "one", begun=True)
+    assert begun.columns == ["both"] and begun.stages == {"both": ["both/first"]}

@@ -28,6 +28,7 @@ EXCEPTED = {
     "reproduce/settings.py": {"--table", "--quick", "--recipe", "--precision", "--epochs", "--adversarial-epochs", "--seeds"},
     "interchange/bundle.py": {"--ckpt"},  # the command that verifies a bundle
     "audit/selftest.py": {"--self-test"},  # the command, as an audit records it
+    "audit/schedule.py": {"--minutes"},  # the command that takes longer
     "adapters/robustbench.py": {"--force-reinstall", "--no-deps"},  # of pip
     "evaluation/environment.py": {"--always", "--dirty", "--abbrev"},  # of git
     "training/spec.py": {"--arch"},  # the command that trains a variant of somebody's own, which is a file

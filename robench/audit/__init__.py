@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,29 @@ import torch
 from robench.audit.checks import run_checks
 from robench.audit.evidence import AUDITED_RADIUS, Evidence
 from robench.audit.experiments import Experiments
+from robench.audit.feeds import PANEL_UNITS, VERDICTS
+from robench.audit.forecast import (
+    STEP,
+    allowed_seconds,
+    fitting_samples,
+    random_order,
+    random_part,
+    step_seconds,
+    unit_images,
+)
 from robench.audit.page import write_audit
 from robench.audit.panel import called_for
 from robench.audit.request import GRID_SAMPLES, AuditRequest
+from robench.audit.schedule import Clock, Deadline, Schedule
 from robench.audit.verdict import Verdict, judge_number
 from robench.data import DATASETS, load_dataset
 from robench.evaluation.device import use_device
 from robench.evaluation.environment import command_line, describe_environment
-from robench.evaluation.results import Results
+from robench.evaluation.external_images import external_column
+from robench.evaluation.sanity_check import settle_randomness
 from robench.models.subject import Subject, subject_of
 from robench.run.inputs import load_inputs, refuse_unnamed, tell_remarks, warn_on_stderr
-from robench.types import Dataset, ExternalData, ExternalModel, Finding
+from robench.types import Column, Dataset, ExternalData, ExternalModel, Finding
 
 __all__ = ["Audit", "AuditRequest", "audit", "audit_subject"]
 
@@ -62,6 +75,7 @@ def audit(
         RobenchError: anything the user can mend; what was measured before is kept.
     """
     refuse_unnamed(ckpt, model, "audit")
+    began = time.perf_counter()
     external = ExternalModel(model) if isinstance(model, str) else model
     inputs = load_inputs(ckpt, dataset, data_dir, request.head, model=external, tell=True)
     data = inputs.data
@@ -70,7 +84,9 @@ def audit(
         subject = subject_of(ckpt, external, data, chosen, request.head)
         tell_remarks(subject, data, request.samples(data), warn)
         folder = out or Path("reports") / request.folder_name(subject.name, data)
-        return audit_subject(subject, data, request, folder, chosen, learn_from=learn_from, command=command_line())
+        return audit_subject(
+            subject, data, request, folder, chosen, learn_from=learn_from, command=command_line(), began=began
+        )  # fmt: skip
 
 
 def _can_train(name: str) -> bool:
@@ -80,7 +96,7 @@ def _can_train(name: str) -> bool:
 
 def audit_subject(
     subject: Subject, data: Dataset, request: AuditRequest, folder: Path, device: str, *, learn_from: Dataset | None = None,
-    command: str = "", show_progress: bool = True,
+    command: str = "", show_progress: bool = True, clock: Clock = time.perf_counter, began: float | None = None,
 ) -> Audit:  # fmt: skip
     """As ``audit``, of a model and data that are loaded already.
 
@@ -93,22 +109,43 @@ def audit_subject(
         learn_from: images for a surrogate; the test split by default.
         command: to be recorded.
         show_progress: bars on stderr.
+        clock: seconds since some time, by which the audit ends.
+        began: what the clock said when the audit began; now by default.
     """
-    started = time.perf_counter()
+    began = clock() if began is None else began
+    n, classifier = request.samples(data), subject.classifier
+    settle_randomness(classifier, data.images, n)
+    step = step_seconds(classifier, unit_images(data, n, classifier.device), clock)
+    deadline = Deadline(allowed_seconds(request.minutes, step, n, quick=request.quick), clock, began)
+    schedule = Schedule(deadline, step / STEP, show_progress)
+    votes = VERDICTS * (classifier.draws - 1)
+    fitting = fitting_samples(deadline.left, schedule.pace * n * (PANEL_UNITS[request.quick] + votes), n)
+    given = [external_column(source, data, n) for source in request.adv]
+    part = None
+    if fitting < n:
+        part = (fitting, n)
+        given = [_of_part(column, n, fitting, request.seed) for column in given]
+        data, request = random_part(data, n, fitting, request.seed), replace(request, n=fitting)
     experiments = Experiments(
         subject=subject, data=data, request=request, folder=folder, device=device, learn_from=learn_from or data, command=command,
-        show_progress=show_progress,
+        show_progress=show_progress, schedule=schedule, part=part,
     )  # fmt: skip
-    evidence = experiments.gather()
+    evidence = experiments.gather(given)
     stronger = called_for(run_checks(evidence), _needless(evidence), request.budget)
     if stronger.names:
-        evidence = experiments.follow(evidence, stronger.names)
+        evidence = experiments.follow(stronger.names)
     findings = run_checks(evidence)
     verdict = judge_number(evidence, findings, request.claim, stronger.not_run)
-    seconds = time.perf_counter() - started
-    about = _about(evidence.runs, subject, request, device, seconds=seconds, not_run=stronger.not_run)
+    about = _about(evidence, subject, request, device, deadline=deadline, not_run=stronger.not_run, part=part)
     page = write_audit(folder, evidence, findings, verdict, about)
-    return Audit(verdict, findings, page, seconds)
+    return Audit(verdict, findings, page, deadline.spent)
+
+
+def _of_part(column: Column, n: int, part: int, seed: int) -> Column:
+    """A column of stored images, of a random part of the samples alone."""
+    (stage,) = column.stages
+    assert stage.external_images is not None
+    return replace(column, stages=(replace(stage, external_images=stage.external_images[random_order(n, seed)[:part]]),))
 
 
 def _needless(evidence: Evidence) -> list[str]:
@@ -118,22 +155,30 @@ def _needless(evidence: Evidence) -> list[str]:
 
 
 def _about(
-    runs: Mapping[str, Results], subject: Subject, request: AuditRequest, device: str, *, seconds: float, not_run: list[str]
-) -> dict[str, Any]:
+    evidence: Evidence, subject: Subject, request: AuditRequest, device: str, *, deadline: Deadline, not_run: list[str],
+    part: tuple[int, int] | None,
+) -> dict[str, Any]:  # fmt: skip
+    runs = evidence.runs
     ledgers = [results.ledger for results in runs.values()]
     environment = describe_environment(device, torch.get_num_threads())
     packages = environment["packages"]
     assert isinstance(packages, dict)
+    chosen = {} if part is None else {"samples": f"a random {part[0]:,} of the first {part[1]:,}, for want of time"}
+    allowed = "no limit" if math.isinf(deadline.seconds) else f"{deadline.seconds:.0f}"
+    missed = "; ".join(f"{each.name}: {each.why}" for each in evidence.missed)
     return {
         "passes": f"{sum(int(each['forwards'].sum()) for each in ledgers):,} forward, "
         f"{sum(int(each['backwards'].sum()) for each in ledgers):,} backward, in samples",
         "seconds of attacks": round(sum(float(each["seconds"].sum()) for each in ledgers)),
-        "seconds of this call": round(seconds),
+        "seconds of this call": round(deadline.spent),
+        "seconds allowed": allowed,
+        **chosen,
         "attack seed": request.seed,
         "radii other than the audited one": f"on the first {min(GRID_SAMPLES, runs[AUDITED_RADIUS].description['n'])} samples",
         "weights and code": subject.digest,
         "machine": "; ".join(sorted(set(runs[AUDITED_RADIUS].ledger["machine"]))),
         "versions": ", ".join(f"{name} {version}" for name, version in packages.items()),
         "not run for lack of budget": ", ".join(not_run) or "nothing",
+        **({"gave nothing": f"{missed}; {evidence.remedy}"} if missed else {}),
         "commands": runs[AUDITED_RADIUS].description["commands"] or ["called from Python"],
     }

@@ -44,13 +44,25 @@ def run_checks(evidence: Evidence) -> list[Finding]:
 
     A failure that rests on a paired test which is not significant after the correction becomes a warning.
     """
-    findings = [replace(check.judge(evidence), check=name, source=check.source) for name, check in CHECKS.items()]
+    findings = [
+        _with_reason(replace(check.judge(evidence), check=name, source=check.source), evidence) for name, check in CHECKS.items()
+    ]
     tested = [place for place, finding in enumerate(findings) if finding.p is not None]
     for place, p in zip(tested, holm([findings[place].p or 0.0 for place in tested]), strict=True):
         finding = findings[place]
         level = Level.WARN if finding.level == Level.FAIL and p > CONFIDENCE else finding.level
         findings[place] = replace(finding, level=level, p_corrected=p, evidence=f"{finding.evidence}; corrected {p_text(p)}")
     return sorted(findings, key=lambda finding: list(Level).index(finding.level))
+
+
+def _with_reason(finding: Finding, evidence: Evidence) -> Finding:
+    """A check that is unknown says which experiment it waits for, and how to run that."""
+    missed = [each for each in evidence.missed if finding.check in each.feeds]
+    if finding.level != Level.UNKNOWN or not missed:
+        return finding
+    why = "; ".join(f"{each.name}: {each.why}" for each in missed)
+    run = f"; {evidence.remedy}" if any(each.seconds for each in missed) else ""
+    return replace(finding, evidence=f"{why}{run}")
 
 
 def _probe_check(probe: str, statistic: str, **judged: Any) -> Callable[[Evidence], Finding]:

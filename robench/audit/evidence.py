@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from robench.audit.schedule import Missed
 from robench.evaluation.results import Results, failing
 from robench.evaluation.run_folder import CLEAN
 from robench.report.paired import Paired, paired
@@ -58,6 +59,9 @@ class Evidence:
         draws: forward passes that a verdict is voted by; 1 where the model is not random.
         claimed: whether a number of somebody's is judged.
         claim: that number, a fraction of all samples.
+        missed: experiments that gave nothing, with the reason.
+        remedy: the command that runs them.
+        covered: samples of which no attack that was begun left any out for want of time, bool (n,); None for all. They are a random part of all.
     """
 
     runs: Mapping[str, Results]
@@ -73,6 +77,9 @@ class Evidence:
     draws: int = 1
     claimed: bool = False
     claim: float | None = None
+    missed: tuple[Missed, ...] = ()
+    remedy: str = ""
+    covered: np.ndarray | None = None
     _frames: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
 
     def rows(self, column: str, at: str = AUDITED_RADIUS) -> pd.DataFrame | None:
@@ -148,11 +155,12 @@ class Evidence:
                 counts.append(RobustCount(right, right + int(rows["outcome"].isin(Outcome.UNDECIDED).sum())))
         return min(counts, key=lambda standing: standing.most) if counts else None
 
-    def union(self, columns: list[str]) -> RobustCount:
+    def union(self, columns: list[str], among: np.ndarray | None = None) -> RobustCount:
         """How many samples no attack breaks; those that failed say nothing, nor does the model of a clean image that it cannot classify.
 
         Args:
             columns: whose every image counts.
+            among: samples that are counted, bool (n,); all by default.
         """
         open_ = self.unclassified()
         left = self.correct() | open_
@@ -162,4 +170,6 @@ class Evidence:
                 outcomes = rows["best"].to_numpy()
                 left = left & ~np.isin(outcomes, (Outcome.BROKEN,))
                 open_ |= np.isin(outcomes, Outcome.UNDECIDED)
+        if among is not None:
+            left = left & among
         return RobustCount(int((left & ~open_).sum()), int(left.sum()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,32 @@ import torch
 from robench.attacks import parse_columns
 from robench.audit.comparisons import TRANSFER
 from robench.audit.evidence import AUDITED_RADIUS, Evidence, ExternalImages
-from robench.audit.panel import consequences, grid, panel, rest
+from robench.audit.feeds import FEEDS_OF_PROBE, FEEDS_OF_RADIUS, PROBE_UNITS, feeds_of
+from robench.audit.forecast import distillation_seconds, random_order, units_of, units_of_name
+from robench.audit.panel import CONSEQUENCES, consequences, grid, panel, rest
 from robench.audit.probes import PROBE_SAMPLES, PROBES, Subjects, run_probe
 from robench.audit.request import GRID_SAMPLES, AuditRequest
+from robench.audit.schedule import NO_TIME, Experiment, Missed, Schedule, Unfinished, with_minutes
 from robench.audit.surrogate import SURROGATE, surrogate_attack
 from robench.data.augment import in_unit
-from robench.evaluation.external_images import external_column
-from robench.evaluation.results import Results
+from robench.evaluation.engine import ColumnGroup, evaluate_columns, group_columns
+from robench.evaluation.results import Results, read_results
 from robench.evaluation.run_folder import read_run
 from robench.files import write_atomically
 from robench.identity import AttackIdentity
 from robench.models.output import MAIN_HEAD
 from robench.models.subject import Subject, classifier_of_checkpoint
+from robench.report.accuracy import title
 from robench.run.execute import Place, execute
 from robench.run.plan import plan
 from robench.run.request import AttackRequest, threat_of
 from robench.types import Column, Dataset, Outcome, ThreatModel
+
+PLAIN = ("fgsm", "pgd1", "pgd20")  # what would have been reported
+PART = "part of "  # begins the name of a column that saw some of the samples that were left
+ROOM_LEFT = 0.95  # of the time that is left may be planned
+MOST_PARTS = 5  # that a stronger attack is split into
+LEAST_PART = 5  # samples that a part has at least
 
 
 @dataclass(eq=False, kw_only=True)
@@ -44,7 +54,13 @@ class Experiments:
     learn_from: Dataset
     command: str
     show_progress: bool
+    schedule: Schedule
+    part: tuple[int, int] | None = None  # samples in ``data``, a random part of so many
     columns: list[Column] = field(default_factory=list)  # the columns of the audited radius so far
+    runs: dict[str, Results] = field(default_factory=dict)
+    probes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    external: tuple[ExternalImages, ...] = ()
+    covered: np.ndarray | None = None  # see ``Evidence``
 
     @cached_property
     def threat(self) -> ThreatModel:
@@ -63,73 +79,235 @@ class Experiments:
     def n_classes(self) -> int:
         return self.subject.classifier.n_classes
 
+    @property
+    def left(self) -> int:
+        """Samples that nothing has broken yet."""
+        return self.n - int(self.decided().sum()) if AUDITED_RADIUS in self.runs else self.n
+
+    def decided(self) -> np.ndarray:
+        """Samples about which no attack can say anything new, bool (n,)."""
+        return find_decided(self.runs[AUDITED_RADIUS], self.external)
+
+    def classify(self) -> None:
+        """The samples without attack."""
+        asked = AttackRequest("noise", norm=self.threat.norm, eps=self.threat.eps_text, n=self.n, seed=self.request.seed)
+        run = plan(asked, self.subject, self.data, self._folder("run"), device=self.device)
+        results = execute(replace(run, columns=[]), Place.on(self.device), command=self.command, show_progress=self.show_progress)
+        assert results is not None  # one process computes all
+        self.runs[AUDITED_RADIUS] = _only(results, [])
+
     def measure(
         self, columns: list[Column], at: str = AUDITED_RADIUS, threat: ThreatModel | None = None, n: int | None = None
     ) -> Results:
-        """Runs columns at a radius, or reads what is there already."""
+        """Runs columns at a radius, or reads what is there already. What time did not suffice for is not among the results."""
         threat = threat or self.threat
         asked = AttackRequest(
             norm=threat.norm, eps=threat.eps_text, n=n or self.n, seed=self.request.seed, columns=tuple(columns)
         )  # fmt: skip
-        folder = self.folder / ("run" if at == AUDITED_RADIUS else f"run-{at}")
-        run = plan(asked, self.subject, self.data, folder, device=self.device)
-        results = execute(run, Place.on(self.device), command=self.command, show_progress=self.show_progress)
+        where = self._folder("run" if at == AUDITED_RADIUS else f"run-{at}")
+        run = plan(asked, self.subject, self.data, where, device=self.device)
+        place = replace(Place.on(self.device), evaluate=partial(evaluate_columns, goes_on=lambda: self.schedule.deadline.left > 0))
+        names = [column.name for column in columns]
+        try:
+            results = execute(run, place, command=self.command, show_progress=self.show_progress, settled=True)
+        except KeyboardInterrupt:
+            if at == AUDITED_RADIUS:
+                self.runs[at] = _only(read_results(where, begun=True), names)
+            raise
         assert results is not None  # one process computes all
-        return _only(results, [column.name for column in columns])
+        unfinished = [name for name in names if name not in results.columns]
+        self.runs[at] = _only(read_results(where, begun=True) if unfinished else results, names)
+        if unfinished:
+            raise Unfinished(f"{', '.join(unfinished)} was stopped, since the time was over")
+        return self.runs[at]
 
-    def gather(self) -> Evidence:
-        """The panel at the audited radius, AutoAttack on what it left, the other radii, and the probes."""
+    def _folder(self, name: str) -> Path:
+        return self.folder / (name if self.part is None else f"{name}-{self.part[0]}-of-{self.part[1]}")
+
+    def gather(self, given: list[Column]) -> Evidence:
+        """The panel at the audited radius, the probes, the other radii, and AutoAttack on what the panel left.
+
+        Args:
+            given: columns of stored images.
+
+        Raises:
+            KeyboardInterrupt: the user asked for what is known before anything was.
+        """
         request = self.request
-        given = [external_column(source, self.data, self.n) for source in request.adv]
-        external = tuple(self._provenance(source, column) for source, column in zip(request.adv, given, strict=True))
-        self.columns.extend([*panel(self.threat, self.n_classes, quick=request.quick), *given])
-        for path in request.siblings:
-            sources = {str(path): classifier_of_checkpoint(path, self.data, self.device, self.task)}
-            self.columns.extend(parse_columns(f"{TRANSFER}{path}", self.threat, self.n_classes, sources=sources))
-        runs = {AUDITED_RADIUS: self.measure(self.columns)}
+        self.external = tuple(self._provenance(source, column) for source, column in zip(request.adv, given, strict=True))
+        self.classify()
+        wanted = [*panel(self.threat, self.n_classes, quick=request.quick), *given, *self._siblings()]
         if self.subject.classifier.draws > 1:
-            self.columns.extend(parse_columns("pgd50-eot", self.threat, self.n_classes))
-            runs[AUDITED_RADIUS] = self.measure(self.columns)
+            wanted += parse_columns("pgd50-eot", self.threat, self.n_classes)
+        groups = group_columns(wanted)
+        plain = [group for group in groups if any(column.name in PLAIN for column in group.columns)]
+        for some in (plain, [group for group in groups if group not in plain]):
+            self.schedule.run([self._on_panel(group, wanted) for group in some])
+        self.schedule.run([*self._ask(given), *self._at_other_radii()])
         if not request.quick:
-            self.columns.append(rest(self.threat, self.n_classes, find_decided(runs[AUDITED_RADIUS], external)))
-            runs[AUDITED_RADIUS] = self.measure(self.columns)
-        for at, (radius, names) in grid(self.threat, self.data.image_shape, quick=request.quick).items():
-            columns = parse_columns(",".join(names), radius, self.n_classes)
-            runs[at] = self.measure(columns, at, radius, min(self.n, GRID_SAMPLES))
+            column = rest(self.threat, self.n_classes, self.decided())
+            self.schedule.run([self._more(column, "what gradients miss", ("black-box",))])
+        return self.evidence()
+
+    def evidence(self) -> Evidence:
+        """What is known by now."""
         return Evidence(
-            runs=runs,
-            probes=self._probe(runs[AUDITED_RADIUS], given),
+            runs=dict(self.runs),
+            probes=dict(self.probes),
             model=self.subject.digest,
             classes=self.n_classes,
             dataset=self.data.name,
             norm=self.threat.norm,
             eps_text=self.threat.eps_text,
             defended=_defended(self.subject),
-            protocol=request.protocol,
-            external=external,
+            protocol=self.request.protocol,
+            external=self.external,
             draws=self.subject.classifier.draws,
-            claimed=request.claim is not None,
-            claim=request.claim,
+            claimed=self.request.claim is not None,
+            claim=self.request.claim,
+            missed=tuple(self.schedule.missed),
+            remedy=with_minutes(self.command, self.schedule.minutes),
+            covered=self.covered,
         )
 
-    def follow(self, evidence: Evidence, names: list[str]) -> Evidence:
-        """The stronger attacks that findings call for, on what is left."""
-        broken = find_decided(evidence.runs[AUDITED_RADIUS], evidence.external)
-        if (broken | evidence.unclassified()).all():
-            return evidence
+    def follow(self, names: list[str]) -> Evidence:
+        """The stronger attacks that findings call for, on what is left: together where all of them fit, else one by one, and what does not fit
+        on a random part of it."""
+        if (self.decided() | self.evidence().unclassified()).all():
+            return self.evidence()
+        fitting: list[str] = []
+        budget = ROOM_LEFT * self.schedule.deadline.left
+        for name in names:
+            seconds = self._seconds(name, self.left)
+            if seconds <= budget:
+                fitting.append(name)
+                budget -= seconds
+        if fitting:
+            what = ", ".join(map(title, fitting))
+            units = partial(self._units, fitting)
+            fixed = self._distillation(fitting)
+            run = partial(self._add_consequences, CONSEQUENCES, fitting)
+            self.schedule.run([Experiment(name=what, changes=self._open(), units=units, run=run, fixed=fixed)])
+        others = [name for name in names if name not in fitting]
+        for place, name in enumerate(others):
+            self._on_a_part(name, share=1 / (len(others) - place))
+        return self.evidence()
+
+    def _add_consequences(self, column_name: str, names: list[str], besides: np.ndarray | None = None) -> None:
+        decided = self.decided() if besides is None else besides
         transfers = {}
         if SURROGATE in names:
-            file = self.folder / "surrogate.safetensors"
+            file = self._folder("surrogate").with_suffix(".safetensors")
             transfers[SURROGATE] = surrogate_attack(self.subject, self.learn_from, self.threat, file, self.request.seed)
-        self.columns.append(consequences(names, self.threat, self.n_classes, broken, transfers))
-        return replace(evidence, runs={**evidence.runs, AUDITED_RADIUS: self.measure(self.columns)}, _frames={})
+        column = consequences(names, self.threat, self.n_classes, decided, transfers)
+        self._add([replace(column, name=column_name)])
 
-    def _probe(self, main: Results, given: list[Column]) -> dict[str, dict[str, Any]]:
-        """What every probe measured; those of an interrupted audit are kept."""
+    def _on_a_part(self, name: str, *, share: float) -> None:
+        """A stronger attack that does not fit on all that is left, on as many samples as fit into a share of the time, in the fixed random
+        order; then on more of them, since what breaks early leaves time."""
+        order, tried = random_order(self.n, self.request.seed).numpy(), np.zeros(self.n, dtype=bool)
+        one, fixed, many = self._seconds(name, 1) - self._seconds(name, 0), self._seconds(name, 0), 0
+        for place in range(MOST_PARTS):
+            open_ = order[~(self.decided() | tried)[order]]
+            room = share * ROOM_LEFT * self.schedule.deadline.left - (0 if tried.any() else fixed)
+            many = max(0, min(len(open_), int(room / one)))
+            if not len(open_) or (many < LEAST_PART and many < len(open_)):
+                break
+            besides = np.ones(self.n, dtype=bool)
+            besides[open_[:many]] = False
+            column_name = f"{PART}{name}" + (f", {place + 1}" if place else "")
+            experiment = Experiment(
+                name=f"{title(name)} on {many} of {len(open_)} samples", changes=self._open(), units=partial(float, units_of_name(name) * many),
+                run=partial(self._add_consequences, column_name, [name], besides), fixed=0 if place else fixed,
+            )  # fmt: skip
+            if not self.schedule.try_one(experiment):
+                return
+            tried[open_[:many]] = True
+        open_ = order[~(self.decided() | tried)[order]]
+        if not len(open_):
+            return
+        self.schedule.missed.append(Missed(f"{title(name)} on {len(open_)} samples", NO_TIME, one * len(open_) + fixed))
+        if tried.any():
+            seen = np.zeros(self.n, dtype=bool)
+            seen[order[: np.flatnonzero(order == open_[0])[0]]] = True
+            self.covered = seen if self.covered is None else self.covered & seen
+
+    def _units(self, names: list[str]) -> float:
+        return sum(map(units_of_name, names)) * self.left
+
+    def _distillation(self, names: list[str]) -> float:
+        """Seconds that the surrogate takes to learn."""
+        return distillation_seconds(self.learn_from, self.schedule.pace) if SURROGATE in names else 0.0
+
+    def _seconds(self, name: str, samples: int) -> float:
+        return units_of_name(name) * samples * self.schedule.pace + self._distillation([name])
+
+    def _open(self) -> str:
+        return f"{self.left} of {self.n} samples are open"
+
+    def _siblings(self) -> list[Column]:
+        columns = []
+        for path in self.request.siblings:
+            sources = {str(path): classifier_of_checkpoint(path, self.data, self.device, self.task)}
+            columns += parse_columns(f"{TRANSFER}{path}", self.threat, self.n_classes, sources=sources)
+        return columns
+
+    def _on_panel(self, group: ColumnGroup, wanted: list[Column]) -> Experiment:
+        """A group of columns of the panel, which are kept in the panel's order."""
+        names = [column.name for column in group.columns]
+        votes = self.subject.classifier.draws
+        each = max(units_of(column.stages[0], self.n_classes) for column in group.columns) + votes * len(names)
+
+        def run() -> None:
+            have = {column.name for column in (*self.columns, *group.columns)}
+            self._set([column for column in wanted if column.name in have])
+
+        rests = group.columns[0].stages[0].family == "pgd" and not group.columns[0].stages[0].prefix_of
+        return Experiment(
+            name=", ".join(map(title, names)), changes=self._open() if self.runs else "", run=run, feeds=feeds_of(names),
+            units=lambda: each * (self.left if rests else self.n),
+        )  # fmt: skip
+
+    def _more(self, column: Column, changes: str, feeds: tuple[str, ...]) -> Experiment:
+        each = sum(units_of(stage, self.n_classes) for stage in column.stages)
+        return Experiment(
+            name=title(column.name), changes=changes, units=lambda: each * self.left, run=lambda: self._add([column]), feeds=feeds
+        )  # fmt: skip
+
+    def _add(self, columns: list[Column]) -> None:
+        self._set([*self.columns, *columns])
+
+    def _set(self, columns: list[Column]) -> None:
+        try:
+            self.measure(columns)
+        finally:
+            self.columns = [column for column in columns if column.name in self.runs[AUDITED_RADIUS].columns]
+
+    def _at_other_radii(self) -> list[Experiment]:
+        """The panel's attacks at other radii."""
+        experiments = []
+        for at, (radius, names) in grid(self.threat, self.data.image_shape, quick=self.request.quick).items():
+            columns = parse_columns(",".join(names), radius, self.n_classes)
+            n = min(self.n, GRID_SAMPLES)
+            units = n * sum(units_of(column.stages[0], self.n_classes) + self.subject.classifier.draws for column in columns)
+            experiments.append(
+                Experiment(
+                    name=f"eps {radius.eps_text}",
+                    changes="whether attacks find their way",
+                    units=partial(float, units),
+                    run=partial(self.measure, columns, at, radius, n),
+                    feeds=FEEDS_OF_RADIUS[at],
+                )
+            )
+        return experiments
+
+    def _ask(self, given: list[Column]) -> list[Experiment]:
+        """The probes; what those of an interrupted audit measured is kept."""
+        main = self.runs[AUDITED_RADIUS]
         clean = main.verdicts[main.verdicts["attack"] == "clean"].sort_values("index")
         index = torch.from_numpy(clean["index"][clean["outcome"] == Outcome.ROBUST].to_numpy()[:PROBE_SAMPLES].copy())
         if not len(index):
-            return {}
+            return []
         device = self.subject.classifier.device
         images, labels = self.data.pixels(index), self.data.labels[index]
         images = in_unit(images).to(device)
@@ -138,14 +316,23 @@ class Experiments:
         }
         subjects = Subjects(self.subject.classifier, images, labels.to(device), self.threat, external)
         key = f"{self.subject.digest[:16]} {self.threat} {self.request.seed} {len(index)} {','.join(external)}"
-        file = self.folder / "probes.json"
+        file = self._folder("probes").with_suffix(".json")
         known = json.loads(file.read_text()) if file.exists() else {}
         known = known if known.get("key") == key else {"key": key}
-        for name in PROBES:
+
+        def ask(name: str) -> None:
             if name not in known:
                 known[name] = run_probe(name, subjects, self.request.seed)
                 write_atomically(file, (json.dumps(known, indent=2) + "\n").encode())
-        return {name: value for name, value in known.items() if name != "key"}
+            self.probes = {each: known[each] for each in PROBES if each in known}
+
+        return [
+            Experiment(
+                name=f"the probe {name}", changes="what the model does with gradients, batches and chance", units=partial(float, PROBE_UNITS[name] * len(index)),
+                run=partial(ask, name), feeds=FEEDS_OF_PROBE[name],
+            )
+            for name in PROBES
+        ]  # fmt: skip
 
     def _provenance(self, source_text: str, column: Column) -> ExternalImages:
         """What is known about where stored images come from: a run folder says it, and ``--source`` does."""
@@ -169,8 +356,9 @@ class Experiments:
         return self.subject.digest if weights and weights == self.subject.origin.get("weights") else digest
 
 
-def _only(results: Results, names: list[str]) -> Results:
-    """What this audit asked for: a folder may hold columns of earlier ones, with other options."""
+def _only(results: Results, asked: list[str]) -> Results:
+    """What this audit asked for, as far as it is there: a folder may hold columns of earlier ones, with other options."""
+    names = [name for name in asked if name in results.columns]
     stages = {name: results.stages[name] for name in names}
     attacks = {"clean", *names, *(stage for each in stages.values() for stage in each)}
     columns = [column for column in results.description["suites"] if column["name"] in names]

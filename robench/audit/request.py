@@ -28,6 +28,7 @@ class AuditRequest:
         budget: of the stronger attacks that findings call for, in multiples of AutoAttack's cost a surviving sample.
         quick: a first answer from few samples and attacks; it supports nothing, but it can refute.
         head: the task that is judged.
+        minutes: that the audit may take, infinite for no limit; by default see ``robench.audit.forecast.allowed_seconds``.
     """
 
     claim: float | None = None
@@ -42,6 +43,7 @@ class AuditRequest:
     budget: float = 3.0
     quick: bool = False
     head: str = MAIN_HEAD
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         if self.claim is not None and not 0 <= self.claim <= 1:
@@ -59,6 +61,8 @@ class AuditRequest:
             )
         if self.budget < 0:
             raise RobenchError(f"`budget={self.budget:g}`: expected a multiple of AutoAttack's cost, 0 or more")
+        if self.minutes is not None and not self.minutes > 0:
+            raise RobenchError(f"`minutes={self.minutes:g}`: expected a number above 0, or inf for no limit")
 
     def samples(self, data: Dataset) -> int:
         """How many samples are looked at."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,9 @@ def audit_control(name: str, bench: Bench, folder: Path, *, n: int = SAMPLES, se
     eps = control.eps or bench.test_set.default_eps["Linf"]
     subject = subject_of_control(name, bench)
     stored = control.external(bench, n, eps) if control.external else StoredImages("")
-    request = AuditRequest(eps=eps, n=n, seed=seed, adv=(stored.adv,) if stored.adv else (), source=stored.source, quick=quick)
+    request = AuditRequest(
+        eps=eps, n=n, seed=seed, adv=(stored.adv,) if stored.adv else (), source=stored.source, quick=quick, minutes=math.inf
+    )  # fmt: skip
     audit = audit_subject(
         subject, bench.test_set, request, folder, bench.device, learn_from=bench.train_set, command="robench audit --self-test",
         show_progress=False,

@@ -65,15 +65,17 @@ def judge_number(evidence: Evidence, findings: list[Finding], claim: float | Non
         claim: robust accuracy as a fraction, or None.
         not_run: attacks that findings call for and the budget did not allow.
     """
-    union = evidence.union(evidence.columns())
-    n, external = len(evidence.correct()), evidence.external_bounds()
+    union, n, whole = _judged_on(evidence)
+    external = evidence.external_bounds()
     judged = JudgedNumber(claim, f"the claim ({evidence.protocol})") if claim is not None else _plain(evidence, external)
     number = judged.accuracy
     left, against = union, "all attacks on the model itself, per sample"
+    against += f", on a random {n:,} of the {whole:,} samples, for want of time" if n < whole else ""
     why = _reasons(evidence, findings, not_run) + _unclassified(evidence)
     if evidence.protocol == "transfer":
         why = _reasons_of_transfer(evidence, findings, claim) + _unclassified(evidence)
         left, against = (external, "the stored images, as transfer") if external is not None else (left, against)
+        n = whole if external is not None else n
     low, high = interval(left.robust, n).low, interval(left.most, n).high
     if number is None:
         word = OPEN
@@ -91,8 +93,35 @@ def judge_number(evidence: Evidence, findings: list[Finding], claim: float | Non
         word = OPEN if why else SUPPORTED
     return Verdict(
         word=word, claim=number, claimed=judged.said, robust=union.robust, most=union.most, low=low, high=high, n=n, against=against,
-        why=tuple(why), took_away=tuple(_steps(evidence)), transfer=None if external is None else external.most / n,
+        why=tuple(why), took_away=tuple(_steps(evidence)), transfer=None if external is None else external.most / whole,
     )  # fmt: skip
+
+
+class Judged(NamedTuple):
+    """What a number is judged on: what is left, of how many samples, and how many there are."""
+
+    union: RobustCount
+    n: int
+    whole: int
+
+
+def _judged_on(evidence: Evidence) -> Judged:
+    """All samples; or those that no attack left out for want of time, where less is left of them: both are valid, the second is nearer."""
+    whole = len(evidence.correct())
+    all_ = Judged(evidence.union(evidence.columns()), whole, whole)
+    if evidence.covered is None or not evidence.covered.any():
+        return all_
+    n = int(evidence.covered.sum())
+    part = Judged(evidence.union(evidence.columns(), evidence.covered), n, whole)
+    return min(all_, part, key=lambda each: interval(each.union.most, each.n).high)
+
+
+def _missed(evidence: Evidence) -> list[str]:
+    """What gave nothing, and the command that runs it, as a reason, or nothing."""
+    if not evidence.missed:
+        return []
+    named = "; ".join(dict.fromkeys(f"{each.name} {each.why}" for each in evidence.missed))
+    return [named + (f": {evidence.remedy}" if any(each.seconds for each in evidence.missed) else "")]
 
 
 def _reasons(evidence: Evidence, findings: list[Finding], not_run: list[str]) -> list[str]:
@@ -106,6 +135,7 @@ def _reasons(evidence: Evidence, findings: list[Finding], not_run: list[str]) ->
     reasons = [f"required experiments are missing: {', '.join(missing)}"] if missing else []
     reasons += [f"checks fail: {', '.join(failed)}"] if failed else []
     reasons += [f"attacks failed: {', '.join(map(title, broken))}"] if (broken := evidence.failed()) else []
+    reasons += _missed(evidence)
     return reasons + ([f"the budget did not allow {', '.join(map(title, not_run))}"] if not_run else [])
 
 

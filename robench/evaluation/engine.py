@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -283,6 +283,7 @@ class Worklist:
 def evaluate_columns(
     classifier: Classifier, images: Tensor | StoredImages, labels: Tensor, columns: list[Column], *, threat: ThreatModel, folder: RunFolder,
     processes: Processes | None = None, save: bool = False, share: bool = True, graphed: bool = True, show_progress: bool = True,
+    goes_on: Callable[[], bool] = lambda: True,
 ) -> None:  # fmt: skip
     """Computes every chunk whose file does not exist yet and which is this process's share: first without attack, then suite by suite.
 
@@ -298,6 +299,7 @@ def evaluate_columns(
         share: let one trajectory serve several columns where their verdicts stay what they are.
         graphed: record the passes of attacks and replay them where the device has that, see ``robench.models.graphed``.
         show_progress: a bar per column and a forecast on stderr.
+        goes_on: asked before every attack on a chunk; where it says no, what is missing stays so. Chunks without attack are all computed.
 
     Raises:
         RobenchError: the model cannot classify a single clean image, the device is lost, or the folder cannot be written. What an attack
@@ -312,6 +314,8 @@ def evaluate_columns(
     with closing(ReadAhead(images)) as ahead:
         for phase in _phases(worklist, groups, chunks, len(labels), show_progress):
             for place, (group, chunk) in enumerate(progress(phase.work, phase.name, show_progress, phase.unit)):
+                if group.columns and not goes_on():
+                    return
                 finished = worklist.take(group, chunk)
                 if finished is None:
                     continue
@@ -321,6 +325,8 @@ def evaluate_columns(
                         ahead.expect(later)
                 for made in compute(job, group, pixels, labels[chunk.start : chunk.stop], chunk=chunk, finished=finished):
                     folder.write(made.folder, chunk, made.verdicts, made.images)
+                    if group.columns and not goes_on():
+                        return
 
 
 class Phase(NamedTuple):

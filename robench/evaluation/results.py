@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,12 @@ class Results:
     examples: dict[str, Examples]
 
 
-def read_results(path: Path) -> Results:
+def read_results(path: Path, *, begun: bool = False) -> Results:
     """Reads the finished columns of a run.
+
+    Args:
+        path: the folder.
+        begun: take a cascade that was stopped between two stages for what its finished stages say.
 
     Raises:
         RobenchError: it is no run folder, a file is damaged, or not even the clean predictions are finished.
@@ -91,8 +96,10 @@ def read_results(path: Path) -> Results:
     loaded, columns, stages, unfinished = {CLEAN: clean}, [], {}, []
     for column in description["suites"]:
         loaded_stages = {stage["name"]: load(stage["folder"]) for stage in column["members"]}
-        parts = {name: part for name, part in loaded_stages.items() if part is not None}
-        if len(parts) < len(loaded_stages):
+        parts = {
+            name: part for name, part in takewhile(lambda stage: stage[1] is not None, loaded_stages.items()) if part is not None
+        }
+        if len(parts) < len(loaded_stages) and not (begun and column["cascade"] and parts):
             unfinished.append(column["name"])
             continue
         columns.append(column["name"])

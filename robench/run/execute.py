@@ -48,7 +48,7 @@ class Place:
         return cls(device, device.split(":")[0])
 
 
-def execute(run: Run, place: Place, *, command: str = "", show_progress: bool = True) -> Results | None:
+def execute(run: Run, place: Place, *, command: str = "", show_progress: bool = True, settled: bool = False) -> Results | None:
     """Describes the run, computes what is missing, and reads it all back; None where other processes still have work.
 
     Args:
@@ -56,6 +56,7 @@ def execute(run: Run, place: Place, *, command: str = "", show_progress: bool = 
         place: where.
         command: recorded as one that the run was called by.
         show_progress: bars and a forecast on stderr.
+        settled: whether it is known already if the model is random, see ``settle_randomness``.
 
     Raises:
         RobenchError: two columns have one name, the folder holds another run or a longer one, or the model cannot classify the images.
@@ -70,7 +71,8 @@ def execute(run: Run, place: Place, *, command: str = "", show_progress: bool = 
     finished = read_run(path)["n"] if (path / "run.json").exists() else n
     if n < finished:
         raise RobenchError(f"{path} is a run on {finished} samples; fewer ({n}) would take its tables away: choose another `out`")
-    settle_randomness(subject.classifier, data.images, n)
+    if not settled:
+        settle_randomness(subject.classifier, data.images, n)
     votes = {"votes": subject.classifier.draws} if subject.classifier.draws > 1 else {}
     location = {"path": data.path} if data.path else {}
     environment = describe_environment(place.device, torch.get_num_threads())
