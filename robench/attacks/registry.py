@@ -146,6 +146,10 @@ _NOISE = Description(
     norms=("Linf", "L2"), returns=ReturnPolicy.ANY, source="Carlini et al. 2019, https://arxiv.org/abs/1902.06705, section 5", gradients=False,
     library=lambda: _code_version("noise"), family="noise",
 )  # fmt: skip
+_AVERAGED = Description(
+    norms=("Linf", "L2"), returns=ReturnPolicy.ANY, source="Athalye et al. 2018, https://arxiv.org/abs/1802.00420", family="averaged",
+    library=lambda: _code_version("averaged"),
+)  # fmt: skip
 _NEAREST = Description(
     norms=("Linf", "L2"), returns=ReturnPolicy.ANY, source="robench; losses of https://arxiv.org/abs/2003.01690 and PMA (CVPR 2025)",
     library=lambda: _code_version("nearest"), family="nearest", pass_options=PassOptions(folded=True),  # no other code's verdicts are promised
@@ -185,6 +189,10 @@ ATTACKS: dict[str, AttackEntry] = {
     "pgdN-eot": _descent("eot", "gradients over 20 draws of a random model", _ATHALYE, loss="margin", draws=20),
     "pgdN-bpda": _descent("bpda", "rounding and detaching pass gradients", _ATHALYE, loss="margin", through=True),
     "pgdN-spsa": _descent("spsa", "gradients estimated from 64 pairs", _UESATO, gradients=False, loss="margin", pairs=64),
+    "pgdN-averaged": AttackEntry(
+        "robench.attacks.averaged:averaged", "pgdN of ours: gradients averaged over neighbours, where a ripple turns them about (Linf, L2)",
+        ("pgd30-averaged",), number="steps", described=_AVERAGED, settings={"draws": 8},
+    ),
     "noise": AttackEntry(
         "robench.attacks.noise:noise", f"uniform and sign noise, the worst of {2 * NOISE_DRAWS} draws (Linf, L2)", ("noise",),
         described=_NOISE, settings={"draws": NOISE_DRAWS},

@@ -114,3 +114,14 @@ class BatchStatistics(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.module(images)
+
+
+class Ripple(nn.Module):
+    """Adds a ripple as fine as a level of 8 bits, whose slope is ``c`` times the pixel's own, so that gradients point anywhere."""
+
+    def __init__(self, c: float = 4.0, k: float = 127.5) -> None:
+        super().__init__()
+        self.c, self.turns = c, 2 * torch.pi * k
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images - self.c * torch.sin(self.turns * images) / self.turns

@@ -12,6 +12,7 @@ from typing import Any
 
 from robench.audit import comparisons, protocol, red_flags
 from robench.audit.evidence import Evidence
+from robench.audit.panel import AVERAGED
 from robench.audit.rules import GRADIENT_FREE, probed
 from robench.report.paired import holm, p_text
 from robench.types import Finding, Level
@@ -142,6 +143,14 @@ CHECKS: dict[str, Check] = {
             calls_for=("pgd50-bpda", *GRADIENT_FREE),
         ),
         "gradients agree with finite differences", OURS,
+    ),
+    "secants": Check(
+        _probe_check(
+            "secants", "astray", warn=0.05, fail=0.2, what="share of samples whose mean gradient over neighbours raises the loss twice as much",
+            says="gradients lead astray at the attack's scale: their mean over neighbours does not", fine="gradients lead where their mean does",
+            calls_for=(AVERAGED,),
+        ),
+        "gradients agree with secants at the attack's scale", OURS,
     ),
     "continuity": Check(
         _probe_check(

@@ -31,6 +31,7 @@ RESTARTS = 5
 
 REST_ORDER = ("apgd-ce", "apgd-t", "square", "fab-t")  # FAB costs most and adds least, so that it comes last
 CONSEQUENCES = "consequences"
+AVERAGED = "pgd30-averaged"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ LADDER = (
     Stronger("pgd50-bpda", 150),
     Stronger("pgd50@surrogate", 150),
     Stronger("pgd100-margin", 300),
+    Stronger(AVERAGED, 950),
     Stronger("pgd50-spsa", 6_450),
     Stronger("square20000", 20_000),
 )  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robench.attacks.averaged import SHARES, mean_gradient, pixels, rise
 from robench.attacks.descent import direction, project, random_start
 from robench.attacks.straight_through import INPUT_STAGE
 from robench.evaluation.judge import margins
@@ -170,6 +171,20 @@ def differences(subjects: Subjects, directions: int = 16) -> Measured:
     return {"mismatch": 1 - agreement}
 
 
+def secants(subjects: Subjects, draws: int = 4) -> Measured:
+    """The share of samples whose gradient leads astray at the attack's scale: along its mean over neighbours the loss rises by more than
+    twice as much over half of eps, and by a tenth of the margin at least."""
+    classifier, images, labels, threat = subjects.one_draw, subjects.images, subjects.labels, subjects.threat
+
+    def rises(reach: Tensor, draws: int) -> Tensor:
+        return rise(classifier, images, labels, images, threat, mean_gradient(classifier, images, labels, reach, draws))
+
+    plain = rises(torch.zeros(len(images), device=images.device), 1).clamp(min=0)
+    mean = torch.stack([rises(pixels(share, images, threat), draws) for share in SHARES]).amax(0)
+    margin = margins(_ask(classifier, images), labels)
+    return {"astray": float(((mean > 2 * plain) & (mean > margin / 10)).float().mean()), "n": len(images)}
+
+
 def jumps(subjects: Subjects, points: int = 33, halvings: int = 12) -> Measured:
     """The share of samples whose margin jumps along a segment of random signs, in float64.
 
@@ -274,6 +289,7 @@ PROBES: dict[str, Probe] = {
     "gradients": gradients,
     "input stage": input_stage,
     "differences": differences,
+    "secants": secants,
     "jumps": jumps,
     "neighbourhood": neighbourhood,
     "trajectory": trajectory,
