@@ -87,6 +87,14 @@ def test_the_cheapest_comes_first_and_what_does_not_fit_is_missed_with_its_forec
     assert schedule.minutes == math.ceil(1.2 * (5 + 6 + 15) / 6) / 10
 
 
+def test_what_only_says_more_waits_for_what_changes_the_number():
+    schedule, ran = Schedule(Deadline(10.0, CLOCK), pace=1.0, show=False), []
+    schedule.run(
+        [experiment("says more", 4, lambda: ran.append(4)), experiment("free", 0, lambda: ran.append(0))], lambda needs: 7.0
+    )
+    assert ran == [0] and [each.name for each in schedule.missed] == ["says more"]
+
+
 def test_what_somebodys_model_raises_ends_its_experiment_alone_and_a_mistake_of_the_users_ends_the_audit():
     def fail(error):
         raise error
@@ -175,6 +183,13 @@ def test_with_time_enough_nothing_is_missed_and_more_time_says_the_same(tmp_path
     one, two = (audited(Slow(), tmp_path / str(minutes), n=12, minutes=minutes) for minutes in (60, math.inf))
     assert one.findings == two.findings and one.verdict == two.verdict
     assert not [finding for finding in one.findings if "did not fit" in finding.evidence]
+
+
+@pytest.mark.slow
+def test_what_is_there_already_takes_no_time_however_little_there_is(tmp_path):
+    whole = audited(Slow(), tmp_path, n=12, minutes=math.inf)
+    again = audited(Slow(), tmp_path, n=12, minutes=0.2)
+    assert (again.findings, again.verdict) == (whole.findings, whole.verdict)
 
 
 @pytest.mark.slow

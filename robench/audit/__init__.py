@@ -25,7 +25,7 @@ from robench.audit.forecast import (
     unit_images,
 )
 from robench.audit.page import write_audit
-from robench.audit.panel import called_for
+from robench.audit.panel import called_for, needless
 from robench.audit.request import GRID_SAMPLES, AuditRequest
 from robench.audit.schedule import Clock, Deadline, Schedule
 from robench.audit.verdict import Verdict, judge_number
@@ -122,7 +122,7 @@ def audit_subject(
     fitting = fitting_samples(deadline.left, schedule.pace * n * (PANEL_UNITS[request.quick] + votes), n)
     given = [external_column(source, data, n) for source in request.adv]
     part = None
-    if fitting < n:
+    if fitting < n and not (folder / "run" / "run.json").exists():  # what was begun on all samples goes on with all
         part = (fitting, n)
         given = [_of_part(column, n, fitting, request.seed) for column in given]
         data, request = random_part(data, n, fitting, request.seed), replace(request, n=fitting)
@@ -131,7 +131,7 @@ def audit_subject(
         show_progress=show_progress, schedule=schedule, part=part,
     )  # fmt: skip
     evidence = experiments.gather(given)
-    stronger = called_for(run_checks(evidence), _needless(evidence), request.budget)
+    stronger = called_for(run_checks(evidence), needless(evidence), request.budget)
     if stronger.names:
         evidence = experiments.follow(stronger.names)
     findings = run_checks(evidence)
@@ -146,12 +146,6 @@ def _of_part(column: Column, n: int, part: int, seed: int) -> Column:
     (stage,) = column.stages
     assert stage.external_images is not None
     return replace(column, stages=(replace(stage, external_images=stage.external_images[random_order(n, seed)[:part]]),))
-
-
-def _needless(evidence: Evidence) -> list[str]:
-    """Stronger attacks that were run already, or make no sense on these outputs."""
-    probabilities = float(evidence.probes.get("outputs", {}).get("probabilities", 0.0))
-    return [*evidence.columns(), *(["pgd50-log"] if probabilities < 0.99 else [])]
 
 
 def _about(

@@ -12,19 +12,21 @@ import numpy as np
 import torch
 
 from robench.attacks import parse_columns
+from robench.audit.checks import run_checks
 from robench.audit.comparisons import TRANSFER
 from robench.audit.evidence import AUDITED_RADIUS, Evidence, ExternalImages
 from robench.audit.feeds import FEEDS_OF_PROBE, FEEDS_OF_RADIUS, PROBE_UNITS, feeds_of
-from robench.audit.forecast import distillation_seconds, random_order, units_of, units_of_name
-from robench.audit.panel import CONSEQUENCES, consequences, grid, panel, rest
+from robench.audit.forecast import distillation_seconds, random_order, rests, units_of, units_of_name
+from robench.audit.panel import CONSEQUENCES, LADDER, called_for, consequences, grid, needless, panel, rest
 from robench.audit.probes import PROBE_SAMPLES, PROBES, Subjects, run_probe
 from robench.audit.request import GRID_SAMPLES, AuditRequest
+from robench.audit.rules import GRADIENT_FREE
 from robench.audit.schedule import NO_TIME, Experiment, Missed, Schedule, Unfinished, with_minutes
 from robench.audit.surrogate import SURROGATE, surrogate_attack
 from robench.data.augment import in_unit
 from robench.evaluation.engine import ColumnGroup, evaluate_columns, group_columns
 from robench.evaluation.results import Results, read_results
-from robench.evaluation.run_folder import read_run
+from robench.evaluation.run_folder import attack_folder, read_run, split
 from robench.files import write_atomically
 from robench.identity import AttackIdentity
 from robench.models.output import MAIN_HEAD
@@ -32,12 +34,13 @@ from robench.models.subject import Subject, classifier_of_checkpoint
 from robench.report.accuracy import title
 from robench.run.execute import Place, execute
 from robench.run.plan import plan
-from robench.run.request import AttackRequest, threat_of
+from robench.run.request import DEFAULT_CHUNK, AttackRequest, threat_of
 from robench.types import Column, Dataset, Outcome, ThreatModel
 
 PLAIN = ("fgsm", "pgd1", "pgd20")  # what would have been reported
 PART = "part of "  # begins the name of a column that saw some of the samples that were left
 ROOM_LEFT = 0.95  # of the time that is left may be planned
+EARLY = 0.1  # of its forecast, what a sample costs that breaks early
 MOST_PARTS = 5  # that a stronger attack is split into
 LEAST_PART = 5  # samples that a part has at least
 
@@ -121,6 +124,14 @@ class Experiments:
             raise Unfinished(f"{', '.join(unfinished)} was stopped, since the time was over")
         return self.runs[at]
 
+    def _is_there(self, columns: list[Column], at: str = AUDITED_RADIUS, n: int | None = None) -> bool:
+        """Whether an earlier call has finished columns, so that they cost nothing."""
+        chunks = self._folder("run" if at == AUDITED_RADIUS else f"run-{at}") / "chunks"
+        stages = [attack_folder(column, stage) for column in columns for stage in column.stages]
+        return all(
+            (chunks / stage / f"{chunk.name}.npz").exists() for stage in stages for chunk in split(n or self.n, DEFAULT_CHUNK)
+        )
+
     def _folder(self, name: str) -> Path:
         return self.folder / (name if self.part is None else f"{name}-{self.part[0]}-of-{self.part[1]}")
 
@@ -143,7 +154,7 @@ class Experiments:
         plain = [group for group in groups if any(column.name in PLAIN for column in group.columns)]
         for some in (plain, [group for group in groups if group not in plain]):
             self.schedule.run([self._on_panel(group, wanted) for group in some])
-        self.schedule.run([*self._ask(given), *self._at_other_radii()])
+        self.schedule.run([*self._ask(given), *self._at_other_radii()], self._reserved)
         if not request.quick:
             column = rest(self.threat, self.n_classes, self.decided())
             self.schedule.run([self._more(column, "what gradients miss", ("black-box",))])
@@ -176,6 +187,10 @@ class Experiments:
         if (self.decided() | self.evidence().unclassified()).all():
             return self.evidence()
         fitting: list[str] = []
+        known = self._surrogate_file.exists() or SURROGATE not in names
+        if known and self._is_there([self._consequences(CONSEQUENCES, names, self.decided())]):
+            self._add_consequences(CONSEQUENCES, names)
+            return self.evidence()
         budget = ROOM_LEFT * self.schedule.deadline.left
         for name in names:
             seconds = self._seconds(name, self.left)
@@ -193,14 +208,20 @@ class Experiments:
             self._on_a_part(name, share=1 / (len(others) - place))
         return self.evidence()
 
-    def _add_consequences(self, column_name: str, names: list[str], besides: np.ndarray | None = None) -> None:
-        decided = self.decided() if besides is None else besides
+    @property
+    def _surrogate_file(self) -> Path:
+        return self._folder("surrogate").with_suffix(".safetensors")
+
+    def _consequences(self, column_name: str, names: list[str], decided: np.ndarray) -> Column:
         transfers = {}
         if SURROGATE in names:
-            file = self._folder("surrogate").with_suffix(".safetensors")
-            transfers[SURROGATE] = surrogate_attack(self.subject, self.learn_from, self.threat, file, self.request.seed)
-        column = consequences(names, self.threat, self.n_classes, decided, transfers)
-        self._add([replace(column, name=column_name)])
+            transfers[SURROGATE] = surrogate_attack(
+                self.subject, self.learn_from, self.threat, self._surrogate_file, self.request.seed
+            )
+        return replace(consequences(names, self.threat, self.n_classes, decided, transfers), name=column_name)
+
+    def _add_consequences(self, column_name: str, names: list[str], besides: np.ndarray | None = None) -> None:
+        self._add([self._consequences(column_name, names, self.decided() if besides is None else besides)])
 
     def _on_a_part(self, name: str, *, share: float) -> None:
         """A stronger attack that does not fit on all that is left, on as many samples as fit into a share of the time, in the fixed random
@@ -232,12 +253,24 @@ class Experiments:
             seen[order[: np.flatnonzero(order == open_[0])[0]]] = True
             self.covered = seen if self.covered is None else self.covered & seen
 
+    def _reserved(self, needs: float) -> float:
+        """Seconds that are kept for the stronger attacks with gradients which findings call for by now: they change the number, where the
+        next experiment, which needs so many, would only say more about it."""
+        ladder = [each.name for each in LADDER if each.name not in GRADIENT_FREE]
+        if self.schedule.deadline.left > needs + sum(self._seconds(name, self.left) for name in ladder):
+            return 0.0
+        evidence = self.evidence()
+        names = called_for(run_checks(evidence), needless(evidence), self.request.budget).names
+        return sum(self._seconds(name, self.left) for name in names if name not in GRADIENT_FREE)
+
     def _units(self, names: list[str]) -> float:
         return sum(map(units_of_name, names)) * self.left
 
     def _distillation(self, names: list[str]) -> float:
         """Seconds that the surrogate takes to learn."""
-        return distillation_seconds(self.learn_from, self.schedule.pace) if SURROGATE in names else 0.0
+        if SURROGATE not in names or self._surrogate_file.exists():
+            return 0.0
+        return distillation_seconds(self.learn_from, self.schedule.pace)
 
     def _seconds(self, name: str, samples: int) -> float:
         return units_of_name(name) * samples * self.schedule.pace + self._distillation([name])
@@ -262,16 +295,17 @@ class Experiments:
             have = {column.name for column in (*self.columns, *group.columns)}
             self._set([column for column in wanted if column.name in have])
 
-        rests = group.columns[0].stages[0].family == "pgd" and not group.columns[0].stages[0].prefix_of
+        some_rest = rests(group.columns[0].stages[0])
         return Experiment(
             name=", ".join(map(title, names)), changes=self._open() if self.runs else "", run=run, feeds=feeds_of(names),
-            units=lambda: each * (self.left if rests else self.n),
+            units=lambda: 0.0 if self._is_there(list(group.columns)) else each * (self.left if some_rest else self.n),
         )  # fmt: skip
 
     def _more(self, column: Column, changes: str, feeds: tuple[str, ...]) -> Experiment:
         each = sum(units_of(stage, self.n_classes) for stage in column.stages)
         return Experiment(
-            name=title(column.name), changes=changes, units=lambda: each * self.left, run=lambda: self._add([column]), feeds=feeds
+            name=title(column.name), changes=changes, run=lambda: self._add([column]), feeds=feeds,
+            units=lambda: 0.0 if self._is_there([column]) else each * self.left,
         )  # fmt: skip
 
     def _add(self, columns: list[Column]) -> None:
@@ -283,13 +317,20 @@ class Experiments:
         finally:
             self.columns = [column for column in columns if column.name in self.runs[AUDITED_RADIUS].columns]
 
+    def _units_at(self, column: Column, radius: ThreatModel, n: int) -> float:
+        """A column's forecast at another radius: where samples rest once they are broken, those that are broken in the smaller ball cost
+        little in the larger one."""
+        attack = column.stages[0]
+        standing = min(n, self.left + EARLY * n) if rests(attack) and radius.eps >= self.threat.eps else n
+        return units_of(attack, self.n_classes) * standing + self.subject.classifier.draws * n
+
     def _at_other_radii(self) -> list[Experiment]:
         """The panel's attacks at other radii."""
         experiments = []
         for at, (radius, names) in grid(self.threat, self.data.image_shape, quick=self.request.quick).items():
             columns = parse_columns(",".join(names), radius, self.n_classes)
             n = min(self.n, GRID_SAMPLES)
-            units = n * sum(units_of(column.stages[0], self.n_classes) + self.subject.classifier.draws for column in columns)
+            units = 0.0 if self._is_there(columns, at, n) else sum(self._units_at(column, radius, n) for column in columns)
             experiments.append(
                 Experiment(
                     name=f"eps {radius.eps_text}",
@@ -328,8 +369,8 @@ class Experiments:
 
         return [
             Experiment(
-                name=f"the probe {name}", changes="what the model does with gradients, batches and chance", units=partial(float, PROBE_UNITS[name] * len(index)),
-                run=partial(ask, name), feeds=FEEDS_OF_PROBE[name],
+                name=f"the probe {name}", changes="what the model does with gradients, batches and chance",
+                units=partial(float, 0 if name in known else PROBE_UNITS[name] * len(index)), run=partial(ask, name), feeds=FEEDS_OF_PROBE[name],
             )
             for name in PROBES
         ]  # fmt: skip

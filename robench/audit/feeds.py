@@ -44,9 +44,9 @@ FEEDS_OF_PROBE = {
     "sign-agreement": ("transfer-gap",),
 }
 # Of the whole panel, a sample, by the upper bound; True: of the quick audit. The other radii and the probes are in it.
-PANEL_UNITS = {True: 1_150.0, False: 2_100.0}
+PANEL_UNITS = {True: 1_250.0, False: 2_500.0}
 VERDICTS = 10  # of every sample in the panel: a random model pays all its votes for each
-# Of a sample: a forward pass 1, a backward pass 2, in float64 twice that.
+# Of a sample: a forward pass 1, a backward pass 2, in float64 four times that.
 PROBE_UNITS = {
     "repeats": 5,
     "state": 1,
@@ -54,9 +54,9 @@ PROBE_UNITS = {
     "outputs": 1,
     "gradients": 6,
     "input stage": 4,
-    "differences": 70,
+    "differences": 140,
     "secants": 50,
-    "jumps": 90,
+    "jumps": 180,
     "neighbourhood": 21,
     "trajectory": 150,
     "sign-agreement": 24,

@@ -29,7 +29,7 @@ FIRST_IMAGES, TIMED_IMAGES = 4, 32
 TIMING = 2.0  # seconds that timing may take, after the first images, which warm up
 LEAST_SAMPLES = 10
 SMALL_SHARE = 0.05  # of a ResNet-18's passes, what those of a small backbone take
-TOO_LONG = 1.5  # times the whole time that the panel may take at most, by its upper bound, before fewer samples are taken
+TOO_LONG = 2.0  # times the whole time that the panel may take at most, by its upper bound, before fewer samples are taken
 
 
 def step_seconds(classifier: Classifier, images: Images, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -86,8 +86,13 @@ def units_of(attack: Attack, n_classes: int) -> float:
     if attack.name == "noise":
         return 50.0
     identity = attack.identity
-    draws = 20 if attack.name.endswith("-eot") else 2 if attack.name.endswith("-float64") else 1
+    draws = 20 if attack.name.endswith("-eot") else 4 if attack.name.endswith("-float64") else 1
     return STEP * max(identity.steps or 1, 1) * max(identity.restarts or 1, 1) * draws
+
+
+def rests(attack: Attack) -> bool:
+    """Whether samples of an attack rest once they are broken: those of our own steps do, torchattacks' go on."""
+    return attack.family == "pgd" and not attack.prefix_of
 
 
 def units_of_name(name: str) -> float:

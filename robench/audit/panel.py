@@ -12,6 +12,7 @@ import numpy as np
 
 from robench.attacks import AttackOptions, parse_columns
 from robench.audit.comparisons import REST
+from robench.audit.evidence import Evidence
 from robench.audit.rules import GRADIENT_FREE
 from robench.types import AUTOATTACK_UNITS, Attack, Column, Finding, Level, ThreatModel
 
@@ -120,6 +121,12 @@ def called_for(findings: Iterable[Finding], done: Iterable[str], budget: float) 
             chosen.append(each.name)
             spent += each.cost
     return CalledFor(chosen, [each.name for each in ladder if each.name not in chosen])
+
+
+def needless(evidence: Evidence) -> list[str]:
+    """Stronger attacks that were run already, or make no sense on these outputs."""
+    probabilities = float(evidence.probes.get("outputs", {}).get("probabilities", 0.0))
+    return [*evidence.columns(), *(["pgd50-log"] if probabilities < 0.99 else [])]
 
 
 def consequences(names: list[str], threat: ThreatModel, n_classes: int, broken: np.ndarray, transfers: dict[str, Attack]) -> Column:

@@ -96,22 +96,26 @@ class Schedule:
         """The forecast."""
         return experiment.units() * self.pace + experiment.fixed
 
-    def run(self, experiments: Iterable[Experiment]) -> None:
+    def run(self, experiments: Iterable[Experiment], reserve: Callable[[float], float] = lambda needs: 0.0) -> None:
         """Runs what fits. What fails, and what does not fit, is remembered as missed.
+
+        Args:
+            experiments: in any order.
+            reserve: seconds that are kept for what is more decisive, given those that the next experiment needs.
 
         Raises:
             RobenchError: what the user has to mend: the folder cannot be written, or the device is lost.
         """
         for experiment in sorted(experiments, key=self.seconds):
-            self.try_one(experiment)
+            self.try_one(experiment, reserve)
 
-    def try_one(self, experiment: Experiment) -> bool:
+    def try_one(self, experiment: Experiment, reserve: Callable[[float], float] = lambda needs: 0.0) -> bool:
         """Runs an experiment if it fits; whether it was run to its end."""
         needs = self.seconds(experiment)
         if self.interrupted:
             self.miss(experiment, "the audit was interrupted before", needs)
             return False
-        if needs > self.deadline.left:
+        if needs > 0 and needs > self.deadline.left - reserve(needs):
             self.miss(experiment, NO_TIME, needs)
             return False
         if self.show:
