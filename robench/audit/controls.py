@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robench.audit.cheats import BatchStatistics, Crop, Detached, Inputs, KWinners, NoGradient, Noise, Outputs, Quantise
+from robench.audit.cheats import BatchStatistics, Crop, Detached, Inputs, KWinners, NoGradient, Noise, Outputs, Quantise, Ripple
 from robench.data.augment import to_unit
 from robench.evaluation.external_images import saved_images
 from robench.models.multihead import MAIN_HEAD
@@ -176,6 +176,9 @@ CONTROLS: dict[str, Control] = {
     "quantised": Control(
         lambda bench: Inputs(Quantise(4), _copy(bench.undefended)), honest=False, must=("input-stage", "zero-gradients"), about="input rounded to five levels"
     ),
+    "ripple": Control(
+        lambda bench: Inputs(Ripple(), _copy(bench.undefended)), honest=False, must=("secants",), about="input with a ripple that turns gradients about"
+    ),
     "k-winners": Control(
         lambda bench: bench.fitted(bench.network(lambda: KWinners(0.03), 5, 400)), honest=False, must=("continuity", "silent-success"),
         about="k-winners-take-all activations",
@@ -205,7 +208,7 @@ CONTROLS: dict[str, Control] = {
 
 # Controls that are made of an undefended model alone, and so can be wrapped around any.
 WRAPPERS = (
-    "undefended", "large-logits", "saturating", "quantised", "random-crop", "random-noise", "train-mode", "softmax", "detached",
+    "undefended", "large-logits", "saturating", "quantised", "ripple", "random-crop", "random-noise", "train-mode", "softmax", "detached",
     "no-gradient",
 )  # fmt: skip
 
