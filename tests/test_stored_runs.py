@@ -1,9 +1,11 @@
 """Runs on pictures that are read when they are needed: the same verdicts as from a tensor, whoever computes, killed or not."""
 
+import pickle
 import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from test_pictures import photographs, picture
 from robench.attacks import parse_columns
 from robench.cli import main
 from robench.data import load_dataset
+from robench.data.chosen import chosen_samples
 from robench.evaluation.cluster import Assignment, Cluster, _task
 from robench.evaluation.engine import ColumnGroup, Job, evaluate_columns
 from robench.evaluation.read_ahead import KEPT, ReadAhead
@@ -268,3 +271,19 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
 
     few, all_of_them = peak(200), peak(2000)
     assert all_of_them - few < 60, f"{few} MiB for 200 pictures, {all_of_them} MiB for 2,000"
+
+
+def test_chosen_pictures_are_those_of_the_split_in_their_order_and_have_a_digest_of_their_own(photos):
+    places = torch.tensor([7, 0, 19, 3])
+    part = chosen_samples(photos, places)
+    assert part.is_stored and len(part) == len(part.images) == 4 and part.image_shape == photos.image_shape
+    again = pickle.loads(pickle.dumps(part.images))
+    assert torch.equal(pixels_of(again, slice(1, 4)), photos.pixels(places[1:]))
+    assert torch.equal(part.pixels(torch.tensor([3, 1])), photos.pixels(places[[3, 1]]))
+    assert torch.equal(part.labels, photos.labels[places])
+    assert again.name(2) == photos.images.name(19) and again.is_here()
+    others = [photos, chosen_samples(photos, places.flip(0)), chosen_samples(photos, places[:3])]
+    assert part.images.digest == again.digest and part.images.digest not in [each.images.digest for each in others]
+    held = replace(photos, images=photos.pixels(slice(None)), coarse_labels=photos.labels)
+    assert torch.equal(chosen_samples(held, places).images, part.pixels(slice(None)))
+    assert torch.equal(chosen_samples(held, places).coarse_labels, photos.labels[places])
