@@ -1,6 +1,7 @@
 """The audit's time: what is run first, what does not fit, what an interruption and somebody's exception leave."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,20 +12,27 @@ from cases import BrightnessClassifier, brightness_data
 from test_audit import evidence_of, passing
 
 from robench.attacks import parse_columns
-from robench.audit import AuditRequest, audit_subject, experiments
+from robench.audit import AuditRequest, audit_subject, first_experiments
+from robench.audit.checks import run_checks
+from robench.audit.experiments import Experiments
+from robench.audit.feeds import PANEL_UNITS, feeds_of
+from robench.audit.follow_up import FollowUp
 from robench.audit.forecast import (
     LARGEST_FACTOR,
+    TIMED_IMAGES,
     allowed_seconds,
     fitting_samples,
+    images_to_time,
     random_order,
     step_seconds,
     units_of,
     units_of_name,
 )
+from robench.audit.measurements import Measurements
 from robench.audit.panel import LADDER
 from robench.audit.probes import run_probe
-from robench.audit.schedule import Deadline, Experiment, Missed, Schedule, with_minutes
-from robench.audit.verdict import OPEN, REFUTED, judge_number
+from robench.audit.schedule import Deadline, Experiment, Missed, Schedule, Unfinished, with_minutes
+from robench.audit.verdict import OPEN, REFUTED, judge_number, verdict_line
 from robench.models.classifier import Classifier
 from robench.models.subject import classifier_of_module
 from robench.types import Dataset, Level, RobenchError, ThreatModel
@@ -61,11 +69,31 @@ def gray(n=40):
     return Dataset("gray", "test", images, labels, ("dark", "bright"), {"Linf": "0.1"})
 
 
-def audited(module, folder, *, n=40, command="robench audit --quick --minutes 1", **asked):
+class OnDisk:
+    """Images as if they were stored, and how many were read."""
+
+    def __init__(self, images):
+        self.images, self.shape, self.digest, self.n_read = images, tuple(images.shape), "on disk", 0
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, places):
+        self.n_read += len(places)
+        return self.images[list(places)]
+
+    def name(self, place):
+        return f"image {place}"
+
+    def is_here(self):
+        return True
+
+
+def audited(module, folder, *, n=40, data=None, command="robench audit --quick --minutes 1", **asked):
     CLOCK.now = 0.0  # what a module reads is part of its digest
     subject = classifier_of_module(module, 2, "cpu", "gray")
     request = AuditRequest(n=n, quick=True, budget=0, **asked)
-    return audit_subject(subject, gray(n), request, Path(folder), "cpu", command=command, show_progress=False, clock=CLOCK)
+    return audit_subject(subject, data or gray(n), request, Path(folder), "cpu", command=command, show_progress=False, clock=CLOCK)
 
 
 def experiment(name, units, run=lambda: None, feeds=()):
@@ -200,7 +228,7 @@ def test_an_interrupted_audit_gives_its_page_and_goes_on_where_it_was(tmp_path, 
         return run_probe(name, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiments, "run_probe", interrupted)
+        patch.setattr(first_experiments, "run_probe", interrupted)
         first = audited(BrightnessClassifier(), tmp_path, minutes=math.inf)
     assert any("the audit was interrupted" in reason for reason in first.verdict.why) and first.path.exists()
     unknown = {finding.check for finding in first.findings if "interrupted" in finding.evidence}
@@ -243,20 +271,82 @@ def test_an_attack_that_does_not_fit_on_all_takes_samples_in_a_fixed_random_orde
     data = Dataset("gray", "test", images, labels, ("dark", "bright"), {"Linf": "0.1"})
     schedule = Schedule(Deadline(100.0, CLOCK), pace=10 / units_of_name("pgd100-margin"), show=False)
     request = AuditRequest(n=20, quick=True)
-    audit = experiments.Experiments(
-        subject=subject, data=data, request=request, folder=tmp_path, device="cpu", learn_from=data, command="", show_progress=False, schedule=schedule,
-    )  # fmt: skip
-    audit.classify()
+    measured = Measurements(
+        subject=subject,
+        data=data,
+        request=request,
+        folder=tmp_path,
+        device="cpu",
+        command="",
+        show_progress=False,
+        schedule=schedule,
+    )
+    audit = Experiments(measured, FollowUp(measured, data))
+    measured.classify()
     sizes = []
 
     def attack(name, names, besides):
         sizes.append(int((~besides).sum()))
         CLOCK.now += sizes[-1]
 
-    monkeypatch.setattr(audit, "_add_consequences", attack)
+    monkeypatch.setattr(audit.stronger, "_attack", attack)
     found = audit.follow(["pgd100-margin"])
     assert sizes == [9, 8, 3] and found.covered is None and not found.missed  # 95 s, then 86 of 91, then what is left
     CLOCK.now, sizes[:] = 40.0, []
     found = audit.follow(["pgd100-margin"])
     assert sizes == [5, 5] and [each.name for each in found.missed] == ["PGD-100-margin on 10 samples"]
     assert set(np.flatnonzero(found.covered)) == set(random_order(20, 0)[:10].tolist())
+
+
+def test_a_random_part_of_stored_images_is_audited_as_that_of_a_tensor_and_the_page_names_the_command_for_all(tmp_path):
+    data = gray()
+    stored = replace(data, images=OnDisk(data.images))
+    one, two = (audited(Slow(), tmp_path / name, data=each, minutes=0.05) for name, each in (("held", data), ("stored", stored)))
+    assert (one.findings, one.verdict) == (two.findings, two.verdict) and one.verdict.n == 10
+    page = two.path.read_text()
+    assert "test split, a random 10 of the first 40, for want of time; `robench audit --quick --minutes " in page
+    minutes = float(re.search(r"--minutes ([0-9.]+)` takes all", page)[1])
+    assert fitting_samples(60 * minutes, 0.01 / 3 * 40 * PANEL_UNITS[True], 40) == 40
+
+
+def test_to_time_a_pass_no_more_images_are_read_than_it_takes():
+    stored = OnDisk(torch.zeros(1000, 3, 4, 4, dtype=torch.uint8))
+    data = Dataset("many", "test", stored, torch.zeros(1000, dtype=torch.int64), ("a", "b"))
+    assert len(images_to_time(data, 1000, torch.device("cpu"))) == stored.n_read == TIMED_IMAGES
+
+
+def test_a_column_that_was_stopped_is_told_of_once_and_is_no_result(tmp_path):
+    data = gray(8)
+    measured = Measurements(
+        subject=classifier_of_module(BrightnessClassifier(), 2, "cpu", "gray"), data=data, request=AuditRequest(n=8), folder=tmp_path,
+        device="cpu", command="", show_progress=False, schedule=Schedule(Deadline(0.0, CLOCK), pace=1.0, show=False),
+    )  # fmt: skip
+    measured.classify()
+    columns = parse_columns("pgd7", measured.threat, 2)
+    with pytest.raises(Unfinished, match="pgd7 was stopped"):
+        measured.add(columns)
+    assert not measured.columns and measured.left == 8
+    measured.take(columns)  # what comes behind it is not blamed
+    assert not measured.columns
+
+
+@pytest.mark.parametrize(
+    ("check", "left", "missed", "level"),
+    [
+        ("steps", {"pgd7": 500, "pgd20": 400}, "pgd100", "unknown"),
+        ("steps", {"pgd7": 400, "pgd20": 500}, "pgd100", "fail"),
+        ("noise", {"fgsm": 500, "noise": 300}, "pgd20", "unknown"),  # PGD-20 might have broken them too
+        ("noise", {"pgd20": 500, "noise": 300}, "pgd100", "fail"),
+        ("loss-swap", {"pgd50-ce": 500, "pgd50-margin": 500}, "pgd50-dlr", "unknown"),
+    ],
+)
+def test_a_check_that_lacks_an_experiment_passes_never_and_fails_only_where_that_cannot_clear_the_model(check, left, missed, level):
+    evidence = replace(evidence_of(left), missed=(Missed(missed, "did not fit", 1.0, feeds_of([missed])),), remedy="ask again")
+    found = next(finding for finding in run_checks(evidence) if finding.check == check)
+    assert found.level == level and (level == "fail" or found.evidence == f"{missed}: did not fit; ask again")
+
+
+def test_a_verdict_counts_the_attacks_that_ran_and_says_so():
+    evidence = replace(evidence_of({"pgd20": 500}), missed=(Missed("pgd100", "did not fit", 1.0),))
+    assert "survive every attack on the model itself that was run" in verdict_line(judge_number(evidence, passing(), 0.5, []))
+    assert "that was run" not in verdict_line(judge_number(evidence_of({"pgd20": 500}), passing(), 0.5, []))

@@ -15,15 +15,17 @@ from robench.audit.checks import run_checks
 from robench.audit.evidence import AUDITED_RADIUS, Evidence
 from robench.audit.experiments import Experiments
 from robench.audit.feeds import PANEL_UNITS, VERDICTS
+from robench.audit.follow_up import PART, FollowUp
 from robench.audit.forecast import (
     STEP,
     allowed_seconds,
     fitting_samples,
+    images_to_time,
     random_order,
     random_part,
     step_seconds,
-    unit_images,
 )
+from robench.audit.measurements import Measurements
 from robench.audit.page import write_audit
 from robench.audit.panel import called_for, needless
 from robench.audit.request import GRID_SAMPLES, AuditRequest
@@ -113,23 +115,25 @@ def audit_subject(
         began: what the clock said when the audit began; now by default.
     """
     began = clock() if began is None else began
-    n, classifier = request.samples(data), subject.classifier
+    n, classifier, learn_from = request.samples(data), subject.classifier, learn_from or data
     settle_randomness(classifier, data.images, n)
-    step = step_seconds(classifier, unit_images(data, n, classifier.device), clock)
+    step = step_seconds(classifier, images_to_time(data, n, classifier.device), clock)
     deadline = Deadline(allowed_seconds(request.minutes, step, n, quick=request.quick), clock, began)
     schedule = Schedule(deadline, step / STEP, show_progress)
     votes = VERDICTS * (classifier.draws - 1)
-    fitting = fitting_samples(deadline.left, schedule.pace * n * (PANEL_UNITS[request.quick] + votes), n)
+    needs = schedule.pace * n * (PANEL_UNITS[request.quick] + votes)
+    fitting = fitting_samples(deadline.left, needs, n)
     given = [external_column(source, data, n) for source in request.adv]
     part = None
     if fitting < n and not (folder / "run" / "run.json").exists():  # what was begun on all samples goes on with all
-        part = (fitting, n)
+        part, schedule.whole = (fitting, n), needs
         given = [_of_part(column, n, fitting, request.seed) for column in given]
         data, request = random_part(data, n, fitting, request.seed), replace(request, n=fitting)
-    experiments = Experiments(
-        subject=subject, data=data, request=request, folder=folder, device=device, learn_from=learn_from or data, command=command,
-        show_progress=show_progress, schedule=schedule, part=part,
+    measured = Measurements(
+        subject=subject, data=data, request=request, folder=folder, device=device, command=command, show_progress=show_progress,
+        schedule=schedule, part=part,
     )  # fmt: skip
+    experiments = Experiments(measured, FollowUp(measured, learn_from))
     evidence = experiments.gather(given)
     stronger = called_for(run_checks(evidence), needless(evidence), request.budget)
     if stronger.names:
@@ -157,7 +161,10 @@ def _about(
     environment = describe_environment(device, torch.get_num_threads())
     packages = environment["packages"]
     assert isinstance(packages, dict)
-    chosen = {} if part is None else {"samples": f"a random {part[0]:,} of the first {part[1]:,}, for want of time"}
+    chosen = (
+        {"samples": f"a random {part[0]:,} of the first {part[1]:,}, for want of time; {evidence.remedy} takes all"} if part else {}
+    )
+    parts = [name for name in evidence.columns() if name.startswith(PART)]
     allowed = "no limit" if math.isinf(deadline.seconds) else f"{deadline.seconds:.0f}"
     missed = "; ".join(f"{each.name}: {each.why}" for each in evidence.missed)
     return {
@@ -174,5 +181,6 @@ def _about(
         "versions": ", ".join(f"{name} {version}" for name, version in packages.items()),
         "not run for lack of budget": ", ".join(not_run) or "nothing",
         **({"gave nothing": f"{missed}; {evidence.remedy}"} if missed else {}),
+        **({"attacked a part of what was left, so that their own numbers count nothing else": ", ".join(parts)} if parts else {}),
         "commands": runs[AUDITED_RADIUS].description["commands"] or ["called from Python"],
     }

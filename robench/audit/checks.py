@@ -13,7 +13,7 @@ from typing import Any
 from robench.audit import comparisons, protocol, red_flags
 from robench.audit.evidence import Evidence
 from robench.audit.panel import AVERAGED
-from robench.audit.rules import GRADIENT_FREE, probed
+from robench.audit.rules import GRADIENT_FREE, probed, unknown
 from robench.report.paired import holm, p_text
 from robench.types import Finding, Level
 
@@ -23,6 +23,8 @@ CARLINI = "Carlini et al. 2019, section 5"
 AUTOATTACK = "Croce & Hein 2020; AutoAttack's own flag"
 PINTOR = "Pintor et al. 2022"
 OURS = "robench, calibrated on the controls"
+# They hold something against all that attacks with gradients left: one of those that is missing could clear the model.
+ACQUITTED_BY_MORE = ("noise", "black-box", "sibling", "large-eps", "unbounded")
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,14 @@ def run_checks(evidence: Evidence) -> list[Finding]:
 
 
 def _with_reason(finding: Finding, evidence: Evidence) -> Finding:
-    """A check that is unknown says which experiment it waits for, and how to run that."""
+    """A check that an experiment is missing for is unknown, and says which and how to run that. It fails or warns all the same where more
+    experiments cannot take that back."""
     missed = [each for each in evidence.missed if finding.check in each.feeds]
-    if finding.level != Level.UNKNOWN or not missed:
+    if not missed or (finding.level in (Level.FAIL, Level.WARN) and finding.check not in ACQUITTED_BY_MORE):
         return finding
     why = "; ".join(f"{each.name}: {each.why}" for each in missed)
     run = f"; {evidence.remedy}" if any(each.seconds for each in missed) else ""
-    return replace(finding, evidence=f"{why}{run}")
+    return replace(unknown(f"{why}{run}"), check=finding.check, source=finding.source)
 
 
 def _probe_check(probe: str, statistic: str, **judged: Any) -> Callable[[Evidence], Finding]:

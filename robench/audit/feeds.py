@@ -10,11 +10,11 @@ FEEDS_OF_COLUMN = {
     "fgsm": ("one-step",),
     "pgd1": ("one-step",),
     "pgd7": ("steps",),
-    "pgd20": ("one-step", "steps", "eps", "restarts", "silent-success", "transfer-gap", "budget", "noise", "black-box"),
+    "pgd20": ("one-step", "steps", "eps", "restarts", "silent-success", "transfer-gap", "budget", "noise", "black-box", "sibling"),
     "pgd50": ("steps", "more-steps", "silent-success"),
     "pgd100": ("steps", "more-steps"),
     "pgd50-ce": ("loss-swap", "rescaling", "float64"),
-    "pgd50-margin": ("loss-swap", "randomness"),
+    "pgd50-margin": ("loss-swap",),
     "pgd50-dlr": ("loss-swap",),
     "pgd50-rescaled": ("rescaling",),
     "pgd50-float64": ("float64",),
@@ -41,7 +41,7 @@ FEEDS_OF_PROBE = {
     "jumps": ("continuity",),
     "neighbourhood": ("unstable",),
     "trajectory": ("incomplete",),
-    "sign-agreement": ("transfer-gap",),
+    "sign-agreement": (),
 }
 # Of the whole panel, a sample, by the upper bound; True: of the quick audit. The other radii and the probes are in it.
 PANEL_UNITS = {True: 1_250.0, False: 2_500.0}

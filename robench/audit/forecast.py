@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from robench.adapters import autoattack
 from robench.audit.panel import LADDER
-from robench.audit.surrogate import BATCH, LARGEST_SET, SMALL_BACKBONE_BELOW, STEPS
+from robench.audit.surrogate import BATCH, SMALL_BACKBONE_BELOW, STEPS, n_learned
 from robench.data.augment import in_unit
+from robench.data.chosen import chosen_samples
 from robench.models.classifier import Classifier
 from robench.models.seeded import seeded
 from robench.types import Attack, Dataset
@@ -109,7 +109,7 @@ def distillation_seconds(learn_from: Dataset, pace: float) -> float:
     """
     small = len(learn_from) < SMALL_BACKBONE_BELOW
     own = STEPS * BATCH * REFERENCE_STEP * (SMALL_SHARE if small else 1.0)
-    return min(len(learn_from), LARGEST_SET) * pace + own
+    return n_learned(learn_from) * pace + own
 
 
 def fitting_samples(seconds: float, needs: float, n: int) -> int:
@@ -128,11 +128,9 @@ def random_order(n: int, seed: int) -> torch.Tensor:
 
 def random_part(data: Dataset, n: int, part: int, seed: int) -> Dataset:
     """So many of a split's first n samples, in the fixed random order."""
-    chosen = random_order(n, seed)[:part]
-    coarse = None if data.coarse_labels is None else data.coarse_labels[chosen]
-    return replace(data, images=data.images[chosen], labels=data.labels[chosen], coarse_labels=coarse)
+    return chosen_samples(data, random_order(n, seed)[:part])
 
 
-def unit_images(data: Dataset, n: int, device: torch.device) -> Images:
-    """The first n images as the model takes them."""
-    return in_unit(data.pixels(slice(0, n)).to(device))
+def images_to_time(data: Dataset, n: int, device: torch.device) -> Images:
+    """Of the first n images as many as ``step_seconds`` may ask about, as the model takes them."""
+    return in_unit(data.pixels(slice(0, min(n, TIMED_IMAGES))).to(device))

@@ -53,12 +53,13 @@ def render(evidence: Evidence, findings: list[Finding], verdict: Verdict, about:
     votes = (
         f" The model is random: each verdict is the majority of {run['model']['votes']} draws." if "votes" in run["model"] else ""
     )
+    everything = f"first {run['n']:,} of {run['data']['n']:,} samples"
     sections = [
         f"# Audit of {name}",
         verdict_line(verdict),
         "\n".join(f"- {reason}." for reason in verdict.why),
-        f"Threat model {run['threat']['norm']}, eps {run['threat']['eps_text']}; {run['data']['name']}, {run['data']['split']} split, first "
-        f"{run['n']:,} of {run['data']['n']:,} samples.{votes}",
+        f"Threat model {run['threat']['norm']}, eps {run['threat']['eps_text']}; {run['data']['name']}, {run['data']['split']} split, "
+        f"{about.get('samples', everything)}.{votes}",
         f"Images are preprocessed: {preprocessing_text(run)}." if preprocessing_text(run) else "",
         "## What each step took away\n\n" + _took_away(verdict),
         "## Findings that matter\n\n" + ("\n\n".join(map(_long, grave)) if grave else "None: no check fails or warns."),

@@ -82,6 +82,7 @@ class Schedule:
         deadline: of the audit.
         pace: seconds a unit, from a timed pass.
         show: say on stderr what runs, why, and how much time is left.
+        whole: seconds that all samples take, where only a part of them is taken.
         missed: what gave nothing.
         interrupted: whether the user asked for what is known.
     """
@@ -89,8 +90,14 @@ class Schedule:
     deadline: Deadline
     pace: float
     show: bool = True
+    whole: float = 0.0
     missed: list[Missed] = field(default_factory=list)
     interrupted: bool = False
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether an experiment that has begun is to go on."""
+        return not self.interrupted and self.deadline.left > 0
 
     def seconds(self, experiment: Experiment) -> float:
         """The forecast."""
@@ -150,7 +157,8 @@ class Schedule:
     @property
     def minutes(self) -> float:
         """That a call would need which runs everything."""
-        return math.ceil(ROOM * (self.deadline.spent + sum(each.seconds for each in self.missed)) / 6) / 10
+        needs = self.deadline.spent + sum(each.seconds for each in self.missed)
+        return math.ceil(ROOM * max(needs, self.whole) / 6) / 10
 
 
 def with_minutes(command: str, minutes: float) -> str:

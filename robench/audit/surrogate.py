@@ -61,6 +61,11 @@ def surrogate_attack(subject: Subject, learn_from: Dataset, threat: ThreatModel,
     return crafted_on(attack, other, Transfer(other.classifier, whole_chunks=False))
 
 
+def n_learned(learn_from: Dataset) -> int:
+    """How many of the images a surrogate learns from."""
+    return min(len(learn_from), LARGEST_SET, LARGEST_BYTES // math.prod(learn_from.image_shape))
+
+
 def _untrained(n_classes: int, images: int, n_channels: int) -> nn.Module:
     entry = BACKBONES["small" if images < SMALL_BACKBONE_BELOW else "resnet18"]
     with torch.random.fork_rng(devices=[]):
@@ -74,7 +79,7 @@ def _untrained(n_classes: int, images: int, n_channels: int) -> nn.Module:
 def _distil(module: nn.Module, teacher: Classifier, learn_from: Dataset, seed: int) -> None:
     """Learns the classes that the teacher names, on images and on noisy copies of them."""
     device = teacher.device
-    images = learn_from.pixels(slice(0, min(LARGEST_SET, LARGEST_BYTES // math.prod(learn_from.image_shape))))
+    images = learn_from.pixels(slice(0, n_learned(learn_from)))
     with torch.no_grad():
         named = torch.cat([_named(teacher, _unit(part).to(device)) for part in images.split(250)])
     known = named >= 0

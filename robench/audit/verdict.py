@@ -40,6 +40,7 @@ class Verdict:
         why: reasons, each a sentence.
         took_away: (step, accuracy after it), in the order of the audit.
         transfer: accuracy on stored images, where there are any.
+        all_ran: whether every experiment came to its end.
     """
 
     word: str
@@ -54,6 +55,7 @@ class Verdict:
     why: tuple[str, ...]
     took_away: tuple[tuple[str, float], ...]
     transfer: float | None = None
+    all_ran: bool = True
 
 
 def judge_number(evidence: Evidence, findings: list[Finding], claim: float | None, not_run: list[str]) -> Verdict:
@@ -94,6 +96,7 @@ def judge_number(evidence: Evidence, findings: list[Finding], claim: float | Non
     return Verdict(
         word=word, claim=number, claimed=judged.said, robust=union.robust, most=union.most, low=low, high=high, n=n, against=against,
         why=tuple(why), took_away=tuple(_steps(evidence)), transfer=None if external is None else external.most / whole,
+        all_ran=not evidence.missed,
     )  # fmt: skip
 
 
@@ -230,7 +233,8 @@ def verdict_line(verdict: Verdict) -> str:
         if verdict.robust == verdict.most
         else (f"{percent(verdict.robust / verdict.n)} to {percent(verdict.most / verdict.n)}")
     )
-    left_text = f"{left} % of {verdict.n:,} samples survive every attack on the model itself"
+    which = "" if verdict.all_ran else " that was run"
+    left_text = f"{left} % of {verdict.n:,} samples survive every attack on the model itself{which}"
     if verdict.claim is None:
         return f"**Not established.** {left_text}."
     claim_text = f"{percent(verdict.claim)} % ({verdict.claimed})"
