@@ -119,16 +119,16 @@ def audit_subject(
     settle_randomness(classifier, data.images, n)
     step = step_seconds(classifier, images_to_time(data, n, classifier.device), clock)
     deadline = Deadline(allowed_seconds(request.minutes, step, n, quick=request.quick), clock, began)
-    schedule = Schedule(deadline, step / STEP, show_progress)
     votes = VERDICTS * (classifier.draws - 1)
-    needs = schedule.pace * n * (PANEL_UNITS[request.quick] + votes)
+    needs = step / STEP * n * (PANEL_UNITS[request.quick] + votes)
     fitting = fitting_samples(deadline.left, needs, n)
     given = [external_column(source, data, n) for source in request.adv]
     part = None
     if fitting < n and not (folder / "run" / "run.json").exists():  # what was begun on all samples goes on with all
-        part, schedule.whole = (fitting, n), needs
+        part = (fitting, n)
         given = [_of_part(column, n, fitting, request.seed) for column in given]
         data, request = random_part(data, n, fitting, request.seed), replace(request, n=fitting)
+    schedule = Schedule(deadline, step / STEP, show_progress, whole=needs if part else 0.0)
     measured = Measurements(
         subject=subject, data=data, request=request, folder=folder, device=device, command=command, show_progress=show_progress,
         schedule=schedule, part=part,

@@ -42,7 +42,7 @@ class Experiments:
         """
         measured, schedule = self.measured, self.measured.schedule
         sources = zip(measured.request.adv, given, strict=True)
-        measured.external = tuple(origin_of_images(measured, source, column) for source, column in sources)
+        measured.tell_origins(origin_of_images(measured, source, column) for source, column in sources)
         measured.classify()
         for some in panel_experiments(measured, given):
             schedule.run(some)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -95,6 +96,10 @@ class Measurements:
     def run_folder(self, at: str) -> Path:
         """The run folder of a radius."""
         return self.path("run" if at == AUDITED_RADIUS else f"run-{at}")
+
+    def tell_origins(self, external: Iterable[ExternalImages]) -> None:
+        """Says which columns are of images that were made before, and what is known about them."""
+        self.external = tuple(external)
 
     def classify(self) -> None:
         """The samples without attack."""
