@@ -29,7 +29,7 @@ from robench.audit.forecast import (
     units_of_name,
 )
 from robench.audit.measurements import Measurements
-from robench.audit.panel import LADDER
+from robench.audit.panel import AVERAGED, LADDER
 from robench.audit.probes import run_probe
 from robench.audit.schedule import Deadline, Experiment, Missed, Schedule, Unfinished, with_minutes
 from robench.audit.verdict import OPEN, REFUTED, judge_number, verdict_line
@@ -120,7 +120,9 @@ def test_what_only_says_more_waits_for_what_changes_the_number():
     schedule.run(
         [experiment("says more", 4, lambda: ran.append(4)), experiment("free", 0, lambda: ran.append(0))], lambda needs: 7.0
     )
-    assert ran == [0] and [each.name for each in schedule.missed] == ["says more"]
+    assert ran == [0] and not schedule.missed
+    schedule.run_waiting()
+    assert ran == [0, 4] and not schedule.missed and not schedule.waiting
 
 
 def test_what_somebodys_model_raises_ends_its_experiment_alone_and_a_mistake_of_the_users_ends_the_audit():
@@ -350,3 +352,16 @@ def test_a_verdict_counts_the_attacks_that_ran_and_says_so():
     evidence = replace(evidence_of({"pgd20": 500}), missed=(Missed("pgd100", "did not fit", 1.0),))
     assert "survive every attack on the model itself that was run" in verdict_line(judge_number(evidence, passing(), 0.5, []))
     assert "that was run" not in verdict_line(judge_number(evidence_of({"pgd20": 500}), passing(), 0.5, []))
+
+
+@pytest.mark.parametrize(("followed", "missed"), [([], ["PGD-30-averaged"]), ([AVERAGED], [])])
+def test_what_waited_is_run_at_the_end_and_an_attack_that_only_it_calls_for_is_missed(followed, missed, tmp_path):
+    schedule = Schedule(Deadline(100.0, CLOCK), pace=1e-6, show=False)
+    measured = Measurements(
+        subject=classifier_of_module(BrightnessClassifier(), 2, "cpu", "gray"), data=gray(8), request=AuditRequest(n=8), folder=tmp_path,
+        device="cpu", command="", show_progress=False, schedule=schedule,
+    )  # fmt: skip
+    audit = Experiments(measured, FollowUp(measured, measured.data))
+    measured.classify()
+    schedule.waiting.append(experiment("secants", 1, lambda: audit.probes.update(secants={"astray": 1.0, "n": 100})))
+    assert [each.name for each in audit.catch_up(followed).missed] == missed

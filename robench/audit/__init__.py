@@ -137,7 +137,8 @@ def audit_subject(
     evidence = experiments.gather(given)
     stronger = called_for(run_checks(evidence), needless(evidence), request.budget)
     if stronger.names:
-        evidence = experiments.follow(stronger.names)
+        experiments.follow(stronger.names)
+    evidence = experiments.catch_up(stronger.names)
     findings = run_checks(evidence)
     verdict = judge_number(evidence, findings, request.claim, stronger.not_run)
     about = _about(evidence, subject, request, device, deadline=deadline, not_run=stronger.not_run, part=part)

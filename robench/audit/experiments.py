@@ -13,7 +13,8 @@ from robench.audit.origins import is_defended, origin_of_images
 from robench.audit.panel import called_for, needless
 from robench.audit.probes import Measured
 from robench.audit.rules import GRADIENT_FREE
-from robench.audit.schedule import with_minutes
+from robench.audit.schedule import NO_TIME, Missed, with_minutes
+from robench.report.accuracy import title
 from robench.types import Column
 
 
@@ -55,6 +56,24 @@ class Experiments:
         """The stronger attacks that findings call for, on what is left."""
         if not (self.measured.decided() | self.evidence().unclassified()).all():
             self.stronger.run(names)
+        return self.evidence()
+
+    def catch_up(self, followed: list[str]) -> Evidence:
+        """What has waited for stronger attacks, as far as it fits. The attacks that only this calls for are missed: more time runs them.
+
+        Args:
+            followed: stronger attacks that findings called for before.
+        """
+        measured, schedule = self.measured, self.measured.schedule
+        if not schedule.waiting:
+            return self.evidence()
+        schedule.run_waiting()
+        evidence = self.evidence()
+        if not (measured.decided() | evidence.unclassified()).all():
+            late = called_for(run_checks(evidence), needless(evidence), measured.request.budget).names
+            schedule.missed.extend(
+                Missed(title(name), NO_TIME, self.stronger.seconds(name, measured.left)) for name in late if name not in followed
+            )
         return self.evidence()
 
     def evidence(self) -> Evidence:

@@ -84,6 +84,7 @@ class Schedule:
         show: say on stderr what runs, why, and how much time is left.
         whole: seconds that all samples take, where only a part of them is taken.
         missed: what gave nothing.
+        waiting: what waits for something more decisive, see ``run``.
         interrupted: whether the user asked for what is known.
     """
 
@@ -92,6 +93,7 @@ class Schedule:
     show: bool = True
     whole: float = 0.0
     missed: list[Missed] = field(default_factory=list)
+    waiting: list[Experiment] = field(default_factory=list)
     interrupted: bool = False
 
     @property
@@ -108,7 +110,8 @@ class Schedule:
 
         Args:
             experiments: in any order.
-            reserve: seconds that are kept for what is more decisive, given those that the next experiment needs.
+            reserve: seconds that are kept for what is more decisive, given those that the next experiment needs. What fits but for them waits,
+                see ``run_waiting``.
 
         Raises:
             RobenchError: what the user has to mend: the folder cannot be written, or the device is lost.
@@ -116,14 +119,22 @@ class Schedule:
         for experiment in sorted(experiments, key=self.seconds):
             self.try_one(experiment, reserve)
 
+    def run_waiting(self) -> None:
+        """Runs what has waited, as far as it fits by now."""
+        waiting, self.waiting = self.waiting, []
+        self.run(waiting)
+
     def try_one(self, experiment: Experiment, reserve: Callable[[float], float] = lambda needs: 0.0) -> bool:
         """Runs an experiment if it fits; whether it was run to its end."""
         needs = self.seconds(experiment)
         if self.interrupted:
             self.miss(experiment, "the audit was interrupted before", needs)
             return False
-        if needs > 0 and needs > self.deadline.left - reserve(needs):
+        if needs > 0 and needs > self.deadline.left:
             self.miss(experiment, NO_TIME, needs)
+            return False
+        if needs > 0 and needs > self.deadline.left - reserve(needs):
+            self.waiting.append(experiment)
             return False
         if self.show:
             left = "" if math.isinf(self.deadline.left) else f"; {duration(max(0.0, self.deadline.left))} left"
