@@ -102,7 +102,7 @@ def _unsaid(processor_file: Path | None, processor: Mapping[str, Any], settled: 
         ]
     if "do_normalize" not in processor:
         return [
-            f"{processor_file} says of no normalisation: nothing is normalised; give `mean` and `std` where the model needs them"
+            f"{processor_file} says nothing of a normalisation, and none is done; give `mean` and `std` where the model needs them"
         ]
     return []
 
