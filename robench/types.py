@@ -190,6 +190,7 @@ class ExternalData:
         interpolation: of the resize, such as "bicubic".
         check: decode every file first, to see that it is whole.
         subset: a named part of the data set, such as "robustbench".
+        recorded: it is what a finished run did, and done again without asking whether that makes sense.
     """
 
     reference: str | None
@@ -199,6 +200,7 @@ class ExternalData:
     interpolation: str | None = None
     check: bool = False
     subset: str | None = None
+    recorded: bool = False
 
     @property
     def options(self) -> list[str]:

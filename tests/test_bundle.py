@@ -121,7 +121,10 @@ def test_the_command_prints_the_path_last_and_the_digest_beside_it(run, tmp_path
     out = tmp_path / "b.zip"
     result = call("bundle", run, "--out", out)
     assert result.exit_code == 0 and result.stdout == f"{out}\n"
-    assert hashlib.sha256(out.read_bytes()).hexdigest() in result.stderr and f"robench verify {out} --ckpt FILE" in result.stderr
+    assert (
+        hashlib.sha256(out.read_bytes()).hexdigest() in result.stderr
+        and f"robench verify {out} --ckpt m.safetensors" in result.stderr
+    )
 
 
 @pytest.mark.parametrize("name", ["run.json", "verdicts.csv", "VERIFY.txt", "chunks/clean/0000000-0000010.npz"])

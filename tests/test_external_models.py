@@ -497,7 +497,7 @@ TORCHVISION = ["--model", "torchvision:shufflenet_v2_x0_5", "--weights", "w.pt"]
         (lambda path: save_state(path, wrap=without("fc.bias", "fc.weight")), TORCHVISION, "2 missing (fc.weight, fc.bias)"),
         (lambda path: save_state(path, wrap=lambda own: own | {"fc2.bias": own["fc.bias"]}), TORCHVISION, "1 unexpected (fc2.bias)"),
         (None, ["--model", "torchvision:resnet18"], "names an architecture, whose weights would be random: add --weights FILE"),
-        (None, ["--model", "torchvision:resnet81", "--weights", "w.pt"], "w.pt is not there; expected a file"),
+        (None, ["--model", "torchvision:resnet18", "--weights", "w.pt"], "w.pt is not there; expected a file"),
         (save_state, ["--model", "torchvision:resnet81", "--weights", "w.pt"], "has no classifier of that name (did you mean 'resnet18'?)"),
         (save_torchscript, ["--model", "w.pt", "--trust", "--weights", "w.pt"], "--model w.pt brings its own weights"),
         (save_state, ["--model", "robustbench:Good2020Model", "--weights", "w.pt"], "brings its own weights; leave it out"),

@@ -121,9 +121,7 @@ def test_a_hub_model_is_asked_for_small_files_alone(tmp_path, monkeypatch):
         own_preprocessing(ExternalModel("hf:a/b"))
 
 
-@pytest.mark.parametrize(
-    "reference", ["mine.py:make", "timm:no_such_model", "torchvision:no_such_model", "robustbench:cifar10/Linf/X"]
-)
+@pytest.mark.parametrize("reference", ["mine.py:make", "robustbench:cifar10/Linf/X"])
 def test_where_nobody_says_anything_there_is_none(reference):
     assert own_preprocessing(ExternalModel(reference)) is None
 
@@ -384,3 +382,16 @@ def test_a_pretrained_cfg_that_is_no_object_is_an_error_with_its_file_and_entry(
 def test_a_normalisation_of_other_things_is_an_error_with_its_file_and_entry(config, message):
     with pytest.raises(RobenchError, match=f"^a/p.json: {message}"):
         normalisation_of(config, "a/p.json")
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_library_refuses_an_unknown_name_before_pictures_are_read_and_names_its_normalisation(library):
+    pytest.importorskip(library)
+    from robench.models.own_preprocessing import normalisation_hint
+
+    with pytest.raises(RobenchError, match=r"resnet81.*did you mean 'resnet18'"):
+        own_preprocessing(ExternalModel(f"{library}:resnet81"))
+    assert normalisation_hint(ExternalModel(f"{library}:resnet18")) == (
+        "nothing is normalised in front of resnet18; the library's own weights of it take `mean=0.485,0.456,0.406` `std=0.229,0.224,0.225`"
+    )
+    assert not normalisation_hint(ExternalModel("mine.py:make"))

@@ -148,6 +148,15 @@ def test_the_models_own_preprocessing_is_taken_where_it_is_needed(tmp_path, caps
     assert size is None or as_they_are.image_shape == (3, *size)
 
 
+def test_a_models_files_may_ask_for_a_crop_with_black_around(photos):
+    own = OwnPreprocessing(Preprocessing(resize=10, crop=(14, 14), origin="the model's card"), of_these_weights=True)
+    data = load_dataset(str(photos), own=own)
+    pixels = data.pixels(slice(None))
+    assert data.image_shape == (3, 14, 14) and (pixels[:, :, :2, :] == 0).any() and pixels[:, :, 4:10, 4:10].float().mean() > 20
+    again = load_dataset(as_recorded({"name": data.name, "path": str(photos), **data.reading}))
+    assert again.digest == data.digest
+
+
 def test_a_run_is_read_again_as_it_was_read(photos):
     data = load_dataset(ExternalData(str(photos), **RESIZED, interpolation="lanczos"))
     described = {"name": data.name, "path": str(photos), **data.reading}

@@ -117,6 +117,38 @@ def test_another_preprocessing_is_another_run(photos):
     assert done.exit_code == 1 and "holds another run" in done.output
 
 
+def test_a_run_on_other_data_is_named_with_its_pictures(photos):
+    attack("stored", "-n", "6")
+    np.savez("other.npz", images=photos.pixels(slice(None)).numpy(), labels=photos.labels.numpy())
+    done = robench("attack", "--model", "mine.py:make", "--dataset", "other.npz", *ASKED, "--out", "stored")
+    assert done.exit_code == 1
+    assert " there (photos, 20 samples, short side to 16 (bilinear), then the centre 14x14) and " in done.output
+
+
+def test_samples_that_show_few_classes_are_told(photos):
+    from robench.run.inputs import few_classes
+
+    assert not few_classes(photos, 20) and not few_classes(photos, 2)
+    in_order = replace(photos, labels=torch.arange(20) // 10, images=photos.pixels(slice(None)))
+    assert few_classes(in_order, 5) == [
+        "the first 5 samples show 1 of 2 classes; the samples are sorted by class: shuffle them, or take all"
+    ]
+    many = replace(in_order, labels=torch.arange(20), classes=tuple(map(str, range(20))))
+    assert few_classes(many, 12) == ["the first 12 samples show 12 of 20 classes"]
+
+
+def test_chunks_of_large_images_are_smaller_on_a_cpu():
+    from robench.evaluation.chunk_size import chunk_on_cpu
+
+    assert [chunk_on_cpu(shape) for shape in ((3, 32, 32), (3, 96, 96), (3, 128, 128), (1, 224, 224), (3, 224, 224))] == [
+        250,
+        250,
+        50,
+        50,
+        50,
+    ]
+
+
 def test_samples_are_the_first_n_and_a_run_is_extended(photos, one_tensor):
     first = attack("stored", "-n", "12")
     assert len(first) == 3 * 12

@@ -21,11 +21,11 @@ def bundle(run: Path, audit: Path | None, out: Path | None) -> None:
     Holds run.json, the verdicts, the tables, the compact adversarial images of --save-adv, the digest of every file, and the command
     that verifies it. The same run makes the same bytes: publish the digest beside the claim.
     """
-    from robench.interchange.bundle import write_bundle
+    from robench.interchange.bundle import command_to_verify, write_bundle
 
     made = write_bundle(run, out, audit)
     hint(f"sha256 {made.sha256}")
-    hint(f"whoever has the model verifies it: robench verify {made.path} --ckpt FILE")
+    hint(f"whoever has the model verifies it: {command_to_verify(made.path, run)}")
     click.echo(made.path)
 
 

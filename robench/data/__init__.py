@@ -147,7 +147,8 @@ def load_dataset(
     if split not in SPLITS:
         raise RobenchError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     reading = Reading(
-        resize=asked.resize, crop=asked.crop, interpolation=asked.interpolation, own=own, check=asked.check, subset=asked.subset, told=tell
+        resize=asked.resize, crop=asked.crop, interpolation=asked.interpolation, own=own, check=asked.check, subset=asked.subset, told=tell,
+        recorded=asked.recorded,
     )  # fmt: skip
     if named in DATASETS:
         if tell and Path(named).is_dir():

@@ -20,6 +20,8 @@ LARGEST_SIDE = 10_000  # pixels
 class Preprocessing:
     """A resize and a centre crop, as torchvision does them on PIL images; either may be left out.
 
+    Where a crop is larger than the picture, black is put around it. A few models' files ask for that; a user who does is refused.
+
     Attributes:
         resize: 256 scales the short side to 256 pixels, (height, width) scales to just that size; None leaves the size.
         crop: height and width of the centre that is kept; None keeps all.
@@ -35,14 +37,6 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
             raise RobenchError(f"`interpolation={self.interpolation}`: expected one of {', '.join(INTERPOLATIONS)}")
-        if self.resize is None or self.crop is None:
-            return
-        smallest = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
-        if any(cut > side for cut, side in zip(self.crop, smallest, strict=True)):
-            raise RobenchError(
-                f"`crop={_side(self.crop)}` is larger than `resize={_side(self.resize)}`: the crop would be filled up with black; give a "
-                "crop of at most the resized size"
-            )
 
     def __bool__(self) -> bool:
         return self.resize is not None or self.crop is not None
@@ -76,12 +70,12 @@ class Preprocessing:
         """Height and width of the pixels that an image of this size becomes.
 
         Raises:
-            RobenchError: the crop is larger than the image.
+            RobenchError: the crop is larger than the image, and no model's files ask for that.
         """
         height, width = self._resized(height, width)
         if self.crop is None:
             return height, width
-        if self.crop[0] > height or self.crop[1] > width:
+        if not self.origin and (self.crop[0] > height or self.crop[1] > width):
             raise RobenchError(
                 f"`crop={_side(self.crop)}` is larger than an image of {_by((height, width))}: give `resize` too, or a smaller crop"
             )
@@ -147,7 +141,7 @@ def refuse_unreadable(resize: str | None, crop: str | None, interpolation: str |
 
 
 def given_preprocessing(
-    resize: str | None, crop: str | None, interpolation: str | None, own: Preprocessing | None
+    resize: str | None, crop: str | None, interpolation: str | None, own: Preprocessing | None, *, recorded: bool = False
 ) -> Preprocessing | None:
     """What the user gave, filled up with what the model's files or the data set say; None where nothing was given.
 
@@ -155,6 +149,7 @@ def given_preprocessing(
         resize, crop: see ``parse_side``.
         interpolation: of the resize.
         own: what is said otherwise.
+        recorded: a finished run did so, and a crop may be larger than the resized picture.
 
     Raises:
         RobenchError: a text means nothing, or the crop is larger than the resized image.
@@ -171,7 +166,17 @@ def given_preprocessing(
         changed["crop"] = (side, side) if isinstance(side, int) else side
     if interpolation is not None:
         changed["interpolation"] = interpolation
-    return replace(own or Preprocessing(), **changed)
+    given = replace(own or Preprocessing(), **changed)
+    if recorded:
+        return replace(given, origin="the run")
+    if given.resize is not None and given.crop is not None:
+        smallest = (given.resize, given.resize) if isinstance(given.resize, int) else given.resize
+        if any(cut > side for cut, side in zip(given.crop, smallest, strict=True)):
+            raise RobenchError(
+                f"`crop={_side(given.crop)}` is larger than `resize={_side(given.resize)}`: the crop would be filled up with black; give a "
+                "crop of at most the resized size"
+            )
+    return given
 
 
 def _by(size: tuple[int, int] | None) -> str:

@@ -31,6 +31,7 @@ class Reading:
         check: decode every file first, to see that it is whole.
         subset: a named part of the data set, None for all of it.
         told: say on stderr what was settled.
+        recorded: see ``ExternalData``.
     """
 
     resize: str | None = None
@@ -40,6 +41,7 @@ class Reading:
     check: bool = False
     subset: str | None = None
     told: bool = False
+    recorded: bool = False
 
     def __post_init__(self) -> None:
         refuse_unreadable(self.resize, self.crop, self.interpolation)
@@ -59,7 +61,7 @@ class Reading:
             RobenchError: pictures differ in size, and nothing says what to make of them; or a crop is larger than a picture.
         """
         base = default if self.own is None else self.own.preprocessing
-        given = given_preprocessing(self.resize, self.crop, self.interpolation, base)
+        given = given_preprocessing(self.resize, self.crop, self.interpolation, base, recorded=self.recorded)
         chosen = given if given is not None else self._of_model(sizes, named, default)
         made = {(chosen or Preprocessing()).size_of(*size) for size in sizes}
         if len(made) > 1:

@@ -26,4 +26,4 @@ def as_recorded(described: Mapping[str, Any], given: str | ExternalData | None =
     if "steps" not in described or asked.resize or asked.crop or asked.interpolation:
         return named
     steps = Preprocessing.of_json(described["steps"]).to_options()
-    return replace(named, resize=steps["resize"], crop=steps["crop"], interpolation=steps["interpolation"])
+    return replace(named, resize=steps["resize"], crop=steps["crop"], interpolation=steps["interpolation"], recorded=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from robench.models.seeded import seeded
 if TYPE_CHECKING:
     from robench.types import Images
 
+FEW = 50  # samples a chunk of large images on a CPU
+SMALL_IMAGE = 3 * 96 * 96  # values of an image that is not large
 SIZES = (250, 500, 1000, 2000, 4000)
 SHARE = (
     3  # a gradient step on a chunk may take one part in so many of what is free: attacks keep images of their own, and recordings
@@ -36,6 +39,15 @@ def largest_chunk(n: int, need: Need | None) -> int:
         return SIZES[0]
     useful = [size for place, size in enumerate(SIZES) if place == 0 or SIZES[place - 1] < n]
     return max((size for size in useful if SHARE * (need.fixed + need.per_image * size) <= need.free), default=SIZES[0])
+
+
+def chunk_on_cpu(image_shape: tuple[int, int, int]) -> int:
+    """Samples a chunk on a CPU: fewer of large images, of which 250 would take gigabytes in a gradient step, and hours until they are stored.
+
+    Args:
+        image_shape: (C, H, W).
+    """
+    return SIZES[0] if math.prod(image_shape) <= SMALL_IMAGE else FEW
 
 
 def ask_device(classifier: Classifier, images: Images) -> Need | None:

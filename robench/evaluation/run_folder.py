@@ -193,13 +193,20 @@ class RunFolder:
             different = [name for name, value in asdict(spec).items() if earlier.get(name) != value]
             if different:
                 named = "; ".join(
-                    f"{name} is {_brief(earlier.get(name))} there and {_brief(getattr(spec, name))} here" for name in different
+                    f"{name} is {_brief(earlier.get(name))} there{self._about(name)} and {_brief(getattr(spec, name))} here"
+                    for name in different
                 )
                 raise RobenchError(f"{self.path} holds another run: {named}. Choose another `out`, or delete the folder")
         elif self.path.exists() and not self.path.is_dir():
             raise RobenchError(f"`out={self.path}` is a file; it takes a folder")
         elif any(not name.endswith(PARTIAL) for name in present):
             raise RobenchError(f"{self.path} is not empty and holds no run of robench (no run.json); choose another `out`")
+
+    def _about(self, name: str) -> str:
+        """What the data of the run that is there are, in words; nothing of anything else."""
+        data = read_run(self.path).get("data", {}) if name == "data" else {}
+        how = f", {data['preprocessing']}" if "preprocessing" in data else ""
+        return f" ({data['name']}, {data['n']:,} samples{how})" if data.keys() >= {"name", "n"} else ""
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """Writes run.json."""

@@ -67,6 +67,11 @@ def write_bundle(run: Path, out: Path | None = None, audit: Path | None = None) 
     return Bundle(path, _digest(content))
 
 
+def command_to_verify(bundle: Path, run: Path) -> str:
+    """What whoever has the model types to verify the bundle of a run."""
+    return _command(str(bundle), read_run(run))
+
+
 def _is_bundle(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:

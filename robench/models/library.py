@@ -22,11 +22,7 @@ def load_torchvision(external: ExternalModel, dataset: Dataset) -> LoadedModel:
     import torchvision
 
     name = external.reference.partition(":")[2]
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise RobenchError(
-            f"`model=torchvision:{name}`: torchvision {torchvision.__version__} has no classifier of that name{did_you_mean(name, known)}"
-        )
+    refuse_unknown_torchvision(name)
     weights = _needs_weights(external)
     return LoadedModel(torchvision.models.get_model(name, weights=None, num_classes=len(dataset.classes)), f"{name}-{weights}")
 
@@ -50,12 +46,37 @@ def build_timm(name: str, **settings: Any) -> nn.Module:
         RobenchError: timm is not installed, has no such model, or refuses a setting.
     """
     timm = _timm()
-    if not timm.is_model(name):
-        raise RobenchError(f"timm {timm.__version__} has no model {name!r}{did_you_mean(name, timm.list_models())}")
+    refuse_unknown_timm(name)
     try:
         return timm.create_model(name, pretrained=False, **settings)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RobenchError(f"timm cannot build {name} with {settings}: {error}") from None
+
+
+def refuse_unknown_torchvision(name: str) -> None:
+    """Refuses a name that torchvision has no classifier of.
+
+    Raises:
+        RobenchError: so it is.
+    """
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise RobenchError(
+            f"`model=torchvision:{name}`: torchvision {torchvision.__version__} has no classifier of that name{did_you_mean(name, known)}"
+        )
+
+
+def refuse_unknown_timm(name: str) -> None:
+    """Refuses a name that timm has no model of.
+
+    Raises:
+        RobenchError: so it is, or timm is not installed.
+    """
+    timm = _timm()
+    if not timm.is_model(name):
+        raise RobenchError(f"timm {timm.__version__} has no model {name!r}{did_you_mean(name, timm.list_models())}")
 
 
 def _timm() -> Any:

@@ -9,6 +9,7 @@ from robench.data.preprocessing import OwnPreprocessing, Preprocessing
 from robench.models.entries import larger, side
 from robench.models.hub import file_if_any, is_of_timm, pretrained_cfg, read_config
 from robench.models.hub_transformers import CONFIG, PROCESSOR
+from robench.models.library import refuse_unknown_timm, refuse_unknown_torchvision
 from robench.models.preprocessor_config import YOURSELF, geometry_of, read_processor
 from robench.models.sources import SOURCES, source_of
 from robench.types import ExternalModel, RobenchError
@@ -34,13 +35,35 @@ def own_preprocessing(external: ExternalModel) -> OwnPreprocessing | None:
     return None if found is None else OwnPreprocessing(found, of_these_weights)
 
 
+def normalisation_hint(external: ExternalModel) -> str:
+    """What a library says about the normalisation of an architecture's own weights, which is not applied to others unasked; or ""."""
+    source, name = source_of(external.reference), external.reference.partition(":")[2]
+    if source not in (SOURCES["timm:NAME"], SOURCES["torchvision:NAME"]):
+        return ""
+    if source is SOURCES["timm:NAME"]:
+        import timm
+
+        config: Any = timm.get_pretrained_cfg(name)
+        mean, std = (getattr(config, each, None) for each in ("mean", "std"))
+    else:
+        import torchvision
+
+        preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        mean, std = preset.mean, preset.std
+    if not mean or not std:
+        return ""
+    given = " ".join(f"`{option}={','.join(map('{:g}'.format, each))}`" for option, each in (("mean", mean), ("std", std)))
+    return f"nothing is normalised in front of {name}; the library's own weights of it take {given}"
+
+
 def _of_timm(name: str) -> Preprocessing | None:
     try:
         import timm
         from timm.data.config import resolve_data_config
     except ImportError:
         return None
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    refuse_unknown_timm(name)
+    config = timm.get_pretrained_cfg(name)
     if config is None:
         return None
     tag = f".{config.tag}" if getattr(config, "tag", "") else ""
@@ -51,8 +74,7 @@ def _of_timm(name: str) -> Preprocessing | None:
 def _of_torchvision(name: str) -> Preprocessing | None:
     import torchvision
 
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        return None
+    refuse_unknown_torchvision(name)
     weights = torchvision.models.get_model_weights(name).DEFAULT
     preset = weights.transforms()
     resize, crop = tuple(preset.resize_size), tuple(preset.crop_size)

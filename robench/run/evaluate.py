@@ -28,7 +28,7 @@ from robench.report import write_report
 from robench.report.accuracy import summarise, verdict_rows
 from robench.report.markdown import terminal_table
 from robench.run.execute import Place, execute
-from robench.run.inputs import remarks_on
+from robench.run.inputs import few_classes, remarks_on
 from robench.run.plan import plan, samples
 from robench.run.request import DEFAULT_CHUNK, AttackRequest, default_suite, parse_chunk
 from robench.types import Dataset, ExternalData, RobenchError, check_normalisation, format_eps, parse_eps, pixels_of
@@ -160,7 +160,7 @@ def evaluate(
             weights_dtype=weights_dtype, columns=_columns(outputs, names),
         )  # fmt: skip
         data = _dataset(brought, tuple(classes), subject.classifier.n_classes)
-        for remark in remarks_on(subject, data, samples(n, len(data))):
+        for remark in [*remarks_on(subject, data, samples(n, len(data))), *few_classes(data, samples(n, len(data)))]:
             warnings.warn(remark, stacklevel=2)
         run = plan(request, subject, data, Path(out) if out else Path(scratch) / "run", device=chosen)
         results = execute(run, Place.on(chosen), command=asked, show_progress=show_progress)

@@ -84,6 +84,15 @@ def remarks_on(subject: Subject, data: Dataset, n: int) -> list[str]:
     return [] if subject.model is not None else [*subject.notes, *sanity_check(subject.classifier, data, n)]
 
 
+def few_classes(data: Dataset, n: int) -> list[str]:
+    """What to say where the first n samples show few of the classes: a list that is sorted by class, or fewer samples than classes."""
+    shown, there = len(data.labels[:n].unique()), len(data.labels.unique())
+    if n == len(data) or shown == there:
+        return []
+    advice = "" if n < there else "; the samples are sorted by class: shuffle them, or take all"
+    return [f"the first {n:,} samples show {shown:,} of {there:,} classes{advice}"] if 2 * shown <= there or n < there else []
+
+
 def warn_on_stderr(warning: str) -> None:
     """A line on stderr, in the words of Python."""
     print(f"robench: warning: {warning}", file=sys.stderr)

@@ -9,7 +9,7 @@ from pathlib import Path
 from robench.attacks import parse_columns, source_paths
 from robench.attacks.crafting_targets import make_heads_target, on_heads
 from robench.data.augment import in_unit
-from robench.evaluation.chunk_size import PROBED, ask_device, largest_chunk
+from robench.evaluation.chunk_size import PROBED, ask_device, chunk_on_cpu, largest_chunk
 from robench.evaluation.external_images import external_column
 from robench.evaluation.run_folder import read_run
 from robench.identity import AttackIdentity
@@ -133,13 +133,16 @@ def settled_precision(request: AttackRequest, subject: Subject, data: Dataset, f
 
 
 def settled_chunk(request: AttackRequest, subject: Subject, data: Dataset, folder: Path, *, alone: bool = True) -> int:
-    """Samples a chunk: what was asked for, else what the run began with, else, on a GPU, as many as fit, which is said on stderr."""
+    """Samples a chunk: what was asked for, else what the run began with, else, on a GPU, as many as fit, which is said on stderr, and elsewhere
+    fewer of large images."""
     if not request.auto_chunk:
         return request.chunk
     if (folder / "run.json").exists():
         return int(read_run(folder)["spec"]["chunk"])
     device = subject.classifier.device
-    if device.type != "cuda" or not alone:
+    if device.type != "cuda":
+        return chunk_on_cpu(data.image_shape)
+    if not alone:
         return request.chunk
     need = ask_device(subject.classifier, in_unit(data.pixels(slice(0, PROBED[-1])).to(device)))
     chunk = largest_chunk(samples(request.n, len(data)), need)
