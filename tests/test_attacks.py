@@ -187,7 +187,7 @@ def test_pgd_in_l2_is_not_slowed_by_confident_logits_or_large_batches(size):
 @pytest.mark.parametrize(
     ("text", "norm", "n_classes", "message"),
     [
-        ("pdg20", "Linf", 10, r"unknown attack 'pdg20' \(did you mean 'pgd20'\?\); `robench list attacks` shows all 21"),
+        ("pdg20", "Linf", 10, r"unknown attack 'pdg20' \(did you mean 'pgd20'\?\); `robench list attacks` shows all 22"),
         ("", "Linf", 10, "the suite is empty"),
         ("pgd0", "Linf", 10, "'pgd0' has no steps"),
         ("fgsm", "L2", 10, "'fgsm' is defined for Linf only, not for L2"),

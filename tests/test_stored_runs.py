@@ -23,7 +23,7 @@ from robench.evaluation.cluster import Assignment, Cluster, _task
 from robench.evaluation.engine import ColumnGroup, Job, evaluate_columns
 from robench.evaluation.read_ahead import KEPT, ReadAhead
 from robench.evaluation.run_folder import Chunk, read_chunk, split
-from robench.types import ExternalData, ThreatModel, pixels_of
+from robench.types import Dataset, ExternalData, ThreatModel, pixels_of
 
 MODEL = """
 import torch
@@ -133,8 +133,9 @@ def test_samples_that_show_few_classes_are_told(photos):
     assert few_classes(in_order, 5) == [
         "the first 5 samples show 1 of 2 classes; the samples are sorted by class: shuffle them, or take all"
     ]
-    many = replace(in_order, labels=torch.arange(20), classes=tuple(map(str, range(20))))
-    assert few_classes(many, 12) == ["the first 12 samples show 12 of 20 classes"]
+    one_each = torch.zeros(200, 3, 1, 1, dtype=torch.uint8), torch.arange(200), tuple(map(str, range(200)))
+    many = Dataset("many", "test", *one_each)
+    assert few_classes(many, 12) == ["the first 12 samples show 12 of 200 classes"] and not few_classes(many, 200)
 
 
 def test_chunks_of_large_images_are_smaller_on_a_cpu():

@@ -100,7 +100,9 @@ def _build(external: ExternalModel, name: str, dataset: Dataset) -> tuple[Loaded
         loaded = _of_timm(external, config_file, config, weights_file, name, dataset)
     else:
         processor_file = file_if_any(external, PROCESSOR)
-        loaded = build_transformers(config_file, config, weights_file, processor_file, name, dataset, external)
+        loaded = build_transformers(
+            config_file, config, weights_file, processor_file=processor_file, name=name, dataset=dataset, external=external
+        )
     return loaded, weights_file.parent
 
 

@@ -49,7 +49,10 @@ def count_labels(config: Mapping[str, Any]) -> int:
     )
 
 
-def build_transformers(config_file: Path, config: Mapping[str, Any], weights_file: Path, processor_file: Path | None, name: str, dataset: Dataset, external: ExternalModel) -> LoadedModel:  # fmt: skip
+def build_transformers(
+    config_file: Path, config: Mapping[str, Any], weights_file: Path, *, processor_file: Path | None, name: str, dataset: Dataset,
+    external: ExternalModel,
+) -> LoadedModel:  # fmt: skip
     """A classifier, its weights loaded whole, with the normalisation of its image processor.
 
     Args:

@@ -16,6 +16,9 @@ from robench.models.subject import Subject, of_head
 from robench.types import Dataset, ExternalData, ExternalModel, RobenchError
 
 
+MANY_CLASSES = 100  # of which people forget that few samples show few
+
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """The data that a model is judged on.
@@ -90,7 +93,8 @@ def few_classes(data: Dataset, n: int) -> list[str]:
     if n == len(data) or shown == there:
         return []
     advice = "" if n < there else "; the samples are sorted by class: shuffle them, or take all"
-    return [f"the first {n:,} samples show {shown:,} of {there:,} classes{advice}"] if 2 * shown <= there or n < there else []
+    worth = 2 * shown <= there <= n or MANY_CLASSES <= there > n
+    return [f"the first {n:,} samples show {shown:,} of {there:,} classes{advice}"] if worth else []
 
 
 def warn_on_stderr(warning: str) -> None:
