@@ -37,6 +37,8 @@ from robench.models.classifier import Classifier
 from robench.models.subject import classifier_of_module
 from robench.types import Dataset, Level, RobenchError, ThreatModel
 
+pytestmark = pytest.mark.slow  # a minute together; `make test-all` and CI run them
+
 
 class FakeClock:
     """Seconds that pass only where a test says so."""

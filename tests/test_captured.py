@@ -19,6 +19,8 @@ from robench.training.captured import IN_ONE_GRAPH, _snapshot, captured, graph_f
 from robench.training.loop import Loop, adam
 from robench.training.objectives import OBJECTIVES
 
+pytestmark = pytest.mark.slow  # a minute together; `make test-all` and CI run them
+
 
 class Launches(TorchDispatchMode):
     """The operations of a function with all that a graph would keep of them: numbers, and the addresses of tensors made elsewhere."""

@@ -79,6 +79,7 @@ def test_a_size_that_was_named_a_cpu_and_several_processes_ask_nobody(asked, tmp
     assert asked == []
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_size_that_it_has(asked, tmp_path):
     images, labels = brightness_data([0.2, 0.3, 0.05] * 4)
     chunks = lambda: json.loads((tmp_path / "run" / "run.json").read_text())["spec"]["chunk"]

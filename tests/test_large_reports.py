@@ -26,6 +26,8 @@ from robench.report.html.run import render_audit, render_run
 from robench.report.markdown import render
 from robench.report.metadata import short
 
+pytestmark = pytest.mark.slow  # a minute together; `make test-all` and CI run them
+
 CLASSES = 120  # more than a page shows one by one
 HOW = "short side to 256 (bicubic), then the centre 224 x 224, as timm's pretrained_cfg says"
 WHERE = f"{HOW}; the threat model acts on pixels in [0, 1] after it and before normalisation"

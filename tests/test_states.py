@@ -18,6 +18,8 @@ from robench.training.loop import Loop
 from robench.training.state import DUE, StateFile
 from robench.types import RobenchError
 
+pytestmark = pytest.mark.slow  # a minute together; `make test-all` and CI run them
+
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 

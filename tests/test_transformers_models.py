@@ -13,6 +13,8 @@ from robench.models.own_preprocessing import own_preprocessing
 from robench.models.subject import classifier_of_model
 from robench.types import Dataset, ExternalModel, RobenchError
 
+pytestmark = pytest.mark.slow  # a minute together; `make test-all` and CI run them
+
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 PROCESSOR = {
     "do_resize": True, "size": {"height": 32, "width": 32}, "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,

@@ -15,7 +15,6 @@ from robench.models.own_preprocessing import own_preprocessing
 from robench.models.subject import Subject, of_head
 from robench.types import Dataset, ExternalData, ExternalModel, RobenchError
 
-
 MANY_CLASSES = 100  # of which people forget that few samples show few
 
 
