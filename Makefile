@@ -21,7 +21,7 @@ demo: $(VENV)/.ok
 	set -e; for model in $(DEMO_MODELS); do $(ROBENCH) attack --ckpt checkpoints/digits-$$model.safetensors $(DEMO_ATTACK); done
 	$(ROBENCH) compare $(DEMO_MODELS:%=reports/digits-%-Linf-0.2) --out reports/digits-demo.md
 
-# The fast claims, in under two minutes on two quiet cores; the slowest are listed.
+# The fast claims, in about two minutes on two quiet cores; the slowest are listed.
 test: $(VENV)/.ok
 	$(VENV)/bin/python -m pytest -m "not slow" --durations=20
 
