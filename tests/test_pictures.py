@@ -206,13 +206,18 @@ def test_every_kind_of_picture_is_read_as_people_see_it(tmp_path):
     assert np.array_equal(saved(deep, tmp_path, "deep.png")[..., 0], np.asarray(gray))
 
 
-def test_a_picture_with_an_exif_turn_is_upright_in_a_folder_and_as_it_lies_in_imagenet(tmp_path):
+def load_turned(root, suffix):
+    """Two pictures of 24x20 pixels that an EXIF tag turns by a quarter."""
     turned = Image.Exif()
     turned[0x0112] = 6
     for name in ("ant", "bee"):
-        (tmp_path / "test" / name).mkdir(parents=True)
-        picture(1, (24, 20)).save(tmp_path / "test" / name / "0.png", exif=turned)
-    data = load_dataset(str(tmp_path))
+        (root / "test" / name).mkdir(parents=True)
+        picture(1, (24, 20)).save(root / "test" / name / f"0.{suffix}", exif=turned)
+    return load_dataset(str(root))
+
+
+def test_a_picture_with_an_exif_turn_is_upright_in_a_folder_and_as_it_lies_in_imagenet(tmp_path):
+    data = load_turned(tmp_path, "png")
     assert data.image_shape == (3, 20, 24)
     upright = np.rot90(np.asarray(picture(1, (24, 20))), -1).transpose(2, 0, 1)
     assert np.array_equal(data.images[0].numpy(), upright)
@@ -220,12 +225,7 @@ def test_a_picture_with_an_exif_turn_is_upright_in_a_folder_and_as_it_lies_in_im
 
 
 def test_a_picture_that_pillow_turns_by_itself_is_turned_once(tmp_path):
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    for name in ("ant", "bee"):
-        (tmp_path / "test" / name).mkdir(parents=True)
-        picture(1, (24, 20)).save(tmp_path / "test" / name / "0.tiff", exif=turned)
-    data = load_dataset(str(tmp_path))
+    data = load_turned(tmp_path, "tiff")
     assert data.image_shape == (3, *read_picture(tmp_path / "test" / "ant" / "0.tiff").shape[:2])
 
 

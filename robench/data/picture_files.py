@@ -55,7 +55,8 @@ class PictureFiles:
         total = hashlib.sha256(f"{preprocessing or ''!s} {upright} {len(index)}\n".encode())
         total.update(np.ascontiguousarray(index.sha256).data)
         return cls(
-            root=root, names=index.names, bytes=index.bytes, sha256=index.sha256, size=size, digest=total.hexdigest(), preprocessing=preprocessing, upright=upright
+            root=root, names=index.names, bytes=index.bytes, sha256=index.sha256, size=size, digest=total.hexdigest(),
+            preprocessing=preprocessing, upright=upright,
         )  # fmt: skip
 
     @property

@@ -17,14 +17,14 @@ from robench.models.arithmetic import refuse_unknown_to
 from robench.models.multihead import MAIN_HEAD
 from robench.models.own_preprocessing import normalisation_hint
 from robench.models.sources import SOURCES, source_of
-from robench.models.subject import subject_of
+from robench.models.subject import Subject, subject_of
 from robench.processes import Processes
 from robench.report import write_report
 from robench.run.execute import Place, execute
 from robench.run.inputs import few_classes, load_inputs, refuse_unnamed, tell_remarks, warn_on_stderr
 from robench.run.plan import plan, samples
 from robench.run.request import AttackRequest
-from robench.types import ExternalData, ExternalModel, RobenchError
+from robench.types import Dataset, ExternalData, ExternalModel, RobenchError
 
 
 def attack(
@@ -76,11 +76,8 @@ def attack(
             refuse_unknown_to(place.device, request.precision)
         subject = subject_of(ckpt, external, data, place.device, request.head)
         tell_remarks(subject, data, n, warn if processes.rank == 0 else None)
-        if (data.path or data.is_stored) and tell:
-            print(f"robench: {data.path or data.name}: {data}", file=sys.stderr)
-        hint = normalisation_hint(external) if external is not None and "mean" not in subject.origin else ""
-        for remark in [*([hint] if hint else []), *few_classes(data, n)] if tell else ():
-            warn(remark)
+        if tell:
+            _tell_data(data, n, subject, external, warn)
         folder = out or Path("reports") / request.folder_name(subject.name, request.threat(data), data, inputs.trained_on)
         task = MAIN_HEAD if ckpt is None else request.head
         run = plan(
@@ -91,6 +88,15 @@ def attack(
         return None
     write_report(folder)
     return folder
+
+
+def _tell_data(data: Dataset, n: int, subject: Subject, external: ExternalModel | None, warn: Callable[[str], None]) -> None:
+    """What the data are, and what people forget about them."""
+    if data.path or data.is_stored:
+        print(f"robench: {data.path or data.name}: {data}", file=sys.stderr)
+    hint = normalisation_hint(external) if external is not None and "mean" not in subject.origin else ""
+    for remark in [*([hint] if hint else []), *few_classes(data, n)]:
+        warn(remark)
 
 
 def _refuse(
